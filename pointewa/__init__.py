@@ -1,0 +1,1 @@
+"""Point-cloud transformers, and Experts Weights Averaging (EWA) for any ViT."""

@@ -1,0 +1,31 @@
+"""Experts Weights Averaging (EWA, arXiv 2308.06093) for any vision transformer and any training loop.
+
+    model = ewa.to_moe(vit, num_experts=4, layers="every_other")
+    averaging = ewa.ExpertAveraging(model, ewa.linear(0.3, total_steps)).attach(optimizer)
+    ...                                  # your own loop, unchanged
+    dense = ewa.fold(model)              # the original class with the original parameter names
+
+Imports torch only.
+"""
+
+from pointewa.ewa.averaging import ExpertAveraging, ShareRate, average_experts_, constant, linear, until
+from pointewa.ewa.convert import fold, is_ffn, to_moe
+from pointewa.ewa.diagnostics import disagreement, fold_gap
+from pointewa.ewa.experts import RandomPartitionMoE, moe_layers, stacked_parameters
+
+__all__ = [
+    "ExpertAveraging",
+    "RandomPartitionMoE",
+    "ShareRate",
+    "average_experts_",
+    "constant",
+    "disagreement",
+    "fold",
+    "fold_gap",
+    "is_ffn",
+    "linear",
+    "moe_layers",
+    "stacked_parameters",
+    "to_moe",
+    "until",
+]

@@ -1,0 +1,163 @@
+"""Eq. 6 of arXiv 2308.06093: after every optimizer step the experts of a layer move towards each other.
+
+With N experts, share rate b and the weights W_i after the optimizer step,
+
+    W_i <- (1 - b) W_i + b/(N-1) * sum_{j != i} W_j .
+
+In terms of their mean m that is  W_i <- W_i + s (m - W_i)  with  s = b N/(N-1): one lerp towards the mean.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pointewa.ewa.experts import moe_layers
+
+
+def _check_share_rate(share_rate: float, num_experts: int) -> None:
+    if num_experts < 2:
+        raise ValueError(f"averaging takes at least 2 experts, got {num_experts}")
+    limit = (num_experts - 1) / num_experts
+    if not 0 <= share_rate <= limit + 1e-12:  # 1 - 1/N and (N-1)/N differ in the last digit
+        raise ValueError(
+            f"share_rate must be between 0 and (N-1)/N = {limit:g} for {num_experts} experts, got {share_rate:g}: "
+            "above that Eq. 6 overshoots the mean"
+        )
+
+
+@torch.no_grad()
+def average_experts_(stacked: Tensor, share_rate: float) -> Tensor:
+    """Eq. 6 in place on one stacked parameter ``[N, ...]``; returns it.
+
+    Raises:
+        ValueError: ``share_rate`` outside [0, (N-1)/N].
+    """
+    num_experts = stacked.shape[0]
+    _check_share_rate(share_rate, num_experts)
+    # The limit itself must give exactly 1, so that full averaging leaves the experts bit-identical.
+    pull = min(share_rate * num_experts / (num_experts - 1), 1.0)
+    return stacked.lerp_(stacked.mean(0, keepdim=True), pull)
+
+
+@dataclass(frozen=True)
+class ShareRate:
+    """Share rate b as a function of the number of averagings done so far (0 for the first).
+
+    Args:
+        peak: the largest value, reached at once or at the end of the rise.
+        rise_steps: number of averagings over which b rises linearly from 0 to ``peak``; 0 for none.
+        stop_step: from this one on b is 0; None for never.
+    """
+
+    peak: float
+    rise_steps: int = 0
+    stop_step: int | None = None
+
+    def __call__(self, step: int) -> float:
+        """b for the averaging number ``step``, counted from 0."""
+        if self.stop_step is not None and step >= self.stop_step:
+            return 0.0
+        return self.peak * min(step / (self.rise_steps - 1), 1.0) if self.rise_steps > 1 else self.peak
+
+
+def constant(share_rate: float) -> ShareRate:
+    """The same share rate at every step."""
+    return ShareRate(share_rate)
+
+
+def linear(share_rate: float, total_steps: int) -> ShareRate:
+    """From 0 at the first of ``total_steps`` steps to ``share_rate`` at the last."""
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+    return ShareRate(share_rate, rise_steps=total_steps)
+
+
+def until(schedule: ShareRate, fraction: float, total_steps: int) -> ShareRate:
+    """``schedule`` for the first ``fraction`` of ``total_steps``, then no averaging (the paper's "Early EWA")."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction:g}")
+    return replace(schedule, stop_step=round(fraction * total_steps))
+
+
+class ExpertAveraging:
+    """Applies Eq. 6 to all MoE layers of a model after each step of an optimizer.
+
+    Optimizer state is left alone. With gradient accumulation it runs once an optimizer step, and not at all for a
+    step that a `torch.amp.GradScaler` skipped. Several processes (DDP) average locally: their weights stay equal.
+
+    Args:
+        model: what `to_moe` returned.
+        share_rate: a constant b, a `ShareRate`, or any function from the number of averagings done to b.
+
+    Raises:
+        ValueError: no MoE layers in ``model``, or a share rate above (N-1)/N.
+
+    Example:
+        >>> averaging = ExpertAveraging(model, linear(0.3, total_steps)).attach(optimizer)
+    """
+
+    def __init__(self, model: nn.Module, share_rate: float | Callable[[int], float]) -> None:
+        self._layers = list(moe_layers(model).values())
+        if not self._layers:
+            raise ValueError("the model has no MoE layers: convert it with ewa.to_moe first")
+        self._share_rate = share_rate if callable(share_rate) else constant(share_rate)
+        self._handle = None
+        self.steps = 0
+        if isinstance(self._share_rate, ShareRate):  # before training, not when the rise gets there
+            for moe in self._layers:
+                _check_share_rate(self._share_rate.peak, moe.num_experts)
+
+    @property
+    def share_rate(self) -> float:
+        """The share rate that the next averaging will use."""
+        return self._share_rate(self.steps)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Average once. `attach` calls this after every optimizer step; call it yourself only in a loop without one."""
+        share_rate = self.share_rate
+        if share_rate != 0:
+            for parameter in self._parameters():
+                average_experts_(parameter, share_rate)
+        self.steps += 1
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        # asked for anew each time: load_state_dict(..., assign=True) puts other ones in their place
+        return (parameter for moe in self._layers for parameter in moe.parameters())
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "ExpertAveraging":
+        """Run after every step of ``optimizer`` from now on; returns self.
+
+        Raises:
+            ValueError: attached already, or the optimizer does not hold the experts (it was made before `to_moe`).
+        """
+        if self._handle is not None:
+            raise ValueError("attached already: detach first, or the experts would be averaged twice a step")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(parameter.requires_grad and id(parameter) not in held for parameter in self._parameters()):
+            raise ValueError("the optimizer does not hold the experts' parameters: make it after ewa.to_moe")
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+        return self
+
+    def detach(self) -> None:
+        """Stop running after the optimizer's steps."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        # A GradScaler does not call step() on an overflow, except that of a fused optimizer: that one is told by
+        # this attribute to leave the weights alone, and so must we.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self.step()
+
+    def state_dict(self) -> dict[str, int]:
+        """What `load_state_dict` needs to go on: the number of averagings done."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a `state_dict`."""
+        self.steps = int(state["steps"])

@@ -1,0 +1,309 @@
+"""`RandomPartitionMoE`: the partition, the batched experts against a naive loop, and what it refuses."""
+
+import copy
+import io
+
+import pytest
+import torch
+from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pointewa.ewa as ewa
+from pointewa.ewa.experts import random_partition
+
+D = 6
+
+
+def glu():
+    return GluMlp(D, 10, 5, act_layer=nn.SiLU)
+
+
+FFNS = {
+    "mlp": lambda: Mlp(D, 8, 5),
+    "mlp_without_bias": lambda: Mlp(D, 8, 5, bias=False),
+    "glu": glu,
+    "swiglu_norm": lambda: SwiGLU(D, 8, 5, norm_layer=nn.LayerNorm),
+    "swiglu_timm_norm": lambda: SwiGLU(D, 8, 5, norm_layer=LayerNorm),
+    "norm_without_bias": lambda: nn.Sequential(nn.LayerNorm(D, eps=1e-2, bias=False), nn.Linear(D, 5)),
+    "norm_without_affine": lambda: nn.Sequential(nn.LayerNorm(D, elementwise_affine=False), nn.Linear(D, 5)),
+}
+
+
+def make_moe(ffn, num_experts):
+    """A float64 MoE in training mode whose experts differ in every parameter, norms and biases included."""
+    moe = ewa.RandomPartitionMoE(ffn.double(), num_experts, init="copy").train()
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return moe
+
+
+def expert_ffns(moe, ffn):
+    """The experts as N separate dense FFNs."""
+    ffns = [copy.deepcopy(ffn) for _ in range(moe.num_experts)]
+    for i, expert in enumerate(ffns):
+        expert.load_state_dict({name: stacked[i] for name, stacked in moe.experts.state_dict().items()})
+    return ffns
+
+
+def expert_of_token(num_tokens, num_experts):
+    _, slot_of_token = random_partition(num_tokens, num_experts, "cpu")
+    return slot_of_token // -(-num_tokens // num_experts)
+
+
+def loop_forward(ffns, x):
+    """The naive twin of the training forward: one token at a time."""
+    tokens = x.reshape(-1, x.shape[-1])
+    experts = expert_of_token(len(tokens), len(ffns)).tolist()
+    outputs = [ffns[expert](token) for expert, token in zip(experts, tokens, strict=True)]
+    return torch.stack(outputs).reshape(*x.shape[:-1], -1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("ffn", FFNS)
+@pytest.mark.parametrize(
+    ("shape", "num_experts"),
+    [((12, D), 4), ((2, 7, D), 4), ((2, 2, 3, D), 5), ((3, D), 4), ((1, 1, D), 2)],  # last two: fewer tokens than N
+)
+def test_training_forward_and_gradients_equal_a_loop_over_tokens(ffn, shape, num_experts):
+    dense = FFNS[ffn]().double()
+    moe = make_moe(dense, num_experts)
+    ffns = expert_ffns(moe, dense)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    x_loop = x.detach().clone().requires_grad_()
+
+    torch.manual_seed(1)
+    out = moe(x)
+    torch.manual_seed(1)
+    expected = loop_forward(ffns, x_loop)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    # Token 0 also sits in the idle slots: its gradient, and theirs, must not know.
+    torch.testing.assert_close(x.grad, x_loop.grad, rtol=0, atol=1e-12)
+    for name, stacked in moe.experts.named_parameters():
+        loop_grads = [f.get_parameter(name).grad for f in ffns]
+        loop_grads = [torch.zeros_like(stacked[0]) if grad is None else grad for grad in loop_grads]
+        torch.testing.assert_close(stacked.grad, torch.stack(loop_grads), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("tokens", "num_experts"), [(12, 4), (13, 4), (15, 4), (3, 4), (1, 2), (1000, 7)])
+def test_partition_deals_every_token_once_in_groups_that_differ_by_at_most_one(tokens, num_experts):
+    token_of_slot, slot_of_token = random_partition(tokens, num_experts, "cpu")
+    sizes = torch.bincount(expert_of_token(tokens, num_experts), minlength=num_experts)
+    assert sizes.sum() == tokens
+    assert sizes.max() - sizes.min() <= 1
+    assert len(token_of_slot) == num_experts * sizes.max()
+    assert slot_of_token.unique().numel() == tokens
+    assert torch.equal(token_of_slot[slot_of_token], torch.arange(tokens))
+
+
+def test_partition_is_uniform():
+    tokens, num_experts, draws = 7, 3, 6000
+    experts = torch.stack([expert_of_token(tokens, num_experts) for _ in range(draws)])  # (draws, T)
+    sizes = torch.tensor([3, 2, 2])
+    frequency = torch.stack([(experts == expert).double().mean(0) for expert in range(num_experts)], dim=1)  # (T, N)
+    probability = (sizes / tokens).double().expand_as(frequency)
+    sigma = (probability * (1 - probability) / draws).sqrt()
+    assert ((frequency - probability).abs() < 4.5 * sigma).all()  # 21 frequencies: false alarm 1e-4, and the seed fixed
+
+    # Neighbours are together as often as any two: a rotation of contiguous blocks would pass the check above.
+    together = (experts[:, :, None] == experts[:, None, :]).double().mean(0)[torch.triu(torch.ones(7, 7), 1) == 1]
+    chance = (sizes * (sizes - 1)).sum().item() / (tokens * (tokens - 1))
+    assert (together - chance).abs().max() < 4.5 * (chance * (1 - chance) / draws) ** 0.5
+
+
+def test_partition_is_fresh_at_every_forward_and_follows_the_seed():
+    moe, x = make_moe(Mlp(D), 4), torch.randn(40, D, dtype=torch.float64)
+    torch.manual_seed(1)
+    first, second = moe(x), moe(x)
+    assert not torch.allclose(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(moe(x), first)
+
+
+@pytest.mark.parametrize("ffn", FFNS)
+def test_evaluation_is_the_mean_expert_without_randomness(ffn):
+    dense = FFNS[ffn]().double()
+    moe = make_moe(dense, 4).eval()
+    mean = copy.deepcopy(dense).eval()
+    mean.load_state_dict({name: stacked.mean(0) for name, stacked in moe.experts.state_dict().items()})
+    x = torch.randn(2, 7, D, dtype=torch.float64)
+
+    generator = torch.get_rng_state()
+    out = moe(x)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.equal(moe(x), out)
+    torch.testing.assert_close(out, mean(x), rtol=0, atol=1e-12)
+
+    fused = moe.fuse()
+    assert type(fused) is type(dense)
+    assert not fused.training
+    torch.testing.assert_close(fused.state_dict(), mean.state_dict(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(fused(x), out, rtol=0, atol=1e-12)
+
+
+def test_independent_experts_are_shuffles_of_the_given_one():
+    ffn = Mlp(32, 64)
+    moe = ewa.RandomPartitionMoE(ffn, 4, init="independent")
+    for name, parameter in ffn.named_parameters():
+        stacked = moe.experts.get_parameter(name).detach()
+        assert torch.equal(stacked[0], parameter)
+        flat = stacked.flatten(1)
+        assert torch.equal(flat.sort().values, flat[:1].sort().values.expand_as(flat))
+        correlation = torch.corrcoef(flat)[~torch.eye(4, dtype=bool)]
+        assert correlation.abs().max() < 4.5 / flat.shape[1] ** 0.5
+    # Not of whole rows or columns: with its neurons in another order an FFN is still the same function.
+    weight = moe.experts.fc1.weight.detach()
+    for sums in (weight.sum(1), weight.sum(2)):
+        sums = sums.sort().values
+        assert not any(torch.allclose(sums[i], sums[0], atol=1e-3) for i in (1, 2, 3))
+
+
+def test_copied_experts_are_all_the_given_one():
+    ffn = Mlp(D, 8)
+    moe = ewa.RandomPartitionMoE(ffn, 3, init="copy")
+    for name, parameter in ffn.named_parameters():
+        assert torch.equal(moe.experts.get_parameter(name), parameter.expand(3, *parameter.shape))
+
+
+def test_the_given_ffn_is_not_changed_and_shares_no_memory():
+    ffn = Mlp(D, 8)
+    before = copy.deepcopy(ffn.state_dict())
+    moe = ewa.RandomPartitionMoE(ffn, 3)
+    with torch.no_grad():
+        for parameter in (*moe.parameters(), *moe.fuse().parameters()):
+            parameter.zero_()
+    assert type(ffn.fc1) is nn.Linear
+    torch.testing.assert_close(ffn.state_dict(), before, rtol=0, atol=0)
+
+
+def test_dtype_and_mode_of_the_ffn_are_kept():
+    moe = ewa.RandomPartitionMoE(Mlp(D).to(torch.bfloat16).eval(), 2)
+    assert not any(module.training for module in moe.modules())
+    assert {parameter.dtype for parameter in (*moe.parameters(), *moe.fuse().parameters())} == {torch.bfloat16}
+
+
+class RawParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(D))
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.Conv1d(D, D, 1), r"Conv1d.*weight.*bias"),
+        (nn.BatchNorm1d(D), r"BatchNorm1d.*running_mean"),
+        (RawParameter(), r"RawParameter.*gamma"),
+    ],
+)
+def test_an_ffn_that_cannot_be_stacked_is_refused_by_name(layer, named):
+    with pytest.raises(ValueError, match=named):
+        ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, D), layer), 4)
+
+
+def test_a_norm_over_more_than_the_last_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"last dimension.*\(3, 6\)"):
+        ewa.RandomPartitionMoE(nn.LayerNorm((3, D)), 4)
+
+
+@pytest.mark.parametrize("num_experts", [1, 0, -2])
+def test_fewer_than_two_experts_are_refused(num_experts):
+    with pytest.raises(ValueError, match=f"at least 2, got {num_experts}"):
+        ewa.RandomPartitionMoE(Mlp(D), num_experts)
+
+
+def test_an_unknown_init_is_refused():
+    with pytest.raises(ValueError, match=r'"independent" or "copy".*copies'):
+        ewa.RandomPartitionMoE(Mlp(D), 4, init="copies")
+
+
+def test_activation_checkpointing_draws_the_same_partition_again():
+    x = torch.randn(2, 7, D, dtype=torch.float64)
+    plain = nn.Sequential(make_moe(Mlp(D, 8), 4), make_moe(Mlp(D, 8), 4))
+    checkpointed = copy.deepcopy(plain)
+    torch.manual_seed(1)
+    plain(x).square().sum().backward()
+    torch.manual_seed(1)
+    checkpoint(checkpointed, x, use_reentrant=False).square().sum().backward()
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bfloat16_autocast_is_close_to_float32(training):
+    moe = ewa.RandomPartitionMoE(SwiGLU(32, 64, norm_layer=nn.LayerNorm), 4).train(training)
+    x = torch.randn(2, 9, 32)
+    torch.manual_seed(1)
+    expected = moe(x)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = moe(x)
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in moe.parameters())
+    # Three roundings to 8 bits in a row, of about 0.3 % each.
+    assert (out.float() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_copies_and_state_dicts_compute_the_same():
+    moe, x = make_moe(Mlp(D, 8), 3), torch.randn(10, D, dtype=torch.float64)
+    file = io.BytesIO()
+    torch.save(moe.state_dict(), file)
+    file.seek(0)
+    loaded = ewa.RandomPartitionMoE(Mlp(D, 8).double(), 3).train()
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    copied = copy.deepcopy(moe)
+
+    outputs = []
+    for model in (moe, loaded, copied):
+        torch.manual_seed(1)
+        outputs.append(model(x))
+    assert torch.equal(outputs[1], outputs[0])
+    assert torch.equal(outputs[2], outputs[0])
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    torch.manual_seed(1)
+    assert torch.equal(moe(x), outputs[0])
+
+
+def test_moe_layers_and_stacked_parameters_are_named_from_the_model():
+    model = nn.ModuleDict({"first": nn.Linear(D, D), "second": ewa.RandomPartitionMoE(Mlp(D, 8), 3)})
+    model["again"] = model["second"]  # a shared layer counts once
+    assert list(ewa.moe_layers(model)) == ["second"]
+    shapes = {name: tuple(p.shape) for name, p in ewa.stacked_parameters(model).items()}
+    assert shapes == {
+        "second.experts.fc1.weight": (3, 8, D),
+        "second.experts.fc1.bias": (3, 8),
+        "second.experts.fc2.weight": (3, D, 8),
+        "second.experts.fc2.bias": (3, D),
+    }
+
+
+def test_a_layer_used_twice_in_an_ffn_stays_one_layer():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = self.fc2 = nn.Linear(D, D)
+
+        def forward(self, x):
+            return self.fc2(torch.tanh(self.fc1(x)))
+
+    ffn = Tied().double()
+    moe = ewa.RandomPartitionMoE(ffn, 3, init="copy")
+    x = torch.randn(7, D, dtype=torch.float64)
+    assert moe.experts.fc1 is moe.experts.fc2
+    assert moe.experts.fc1.weight.shape == (3, D, D)
+    torch.testing.assert_close(moe(x), ffn(x), rtol=0, atol=1e-12)
+    dense = moe.fuse()
+    assert dense.fc1 is dense.fc2
+    assert torch.equal(dense(x), ffn(x))
