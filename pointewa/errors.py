@@ -1,0 +1,26 @@
+"""Errors that are the user's to mend. The tools print them as one line and exit with code 2."""
+
+
+class UserError(Exception):
+    """Says which file or key, what was expected, what was found, and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value."""
+
+
+class DataError(UserError):
+    """A data set: missing, of an unknown layout, damaged."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder: missing, damaged, of another architecture, not writable."""
+
+
+class TrainingError(UserError):
+    """A run that went wrong, such as a loss that is not finite."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for use inside a one-line message."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

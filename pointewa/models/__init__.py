@@ -1,0 +1,7 @@
+"""Point transformers: dense, and unaware of experts."""
+
+from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.foreign import LoadReport, load_weights
+from pointewa.models.presets import PRESETS, Architecture
+
+__all__ = ["PRESETS", "Architecture", "LoadReport", "PointTransformerClassifier", "load_weights"]

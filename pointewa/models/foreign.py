@@ -1,0 +1,84 @@
+"""Weights from elsewhere: checkpoints of Point-BERT and Point-MAE, classifiers and pre-training, and our own."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pointewa.errors import CheckpointError
+from pointewa.models.classifier import PointTransformerClassifier
+
+# Where each pre-training file keeps the encoder that the classifier needs, and what else is below that prefix.
+# Point-MAE's has no class token; what is outside the prefix (decoder, dVAE, momentum encoder, queue) is left behind.
+_PRETRAINING = {
+    "MAE_encoder.": (),
+    "transformer_q.": ("cls_head.", "lm_head.", "mask_token"),
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Keys of the model that were loaded, that kept their fresh initialisation, and of the file that were not used."""
+
+    loaded: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+
+def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The state of a classifier in Point-MAE's names, out of what a checkpoint file of these codebases holds.
+
+    Raises:
+        CheckpointError: no mapping of names to tensors in it.
+    """
+    for container in ("base_model", "model"):
+        if isinstance(checkpoint.get(container), Mapping):
+            checkpoint = checkpoint[container]
+            break
+    state = {re.sub(r"^module\.", "", key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            "the checkpoint holds no tensors: expected parameters by name, or such under 'base_model' or 'model', "
+            f"found {sorted(map(str, checkpoint))[:6]}"
+        )
+    for prefix, leave in _PRETRAINING.items():
+        if any(key.startswith(prefix) for key in state):
+            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            return {key: value for key, value in inside.items() if not key.startswith(leave)}
+    return state
+
+
+def load_weights(model: PointTransformerClassifier, checkpoint: Mapping) -> LoadReport:
+    """Load a classifier or pre-training checkpoint into a classifier, in place.
+
+    A head that is missing, or made for another number of classes, keeps its initialisation, and so does a class
+    token that the pre-training did not have. Anything else must be there and fit; else nothing is loaded.
+
+    Args:
+        model: the dense model.
+        checkpoint: the content of a file (`torch.load` with ``weights_only=True``, or safetensors).
+
+    Raises:
+        CheckpointError: the checkpoint is of another architecture.
+    """
+    state, own = classifier_state(checkpoint), model.state_dict()
+    optional = ("cls_head_finetune.", "cls_token", "cls_pos")
+    head = {key: value for key, value in state.items() if key.startswith("cls_head_finetune.")}
+    if any(key not in own or own[key].shape != value.shape for key, value in head.items()):
+        state = {key: value for key, value in state.items() if key not in head}
+    wrong = [
+        f"{key} {list(state[key].shape) if key in state else 'missing'}, expected {list(value.shape)}"
+        for key, value in own.items()
+        if (key not in state and not key.startswith(optional)) or (key in state and state[key].shape != value.shape)
+    ]
+    # e.g. a deeper model's blocks: leaving them out would load a different network without a word
+    wrong += [f"{key} {list(value.shape)}, which the model has not" for key, value in state.items() if key not in own]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"the checkpoint is of another architecture: {'; '.join(wrong[:3])}{more}")
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)
+    fresh = [key for key in own if key not in state]
+    return LoadReport(loaded=sorted(state), fresh=fresh, unused=sorted(head.keys() - state.keys()))

@@ -1,0 +1,13 @@
+"""Point operators: farthest point sampling, nearest neighbours, grouping.
+
+Each selects by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's kernels do
+the work where they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS`` (``pytorch3d`` or
+``torch``) overrides that choice.
+"""
+
+from pointewa.ops.backend import backend
+from pointewa.ops.fps import farthest_point_sample
+from pointewa.ops.group import group
+from pointewa.ops.knn import knn
+
+__all__ = ["backend", "farthest_point_sample", "group", "knn"]

@@ -1,0 +1,49 @@
+"""Nearest neighbours."""
+
+import torch
+from torch import Tensor
+
+from pointewa.ops.backend import backend as default_backend
+from pointewa.ops.backend import check_points
+
+
+@torch.no_grad()
+def knn(
+    queries: Tensor, points: Tensor, num_neighbors: int, *, backend: str | None = None, check_finite: bool = True
+) -> Tensor:
+    """The nearest points of each query, the nearest first. The order among equal distances is not defined.
+
+    Where ``num_neighbors`` > N the neighbours start over from the nearest.
+
+    Args:
+        queries: ``[B, G, 3]``.
+        points: ``[B, N, 3]``.
+        num_neighbors: K >= 1.
+        backend: "pytorch3d" or "torch"; None for the installed one.
+        check_finite: look for NaN and infinities first. Costs a wait for the device.
+
+    Returns:
+        Indices int64 ``[B, G, K]`` into the points.
+
+    Raises:
+        ValueError: wrong shapes, an empty cloud, a value that is not finite, ``num_neighbors`` < 1.
+    """
+    check_points("points", points, check_finite)
+    check_points("queries", queries, check_finite)
+    if len(queries) != len(points):
+        raise ValueError(f"queries and points must have the same batch size, got {len(queries)} and {len(points)}")
+    if num_neighbors < 1:
+        raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
+    queries, points = queries.float(), points.float()
+    distinct = min(num_neighbors, points.shape[1])
+    if (backend or default_backend()) == "pytorch3d":
+        from pytorch3d.ops import knn_points
+
+        neighbors = knn_points(queries, points, K=distinct).idx
+    else:
+        # Differences, not the matrix-product form of cdist: that one cancels digits for close points.
+        distance = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
+        neighbors = distance.topk(distinct, largest=False).indices
+    if distinct < num_neighbors:
+        neighbors = neighbors[..., torch.arange(num_neighbors, device=points.device) % distinct]
+    return neighbors
