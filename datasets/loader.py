@@ -1,0 +1,67 @@
+"""Batches from clouds that live on the training device: no worker processes, no Python for single objects."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.base import PointClouds
+from datasets.transforms import AUGMENTATIONS, random_subset
+from pointewa.errors import ConfigError
+
+
+class TrainLoader:
+    """Shuffled and augmented batches of equal size; an incomplete last one is left out.
+
+    Everything drawn for a batch depends on the seed, the epoch and the number of the batch only: an epoch can be
+    entered anywhere, and two runs that differ in their models see the same data.
+
+    Args:
+        clouds: in farthest-point order, on the device of the training.
+        batch_size: B, at most the number of clouds.
+        num_points: points a cloud.
+        augment: one of `datasets.transforms.AUGMENTATIONS`.
+        seed: of the order and the augmentation.
+
+    Raises:
+        ConfigError: an unknown augmentation, or more in a batch than there is.
+    """
+
+    def __init__(self, clouds: PointClouds, batch_size: int, num_points: int, augment: str, seed: int) -> None:
+        if augment not in AUGMENTATIONS:
+            raise ConfigError(f"data.augment: expected one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
+        if not 1 <= batch_size <= len(clouds):
+            raise ConfigError(
+                f"train.batch_size: expected 1 to {len(clouds)}, the training objects, found {batch_size}"
+            )
+        self.clouds, self.batch_size, self.num_points, self.seed = clouds, batch_size, num_points, seed
+        self._augment = AUGMENTATIONS[augment]
+        self._generator = torch.Generator(clouds.points.device)
+
+    def __len__(self) -> int:
+        return len(self.clouds) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from number ``start`` on: points ``[B, num_points, 3]``, labels ``[B]``."""
+        order = torch.randperm(len(self.clouds), device=self.clouds.points.device, generator=self._seeded(epoch))
+        for number in range(start, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            generator = self._seeded(epoch, number)
+            points = random_subset(self.clouds.points[index], self.num_points, generator)
+            yield self._augment(points, generator), self.clouds.labels[index]
+
+    def _seeded(self, *key: int) -> torch.Generator:
+        seed = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
+        return self._generator.manual_seed(int(seed[0]) << 31 | int(seed[1]) >> 1)
+
+
+class EvalLoader:
+    """All clouds in their order, each as its farthest-point sample of ``num_points``; no augmentation."""
+
+    def __init__(self, clouds: PointClouds, batch_size: int, num_points: int) -> None:
+        self.clouds, self.batch_size, self.num_points = clouds, batch_size, num_points
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        points = self.clouds.points[:, : self.num_points]
+        return zip(points.split(self.batch_size), self.clouds.labels.split(self.batch_size), strict=True)

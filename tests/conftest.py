@@ -1,0 +1,72 @@
+"""Shared fixtures. Nothing is downloaded; prepared clouds and runs stay in temporary folders."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Prepared clouds are shared by the tests of a session, and never with the user's own cache."""
+    os.environ["POINTEWA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return Path(os.environ["POINTEWA_CACHE"])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder with ModelNet40, for tests on real clouds."""
+    folder = os.environ.get("POINTEWA_TEST_DATA")
+    if not folder:
+        pytest.skip("POINTEWA_TEST_DATA does not name a folder with modelnet40_1024.h5")
+    assert Path(folder, "modelnet40_1024.h5").is_file(), f"POINTEWA_TEST_DATA={folder} holds no modelnet40_1024.h5"
+    return Path(folder).resolve()
+
+
+TINY = [  # a real run of the whole path in a few seconds
+    "model.width=24", "model.depth=4", "model.heads=2", "model.num_groups=8", "model.group_size=8",
+    "data.num_points=128", "train.epochs=2", "train.batch_size=16", "train.device=cpu", "train.lr=2e-3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trainer_in():
+    """A function from a folder and overrides to a trainer on 160 procedural objects of 5 classes."""
+    import datasets
+    from datasets.loader import EvalLoader, TrainLoader
+    from pointewa.config import load_config
+    from pointewa.engine import Data, Trainer
+    from pointewa.engine.runs import find_run
+
+    def few(split, objects):
+        clouds = datasets.load("shapes", "", split)
+        clouds = clouds.take((clouds.labels < 5).nonzero().squeeze(1)[:objects])
+        return replace(clouds, class_names=clouds.class_names[:5])
+
+    def make(folder, *overrides):
+        config = load_config(overrides=[*TINY, f"run.dir={folder}", *overrides])
+        train, val = few("train", 160), None
+        points, batch, seed = config.data.num_points, config.train.batch_size, config.train.seed
+        if config.data.val_fraction:
+            train, val = train.split(config.data.val_fraction, seed)
+            val = EvalLoader(val, 32, points)
+        loader = TrainLoader(train, batch, points, config.data.augment, seed)
+        data = Data(loader, val, EvalLoader(few("test", 60), 32, points), train.class_names)
+        return Trainer(config, data, find_run(config), Console(quiet=True))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(trainer_in, tmp_path):
+    """`trainer_in` with the test's own temporary folder."""
+    return partial(trainer_in, tmp_path)
