@@ -1,0 +1,61 @@
+# Point transformers with Experts Weights Averaging. `make` lists what can be done.
+SHELL  := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUFF   := .venv/bin/ruff
+PY     := .venv/bin/python
+
+# Variables become configuration keys only when given, so that configs/*.yaml keep the last word on defaults.
+set = $(if $($(1)),$(2)=$($(1)))
+DATA  = $(call set,DATA_ROOT,data.root)
+MACH  = $(call set,DEVICE,train.device)
+KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
+        $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
+
+.PHONY: help setup train eval fold test lint tensorboard bench clean
+
+help:  ## list the targets (this one)
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo
+	@echo 'Variables: DATASET (shapes, modelnet40) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED DATA_ROOT'
+	@echo '           RUN DEVICE CKPT OUT, and ARGS="any.config.key=value ..." for everything else'
+	@echo 'Examples:  make train'
+	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
+	@echo '           make train ARGS="ewa.enabled=false"'
+
+setup: .venv/.done  ## install everything into .venv (other targets do it when needed)
+
+.venv/.done: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: Python 3.11 or newer is needed; say where it is with PYTHON=...' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo 'error: this Python cannot make virtual environments: apt install python3-venv' >&2; exit 2; }
+	@echo 'Installing into .venv, once; torch is large, so this takes a few minutes.'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+train: .venv/.done  ## train, fold, evaluate: DATASET MODEL EPOCHS SEED DATA_ROOT RUN DEVICE ARGS
+	@$(PY) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS)
+
+eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split, or on that of DATASET
+	@$(if $(CKPT),,echo 'error: say which model: make eval CKPT=runs/x' >&2; exit 2)
+	@$(PY) -m tools.evaluate $(CKPT) $(if $(DATASET),--config configs/$(DATASET).yaml) $(DATA) $(MACH) $(ARGS)
+
+fold: .venv/.done  ## fold an EWA run CKPT=runs/x into OUT=model.safetensors
+	@$(if $(and $(CKPT),$(OUT)),,echo 'error: make fold CKPT=runs/x OUT=model.safetensors' >&2; exit 2)
+	@$(PY) -m tools.fold $(CKPT) $(OUT)
+
+test: .venv/.done  ## run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: .venv/.done  ## check style, names, annotations and docstrings
+	@$(RUFF) check . && $(RUFF) format --check .
+
+bench: .venv/.done  ## measure what EWA costs in a training step: ARGS="--preset point_mae --batch-size 32"
+	@$(PY) -m tools.bench $(ARGS)
+
+tensorboard: .venv/.done  ## show the curves of all runs in a browser
+	@$(PY) -m tensorboard.main --logdir runs
+
+clean:  ## remove runs and tool caches; .venv and prepared data stay
+	rm -rf runs .pytest_cache .ruff_cache

@@ -1,0 +1,241 @@
+"""The configuration: typed defaults, YAML files on top of them, ``key=value`` last.
+
+Unknown keys and values of a wrong type are errors that name the key.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pointewa.errors import ConfigError, first_line
+from pointewa.models.presets import PRESETS, Architecture
+
+
+@dataclass
+class DataConfig:
+    """Which clouds, and how they are presented."""
+
+    name: str = "shapes"
+    root: str = "data"  # folder or file
+    num_points: int = 1024
+    augment: str = "scale_shift"  # or "none"
+    val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything
+
+
+@dataclass
+class ModelConfig:
+    """A preset, and what to change in it (None: as the preset has it)."""
+
+    preset: str = "tiny"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    num_groups: int | None = None
+    group_size: int | None = None
+    drop_path: float | None = None
+
+
+@dataclass
+class EwaConfig:
+    """Experts Weights Averaging during training."""
+
+    enabled: bool = True
+    num_experts: int = 4
+    layers: Any = "every_other"  # or "all", or a list of block numbers
+    share_rate: float = 0.3  # b of Eq. 6, or where it rises to
+    schedule: str = "linear"  # or "constant"
+    until: float = 1.0  # fraction of the training after which averaging is off
+    init: str = "auto"  # "independent" experts, or a "copy" of the FFN; auto: copy with train.init_from
+
+
+@dataclass
+class TrainConfig:
+    """The training recipe. Defaults: Point-BERT's and Point-MAE's for ModelNet40."""
+
+    epochs: int = 300
+    batch_size: int = 32
+    accumulate: int = 1  # parts a batch is worked through in, to save memory
+    lr: float = 5e-4
+    min_lr: float = 1e-6  # where the warm-up starts and the cosine ends
+    warmup_epochs: float | None = None  # None: a thirtieth of the epochs, the field's 10 of 300
+    weight_decay: float = 0.05
+    clip_norm: float = 10.0  # 0: no clipping
+    label_smoothing: float = 0.0
+    precision: str = "auto"  # "float32", "bfloat16"; auto: bfloat16 where the hardware computes in it
+    compile: bool = False
+    seed: int = 0
+    device: str = "auto"
+    save_every: int = 0  # iterations between checkpoints within an epoch; 0: at the end of each epoch only
+    init_from: str | None = None  # weights to start from: a run, or a checkpoint of ours, Point-MAE or Point-BERT
+
+
+@dataclass
+class RunConfig:
+    """Where the run is kept."""
+
+    name: str | None = None  # None: made of the data set, model, scheme and seed
+    dir: str = "runs"
+    overwrite: bool = False
+    resume: bool = False
+
+
+@dataclass
+class Config:
+    """All of it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ewa: EwaConfig = field(default_factory=EwaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> Config:
+    """Defaults, then ``base``, then YAML files, then overrides; the later one wins.
+
+    Args:
+        files: YAML files, each saying only what differs.
+        overrides: ``"group.key=value"``.
+        base: nested values that stand below the files.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, a wrong type, a value out of range.
+    """
+    merged = OmegaConf.structured(Config)
+    layers = [("base", OmegaConf.create(dict(base or {})))]
+    layers += [(str(file), _read_yaml(Path(file))) for file in files]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r}: expected key=value, such as train.epochs=10")
+        try:
+            layers.append(("command line", OmegaConf.from_dotlist([override])))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{key}: the value {value!r} is not valid YAML ({first_line(error)})") from None
+    for source, layer in layers:
+        _check_keys(layer, Config, source)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+            OmegaConf.to_container(merged, resolve=True)
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "config"
+            raise ConfigError(f"{source}: {key}: {first_line(error)}") from None
+    config = OmegaConf.to_object(merged)
+    _check_values(config)
+    return config
+
+
+def build_architecture(config: ModelConfig) -> Architecture:
+    """The preset with its overrides.
+
+    Raises:
+        ConfigError: an unknown preset, or values that do not go together.
+    """
+    if config.preset not in PRESETS:
+        raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
+    overrides = {key: value for key, value in asdict(config).items() if key != "preset" and value is not None}
+    values = asdict(PRESETS[config.preset]) | overrides
+    if "width" in overrides and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
+        values["patch_out"] = values["width"]  # a preset without reduce_dim stays without it
+    try:
+        return Architecture(**values)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(config: Config, other: Config, ignore: Iterable[str] = ()) -> list[str]:
+    """Keys in which two configurations differ, as ``"key: value -> other value"``."""
+    mine, theirs = _flat(asdict(config)), _flat(asdict(other))
+    return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in ignore]
+
+
+def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        layer = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from None
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(_names(Config))}), found a list")
+    return layer
+
+
+def _check_keys(layer: Any, schema: type, source: str, prefix: str = "") -> None:
+    known = {f.name: f.type if is_dataclass(f.type) else None for f in fields(schema)}
+    for key in layer:
+        full = f"{prefix}{key}"
+        if key not in known:
+            groups = {f"{group}.{name}" for group in _names(Config) for name in _names(_schema(group))}
+            hint = _expected(full, groups if prefix else known, near=True)
+            raise ConfigError(f"{source}: unknown key {full}: {hint}")
+        if known[key] is not None:
+            value = layer._get_node(key)
+            if not OmegaConf.is_dict(value):
+                raise ConfigError(f"{source}: {full}: expected a group of keys, found {value._value()!r}")
+            _check_keys(value, known[key], source, f"{full}.")
+
+
+def _names(schema: type) -> list[str]:
+    return [f.name for f in fields(schema)]
+
+
+def _schema(group: str) -> type:
+    return next(f.type for f in fields(Config) if f.name == group)
+
+
+def _expected(found: str, names: Iterable[str], near: bool = False) -> str:
+    names = sorted(names)
+    close = difflib.get_close_matches(found, names, n=1, cutoff=0.4)
+    if near and close:
+        return f"did you mean {close[0]}?"
+    return f"expected one of {', '.join(names)}, found {found!r}"
+
+
+def _check_values(config: Config) -> None:
+    data, ewa, train = config.data, config.ewa, config.train
+    for key, value, low in (
+        ("data.num_points", data.num_points, 1),
+        ("train.epochs", train.epochs, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.save_every", train.save_every, 0),
+        ("train.lr", train.lr, 0),
+        ("train.weight_decay", train.weight_decay, 0),
+        ("train.clip_norm", train.clip_norm, 0),
+        ("train.seed", train.seed, 0),
+    ):
+        if not value >= low:
+            raise ConfigError(f"{key}: expected at least {low}, found {value}")
+    for key, value in (("data.val_fraction", data.val_fraction), ("train.label_smoothing", train.label_smoothing)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{key}: expected a fraction in [0, 1), found {value}")
+    if train.batch_size % train.accumulate:
+        raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
+                          f"{train.accumulate}")  # fmt: skip
+    if train.warmup_epochs is not None and not 0 <= train.warmup_epochs <= train.epochs:
+        raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
+    for key, value, choices in (
+        ("ewa.schedule", ewa.schedule, ("constant", "linear")),
+        ("ewa.init", ewa.init, ("auto", "copy", "independent")),
+        ("train.precision", train.precision, ("auto", "bfloat16", "float32")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{key}: {_expected(value, choices)}")

@@ -1,0 +1,33 @@
+"""Accuracies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pointewa.engine import Evaluation, evaluate
+
+
+def test_accuracies_by_hand():
+    labels = torch.tensor([0, 0, 0, 1, 1, 3])
+    logits = F.one_hot(torch.tensor([0, 0, 1, 1, 0, 3]), 4).float()
+    result = Evaluation(logits, labels)
+    assert result.oa == pytest.approx(100 * 4 / 6)
+    assert result.per_class[:2].tolist() == pytest.approx([2 / 3, 1 / 2])
+    assert result.per_class[2].isnan()  # no object of that class: not part of the mean
+    assert result.macc == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item())
+
+
+def test_every_object_counts_once_and_the_mode_is_kept():
+    class Mean(nn.Module):
+        def forward(self, points):
+            assert not self.training
+            return points.mean(1)
+
+    model = Mean().train()
+    points, labels = torch.randn(10, 7, 3), torch.arange(10) % 3
+    result = evaluate(model, zip(points.split(4), labels.split(4), strict=True))
+    assert torch.equal(result.logits, points.mean(1))
+    assert torch.equal(result.labels, labels)
+    assert model.training

@@ -1,0 +1,62 @@
+"""What the command lines share."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+from datasets.loader import EvalLoader
+from pointewa.config import Config, load_config
+from pointewa.errors import CheckpointError, UserError
+
+EVAL_BATCH = 64
+
+
+def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool takes."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, everything else to stderr")
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and overrides."""
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later ones win")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, such as train.epochs=10")
+
+
+def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
+    """The configuration that the arguments say."""
+    return load_config(args.config, args.overrides, base)
+
+
+def test_batches(config: Config, class_names: Sequence[str], device: Any) -> EvalLoader:
+    """The test split of a configuration's data set, on a device.
+
+    Raises:
+        CheckpointError: the model knows other classes than the data set has.
+    """
+    data = config.data
+    clouds = datasets.load(data.name, data.root, "test", data.num_points)
+    if tuple(class_names) != clouds.class_names:
+        raise CheckpointError(
+            f"the model was trained for {len(class_names)} classes ({', '.join(class_names[:3])}, ...), "
+            f"{data.name} has {len(clouds.class_names)} ({', '.join(clouds.class_names[:3])}, ...): choose the "
+            "data set of the training (DATASET)"
+        )
+    return EvalLoader(clouds.to(device), EVAL_BATCH, data.num_points)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main``; the user's errors become a message and exit code 2, an interruption 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)

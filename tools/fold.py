@@ -1,0 +1,34 @@
+"""Fold an EWA run, finished or not, into a dense model: weights as safetensors, the rest as JSON beside them.
+
+python -m tools.fold runs/shapes-tiny-ewa-seed0 dense.safetensors
+"""
+
+import json
+from pathlib import Path
+
+from pointewa.engine import load_model, save_model
+from pointewa.engine.checkpoint import LAST, restore
+from pointewa.errors import CheckpointError, ConfigError
+from tools import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("checkpoint", help="run folder, or its last.ckpt")
+    parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".safetensors":
+        raise ConfigError(f"out: expected a file name ending in .safetensors, found {str(args.out)!r}")
+    path = Path(args.checkpoint)
+    path = path / LAST if path.is_dir() else path
+    state = restore(path)[1]
+    if not state["ewa"]:
+        raise CheckpointError(f"{path}: nothing to fold: the run was dense (ewa.enabled=false)")
+    save_model(args.out, load_model(path))
+    figures = {"out": str(args.out), "experts": state["ewa"]["num_experts"], "step": state["step"]}
+    print(json.dumps(figures) if args.json else f"folded {path} after {state['step']} steps into {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
