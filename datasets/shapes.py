@@ -341,4 +341,6 @@ def generate(split: str, seed: int = 0) -> PointClouds:
 
 def load(root: str, split: str) -> PointClouds:
     """A split of the procedural set; ``root`` is not used."""
-    return prepared(f"shapes-{split}", [Path(__file__)], {"split": split}, lambda: generate(split))
+    return prepared(
+        f"shapes-{split}", [Path(__file__)], {"split": split, "per_class": PER_CLASS[split]}, lambda: generate(split)
+    )

@@ -58,5 +58,9 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(
+            "\ninterrupted; a training goes on from its last checkpoint with the same command and "
+            "RUN=<its name> ARGS=run.resume=true",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -44,5 +44,5 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "ops": backend(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }

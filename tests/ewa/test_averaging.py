@@ -318,3 +318,39 @@ def test_two_ddp_processes_draw_their_own_partitions_and_end_with_identical_weig
     assert one["steps"] == two["steps"] == 5
     assert_bitwise(one["weights"], two["weights"])
     assert not torch.equal(one["weights"]["1.experts.0.weight"], make_model().state_dict()["1.experts.0.weight"])
+
+
+def test_attaching_twice_is_refused_and_detaching_allows_it_again():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averaging = ewa.ExpertAveraging(model, 0.1)
+    averaging.detach()  # nothing to detach: no error
+    averaging.attach(optimizer)
+    with pytest.raises(ValueError, match="attached already"):
+        averaging.attach(optimizer)
+    averaging.detach()
+    averaging.attach(optimizer)
+    train(model, optimizer, [0])
+    assert averaging.steps == 1
+
+
+def test_parameters_that_were_put_in_the_place_of_others_are_averaged():
+    model = make_model()
+    averaging = ewa.ExpertAveraging(model, 0.75)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    averaging.step()
+    assert all((stacked == stacked[:1]).all() for stacked in ewa.stacked_parameters(model).values())
+
+
+@pytest.mark.parametrize("num_experts", range(2, 65))
+def test_both_spellings_of_the_limit_are_accepted(num_experts):
+    stacked = torch.randn(num_experts, 4)
+    assert ewa.average_experts_(stacked, 1 - 1 / num_experts) is stacked
+    assert (stacked == stacked[0]).all()
+
+
+def test_what_cannot_be_averaged_is_refused():
+    with pytest.raises(ValueError, match="at least 2 experts, got 1"):
+        ewa.average_experts_(torch.randn(1, 3), 0.0)
+    with pytest.raises(ValueError, match="total_steps must be at least 1"):
+        ewa.linear(0.3, 0)

@@ -411,3 +411,19 @@ def test_fold_gap_cleans_up_after_an_input_that_the_model_refuses():
         ewa.fold_gap(moe, torch.randn(3, TOKENS, D + 1))
     assert moe.training
     assert not any(layer._forward_hooks for layer in ewa.moe_layers(moe).values())
+
+
+def test_fold_gap_keeps_the_mode_of_every_module():
+    model = ewa.to_moe(encoder(), layers="all").train()
+    model.layers[0].norm1.eval()
+    ewa.fold_gap(model, torch.randn(2, TOKENS, D))
+    assert model.training
+    assert not model.layers[0].norm1.training
+
+
+def test_a_refused_conversion_in_place_leaves_the_model_as_it_was():
+    model = nn.Sequential(encoder(), Mlp(D, 8, norm_layer=nn.BatchNorm1d))
+    before = classes(model)
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        ewa.to_moe(model, layers="all", inplace=True)
+    assert classes(model) == before

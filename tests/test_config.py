@@ -1,0 +1,95 @@
+"""The configuration: precedence, types, and errors that name the key."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pointewa.config import build_architecture, differences, load_config, to_yaml
+from pointewa.errors import ConfigError
+from pointewa.models import PRESETS
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def test_later_layers_win(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("train:\n  epochs: 5\n  lr: 1e-3\newa:\n  layers: [1, 3]\n")
+    base = {"train": {"epochs": 4, "seed": 9}}
+    config = load_config([file], ["train.lr=2e-3", "run.name=x"], base)
+    assert (config.train.seed, config.train.epochs, config.train.lr) == (9, 5, 2e-3)
+    assert (config.ewa.layers, config.run.name, config.train.batch_size) == ([1, 3], "x", 32)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_committed_configurations_load_and_name_their_data_set(path):
+    config = load_config([path])
+    assert config.data.name == path.stem
+    build_architecture(config.model)
+
+
+def test_yaml_reads_back(tmp_path):
+    config = load_config(overrides=["train.init_from=a/b", "ewa.layers=[1]", "model.width=96"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = load_config([tmp_path / "config.yaml"])
+    assert again == config
+    again.train.epochs = 7
+    assert differences(config, again) == ["train.epochs: 300 -> 7"]
+    assert differences(config, again, ignore=["train.epochs"]) == []
+
+
+def test_presets_with_overrides():
+    assert build_architecture(load_config(overrides=["model.preset=point_bert"]).model) == PRESETS["point_bert"]
+    wide = build_architecture(load_config(overrides=["model.width=96", "model.depth=2"]).model)
+    assert (wide.width, wide.patch_out, wide.depth, wide.heads) == (96, 96, 2, 3)
+    bert = build_architecture(load_config(overrides=["model.preset=point_bert", "model.width=192"]).model)
+    assert (bert.width, bert.patch_out) == (192, 256)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown key train.epoch: did you mean train.epochs?"),
+        ("trian.epochs=3", "unknown key trian: did you mean train?"),
+        ("ewa.share_ratio=0.1", "unknown key ewa.share_ratio: did you mean ewa.share_rate?"),
+        ("train.epochs=many", "train.epochs: Value 'many' of type 'str' could not be converted to Integer"),
+        ("train.epochs=null", "train.epochs"),
+        ("train=3", "train: expected a group of keys, found 3"),
+        ("epochs", "'epochs': expected key=value"),
+        ("train.lr=[1", "train.lr: the value '[1' is not valid YAML"),
+        ("train.epochs=0", "train.epochs: expected at least 1, found 0"),
+        ("train.lr=-1", "train.lr: expected at least 0"),
+        ("train.lr=nan", "train.lr: expected at least 0"),
+        ("train.accumulate=5", "train.accumulate: expected a divisor of train.batch_size 32, found 5"),
+        ("train.warmup_epochs=301", "train.warmup_epochs: expected 0 to train.epochs"),
+        ("train.precision=fp16", "train.precision: expected one of auto, bfloat16, float32, found 'fp16'"),
+        ("ewa.schedule=cosine", "ewa.schedule: expected one of constant, linear, found 'cosine'"),
+        ("data.val_fraction=1", "data.val_fraction: expected a fraction in [0, 1)"),
+        ("model.preset=big", "model.preset: expected one of point_bert, point_mae, small, tiny, found 'big'"),
+        ("model.heads=5", "model.width must be a multiple of heads, got 192 and 5"),
+    ],
+)
+def test_errors_name_the_key(override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_architecture(load_config(overrides=[override]).model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1\n- 2\n", "expected a mapping of groups"),
+        ("train:\n  epoch: 3\n", "unknown key"),
+    ],
+)
+def test_errors_name_the_file(tmp_path, content, message):
+    file = tmp_path / "a.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config([file])
+    assert str(file) in str(error.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration: .*No such file"):
+        load_config(["nowhere.yaml"])
