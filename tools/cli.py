@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``; the user's errors become a message and exit code 2, an interruption 130."""
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it was met
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

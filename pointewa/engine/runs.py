@@ -96,7 +96,7 @@ class Logbook:
 
         self._path = folder / METRICS
         if self._path.exists():
-            lines = [line for line in self._path.read_text().splitlines() if json.loads(line)["epoch"] < first_epoch]
+            lines = [line for line in self._path.read_text().splitlines() if _epoch(line) < first_epoch]
             with atomic_write(self._path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines))
         self._board = SummaryWriter(str(folder), purge_step=first_step or None)
@@ -112,3 +112,10 @@ class Logbook:
     def close(self) -> None:
         """Finish writing."""
         self._board.close()
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:  # cut off by whatever ended the run
+        return float("inf")

@@ -21,7 +21,7 @@ from pointewa.engine.device import environment, select_device, select_precision
 from pointewa.engine.evaluate import Evaluation, evaluate
 from pointewa.engine.optim import build_optimizer, learning_rate
 from pointewa.engine.runs import Logbook, start_run, write_summary
-from pointewa.errors import ConfigError, TrainingError
+from pointewa.errors import CheckpointError, ConfigError, TrainingError, first_line
 from pointewa.models import PointTransformerClassifier
 
 _REPORT_EVERY = 10  # iterations between looks at the device's figures: each makes a GPU wait
@@ -247,13 +247,18 @@ class Trainer:
 
     def _resume(self) -> None:
         model, state = restore(self.folder)
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaging:
-            self.averaging.load_state_dict(state["averaging"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.totals.copy_(state["totals"])
-        self.rng = state["rng"], state["rng_cuda"]
+        try:
+            self.model.load_state_dict(model.state_dict())
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.averaging:
+                self.averaging.load_state_dict(state["averaging"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.totals.copy_(state["totals"])
+            self.rng = state["rng"], state["rng_cuda"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.folder / LAST}: does not fit the run ({first_line(error)}): start over with run.overwrite=true"
+            ) from None
         epoch = self.step // self.steps_per_epoch
         self._say(f"going on with {self.folder} after {epoch} of {self.config.train.epochs} epochs")
 

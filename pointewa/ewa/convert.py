@@ -24,8 +24,8 @@ def is_ffn(name: str, module: nn.Module) -> bool:
     """Whether a module is one of the FFN forms in the table above; the default ``predicate`` of `to_moe`."""
     if isinstance(module, nn.TransformerEncoderLayer) or type(module).__name__ == "MLPBlock":
         return True
-    first = any(name.startswith("fc1") and isinstance(child, nn.Linear) for name, child in module.named_children())
-    return first and isinstance(getattr(module, "fc2", None), nn.Linear)
+    linear = [child_name for child_name, child in module.named_children() if isinstance(child, nn.Linear)]
+    return "fc2" in linear and any(child_name.startswith("fc1") for child_name in linear)
 
 
 def to_moe(

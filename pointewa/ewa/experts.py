@@ -180,11 +180,10 @@ def random_partition(num_tokens: int, num_experts: int, device: torch.device | s
         token_of_slot int64 ``[N * ceil(T/N)]`` and slot_of_token int64 ``[T]``, its inverse on the slots in use.
     """
     size = -(-num_tokens // num_experts)
-    deal = torch.arange(num_tokens, device=device)
-    slots = deal % num_experts * size + deal // num_experts  # dealt like cards: expert 0, 1, ... N-1, 0, 1, ...
-    slot_of_token = slots[torch.randperm(num_tokens, device=device)]
-    token_of_slot = slots.new_zeros(num_experts * size)
-    token_of_slot[slot_of_token] = deal
+    shuffled = torch.randperm(num_tokens, device=device)
+    slot_of_token = shuffled % num_experts * size + shuffled // num_experts  # dealt like cards, one round after another
+    token_of_slot = shuffled.new_zeros(num_experts * size)
+    token_of_slot[slot_of_token] = torch.arange(num_tokens, device=device)
     return token_of_slot, slot_of_token
 
 

@@ -96,6 +96,8 @@ def test_resuming_equals_not_having_stopped(make_trainer, monkeypatch, enabled, 
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     monkeypatch.undo()
+    with open(stopped.folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 0, "train/l')  # a line that was cut off
     torch.manual_seed(99)
     resumed = make_trainer(*scheme, "run.name=stopped", "run.resume=true")
     assert resumed.step == (stop // 3 * 3 if stop != 10 else 10)  # 10 steps are an epoch
@@ -213,6 +215,17 @@ def test_starting_from_another_architecture_is_refused(make_trainer, trained):
     with pytest.raises(CheckpointError, match="another architecture") as error:
         make_trainer(f"train.init_from={source.folder}", "model.depth=5")
     assert str(source.folder) in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["optimizer", "averaging", "step", "rng"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(make_trainer, missing):
+    trainer = make_trainer("run.name=a", "train.epochs=1")
+    trainer.fit()
+    state = read_state(trainer.folder / "last.ckpt")
+    del state[missing]
+    torch.save(state, trainer.folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt: does not fit the run.*{missing}"):
+        make_trainer("run.name=a", "train.epochs=1", "run.resume=true")
 
 
 @pytest.mark.parametrize(

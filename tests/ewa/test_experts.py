@@ -2,6 +2,7 @@
 
 import copy
 import io
+import shutil
 
 import pytest
 import torch
@@ -307,3 +308,15 @@ def test_a_layer_used_twice_in_an_ffn_stays_one_layer():
     dense = moe.fuse()
     assert dense.fc1 is dense.fc2
     assert torch.equal(dense(x), ffn(x))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_layer_computes_the_same():
+    ffn = Mlp(D, 8, 5)
+    moe = ewa.RandomPartitionMoE(ffn, 3, init="copy").train()
+    compiled = torch.compile(moe, fullgraph=True)
+    x = torch.randn(2, 7, D)
+    torch.testing.assert_close(compiled(x), ffn(x))  # whatever the partition: the experts are equal
+    compiled(x).sum().backward()
+    ffn(x).sum().backward()
+    torch.testing.assert_close(moe.experts.fc1.weight.grad.sum(0), ffn.fc1.weight.grad)
