@@ -45,6 +45,20 @@ def test_an_ewa_run_learns_folds_and_leaves_a_run_folder(trained):
     assert summary["parameters_in_training"] - summary["parameters"] == 2 * 3 * ffn
 
 
+def test_a_fold_that_changed_the_model_would_show(make_trainer, monkeypatch):
+    trainer = make_trainer("train.epochs=1")
+    trainer.fit()
+
+    def wrong(model, fold=ewa.fold):
+        dense = fold(model)
+        with torch.no_grad():
+            dense.blocks.blocks[1].mlp.fc1.weight.mul_(1.1)
+        return dense
+
+    monkeypatch.setattr(ewa, "fold", wrong)
+    assert trainer.finish()["largest_logit_difference"] > 1e-4
+
+
 def test_the_saved_model_is_the_evaluated_one_and_plainly_dense(trained):
     trainer, summary = trained
     loaded = load_model(trainer.folder)
