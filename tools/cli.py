@@ -2,13 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import datasets
-from datasets.loader import EvalLoader
 from pointewa.config import Config, load_config
-from pointewa.errors import CheckpointError, UserError
+from pointewa.errors import UserError
 
 EVAL_BATCH = 64
 
@@ -31,23 +29,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
     """The configuration that the arguments say."""
     return load_config(args.config, args.overrides, base)
-
-
-def test_batches(config: Config, class_names: Sequence[str], device: Any) -> EvalLoader:
-    """The test split of a configuration's data set, on a device.
-
-    Raises:
-        CheckpointError: the model knows other classes than the data set has.
-    """
-    data = config.data
-    clouds = datasets.load(data.name, data.root, "test", data.num_points)
-    if tuple(class_names) != clouds.class_names:
-        raise CheckpointError(
-            f"the model was trained for {len(class_names)} classes ({', '.join(class_names[:3])}, ...), "
-            f"{data.name} has {len(clouds.class_names)} ({', '.join(clouds.class_names[:3])}, ...): choose the "
-            "data set of the training (DATASET)"
-        )
-    return EvalLoader(clouds.to(device), EVAL_BATCH, data.num_points)
 
 
 def run(main: Callable[[], None]) -> None:

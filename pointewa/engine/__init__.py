@@ -1,7 +1,7 @@
 """One training loop for dense and EWA models, evaluation, checkpoints, run folders."""
 
-from pointewa.engine.checkpoint import LoadedModel, load_model, save_model
+from pointewa.engine.checkpoint import LoadedModel, load_foreign, load_model, save_model
 from pointewa.engine.evaluate import Evaluation, evaluate
 from pointewa.engine.trainer import Data, Trainer
 
-__all__ = ["Data", "Evaluation", "LoadedModel", "Trainer", "evaluate", "load_model", "save_model"]
+__all__ = ["Data", "Evaluation", "LoadedModel", "Trainer", "evaluate", "load_foreign", "load_model", "save_model"]

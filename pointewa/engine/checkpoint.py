@@ -123,6 +123,22 @@ def load_model(path: str | Path) -> LoadedModel:
     return loaded
 
 
+def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:
+    """The classifier of a Point-MAE or Point-BERT file, which does not tell its architecture itself.
+
+    Raises:
+        CheckpointError: missing, damaged, of another architecture, or without a head for as many classes.
+    """
+    model = PointTransformerClassifier(architecture, num_classes).eval()
+    fresh = init_from(model, str(path)).fresh
+    if fresh:
+        raise CheckpointError(
+            f"{path}: no classifier of {num_classes} classes: {', '.join(fresh[:3])}, ... are missing or of another "
+            "size; train it with train.init_from first"
+        )
+    return model
+
+
 def restore(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The model of a ``last.ckpt`` (or of the run folder it is in) as it was in training, and the whole state.
 
@@ -135,7 +151,7 @@ def restore(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     if not {"description", "model", "ewa"} <= state.keys():
         raise CheckpointError(
             f"{path}: not a training state of this library: expected description, model and ewa, "
-            f"found {', '.join(sorted(map(str, state))[:6])}; a foreign checkpoint goes to train.init_from"
+            f"found {', '.join(sorted(map(str, state))[:6])}; is it of another codebase? Name it .pth"
         )
     model = _build(state["description"], path).model
     if state["ewa"]:

@@ -13,6 +13,7 @@ import torch
 
 import datasets
 from datasets import shapes
+from pointewa.engine import load_model
 from tools import bench, cli, evaluate, fold, train
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,20 @@ def test_evaluate_repeats_the_run_s_result(runs, capsys, name):
     assert list(result["per_class"]) == list(shapes.CLASSES)
     evaluate.main([str(runs / name)])
     assert f"{result['oa']:.2f} %" in capsys.readouterr().out
+
+
+def test_evaluate_takes_classifiers_of_other_codebases(runs, tmp_path, capsys):
+    state = load_model(runs / "ewa").model.state_dict()
+    path = tmp_path / "ckpt-best.pth"
+    torch.save({"base_model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, path)
+    evaluate.main([str(path), *FAST, "--json"])
+    foreign = json.loads(capsys.readouterr().out)
+    evaluate.main([str(runs / "ewa"), "--json"])
+    assert foreign == json.loads(capsys.readouterr().out)
+    assert "another architecture" in fails(evaluate.main, [str(path), *FAST, "model.depth=3"], capsys)
+    del state["cls_head_finetune.8.weight"], state["cls_head_finetune.8.bias"]
+    torch.save(state, path)
+    assert "no classifier of 17 classes" in fails(evaluate.main, [str(path), *FAST], capsys)
 
 
 def test_fold_gives_the_model_that_training_folded(runs, tmp_path, capsys):
