@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, first_line
 from pointewa.ops import backend
 
 
@@ -20,8 +20,9 @@ def select_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"train.device: {name!r} cannot be used here ({reason}): try cpu or auto") from None
+        raise ConfigError(
+            f"train.device: {name!r} cannot be used here ({first_line(error)}): try cpu or auto"
+        ) from None
     return device
 
 

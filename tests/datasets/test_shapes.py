@@ -32,7 +32,6 @@ def test_objects_fit_the_unit_sphere_and_differ(name):
     assert np.abs(a - b).max() > 0.01
 
 
-RNG = np.random.default_rng(0)
 N = 40_000
 
 

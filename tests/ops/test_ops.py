@@ -74,11 +74,13 @@ def test_knn_tells_points_apart_far_from_the_origin(ops):
 
 
 def test_selection_is_in_float32_within_autocast_and_for_half_precision(ops, clouds):
-    expected = farthest_point_sample(clouds.bfloat16().float(), 20, **ops)
+    expected, of_half = (farthest_point_sample(x, 20, **ops) for x in (clouds, clouds.bfloat16().float()))
+    neighbors = knn(clouds[:, :3], clouds, 9, **ops)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(farthest_point_sample(clouds, 20, **ops), farthest_point_sample(clouds, 20, **ops).clone())
-        assert torch.equal(farthest_point_sample(clouds.bfloat16(), 20, **ops), expected)
-        assert torch.equal(knn(clouds[:, :3], clouds, 9, **ops), knn(clouds[:, :3].double(), clouds.double(), 9, **ops))
+        assert torch.equal(farthest_point_sample(clouds, 20, **ops), expected)
+        assert torch.equal(farthest_point_sample(clouds.bfloat16(), 20, **ops), of_half)
+        assert torch.equal(knn(clouds[:, :3], clouds, 9, **ops), neighbors)
+        assert torch.equal(knn(clouds[:, :3].double(), clouds.double(), 9, **ops), neighbors)
 
 
 def test_group_gathers_with_gradients():
