@@ -1,7 +1,9 @@
 """What every data module returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,17 +11,95 @@ from torch import Tensor
 from pointewa.errors import DataError
 
 
+class Clouds:
+    """Labelled clouds of equal size in farthest-point order, wherever their points are kept.
+
+    The first k points of a cloud are its farthest-point sample of size k.
+
+    Attributes:
+        labels: int64 ``[N]``, indices into ``class_names``, on the device of the training.
+        class_names: C names.
+        object_names: N names.
+        source: the file or folder it came from, for messages.
+        normalized: each cloud was centred and scaled to largest norm 1.
+        num_points: P, the points that each cloud has.
+    """
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    object_names: tuple[str, ...]
+    source: str
+    normalized: bool
+    num_points: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``, on the
+        device."""
+        raise NotImplementedError
+
+    def take(self, indices: Sequence[int] | Tensor) -> Self:
+        """The clouds at ``indices``."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> Self:
+        """The clouds on a device, or with their batches on it."""
+        raise NotImplementedError
+
+    def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
+        """Hold out ``fraction`` of each class (rounded, at least one object), chosen by ``seed``.
+
+        Returns:
+            The rest, and what is held out, both in their original order.
+        """
+        held_out = torch.zeros(len(self), dtype=torch.bool)
+        held_out[hold_out(self.labels.cpu(), fraction, seed)] = True
+        return self.take((~held_out).nonzero().squeeze(1)), self.take(held_out.nonzero().squeeze(1))
+
+
+def check_labels(labels: Tensor, class_names: Sequence[str], object_names: Sequence[str], source: str | Path) -> None:
+    """Refuse labels ``[N]`` that do not fit the names.
+
+    Raises:
+        DataError: naming ``source`` and the first object that is wrong.
+    """
+    if len(labels) != len(object_names):
+        raise DataError(f"{source}: {len(labels)} labels, {len(object_names)} object names")
+    out_of_range = (labels < 0) | (labels >= len(class_names))
+    if out_of_range.any():
+        index = int(out_of_range.nonzero()[0])
+        raise DataError(
+            f"{source}: object {index} ({object_names[index]}) has label {int(labels[index])}, "
+            f"expected 0 to {len(class_names) - 1}"
+        )
+
+
+def hold_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Indices of ``fraction`` of each class (rounded, at least one object), chosen by ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        count = max(1, round(fraction * len(members)))
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen)
+
+
 @dataclass(frozen=True)
-class PointClouds:
-    """Labelled clouds of equal size.
+class PointClouds(Clouds):
+    """Clouds that are held in memory, on the device of the training.
 
     Args:
-        points: float32 ``[N, P, 3]``. As returned by `datasets.load` each cloud is in farthest-point order, so that
-            its first k points are its farthest-point sample of size k.
+        points: float32 ``[N, P, 3]``. As returned by `datasets.load` each cloud is in farthest-point order.
         labels: int64 ``[N]``, indices into ``class_names``.
         class_names: C names.
         object_names: N names.
         source: the file or folder it came from, for messages.
+        normalized: each cloud was centred and scaled to largest norm 1.
+        mask: bool ``[N, P]``, which points belong to the object and not to its background; None where the source
+            does not tell.
 
     Raises:
         DataError: wrong shapes, a label out of range, a coordinate that is not finite.
@@ -30,22 +110,16 @@ class PointClouds:
     class_names: tuple[str, ...]
     object_names: tuple[str, ...]
     source: str
+    normalized: bool = False
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        points, labels = self.points, self.labels
+        points = self.points
         if points.ndim != 3 or points.shape[-1] != 3 or 0 in points.shape:
             raise DataError(f"{self.source}: expected points [N, P, 3] with N, P > 0, found {list(points.shape)}")
-        if not len(points) == len(labels) == len(self.object_names):
-            raise DataError(
-                f"{self.source}: {len(points)} clouds, {len(labels)} labels, {len(self.object_names)} object names"
-            )
-        out_of_range = (labels < 0) | (labels >= len(self.class_names))
-        if out_of_range.any():
-            index = int(out_of_range.nonzero()[0])
-            raise DataError(
-                f"{self.source}: object {index} ({self.object_names[index]}) has label {int(labels[index])}, "
-                f"expected 0 to {len(self.class_names) - 1}"
-            )
+        if len(points) != len(self.labels):
+            raise DataError(f"{self.source}: {len(points)} clouds, {len(self.labels)} labels")
+        check_labels(self.labels, self.class_names, self.object_names, self.source)
         bad = ~torch.isfinite(points).flatten(1).all(1)
         if bad.any():
             index = int(bad.nonzero()[0])
@@ -54,29 +128,27 @@ class PointClouds:
                 f"as {int(bad.sum())} of {len(bad)} objects do: remove or repair them"
             )
 
-    def __len__(self) -> int:
-        return len(self.points)
+    @property
+    def num_points(self) -> int:
+        """P, the points that each cloud has."""
+        return self.points.shape[1]
+
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``."""
+        return (self.points[index, :count] for index in indices)
 
     def take(self, indices: Sequence[int] | Tensor) -> "PointClouds":
         """The clouds at ``indices``."""
         indices = torch.as_tensor(indices)
-        names = tuple(self.object_names[i] for i in indices.tolist())
-        return replace(self, points=self.points[indices], labels=self.labels[indices], object_names=names)
+        return replace(
+            self,
+            points=self.points[indices],
+            mask=None if self.mask is None else self.mask[indices],
+            labels=self.labels[indices],
+            object_names=tuple(self.object_names[i] for i in indices.tolist()),
+        )
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""
-        return replace(self, points=self.points.to(device), labels=self.labels.to(device))
-
-    def split(self, fraction: float, seed: int) -> tuple["PointClouds", "PointClouds"]:
-        """Hold out ``fraction`` of each class (rounded, at least one object), chosen by ``seed``.
-
-        Returns:
-            The rest, and what is held out, both in their original order.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        held_out = torch.zeros(len(self), dtype=torch.bool)
-        for label in self.labels.unique():
-            members = (self.labels == label).nonzero().squeeze(1).cpu()
-            count = max(1, round(fraction * len(members)))
-            held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-        return self.take((~held_out).nonzero().squeeze(1)), self.take(held_out.nonzero().squeeze(1))
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, points=self.points.to(device), labels=self.labels.to(device), mask=mask)

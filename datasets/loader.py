@@ -1,13 +1,13 @@
-"""Batches from clouds that live on the training device: no worker processes, no Python for single objects."""
+"""Batches of clouds, drawn and augmented on the training device: no worker processes, no Python for single objects."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import PointClouds
-from datasets.transforms import AUGMENTATIONS, random_subset
+from datasets.base import Clouds
+from datasets.transforms import AUGMENTATIONS, pool_size, random_subset
 from pointewa.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class TrainLoader:
         ConfigError: an unknown augmentation, or more in a batch than there is.
     """
 
-    def __init__(self, clouds: PointClouds, batch_size: int, num_points: int, augment: str, seed: int) -> None:
+    def __init__(self, clouds: Clouds, batch_size: int, num_points: int, augment: str, seed: int) -> None:
         if augment not in AUGMENTATIONS:
             raise ConfigError(f"data.augment: expected one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
         if not 1 <= batch_size <= len(clouds):
@@ -37,19 +37,21 @@ class TrainLoader:
             )
         self.clouds, self.batch_size, self.num_points, self.seed = clouds, batch_size, num_points, seed
         self._augment = AUGMENTATIONS[augment]
-        self._generator = torch.Generator(clouds.points.device)
+        self._generator = torch.Generator(clouds.labels.device)
 
     def __len__(self) -> int:
         return len(self.clouds) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number ``start`` on: points ``[B, num_points, 3]``, labels ``[B]``."""
-        order = torch.randperm(len(self.clouds), device=self.clouds.points.device, generator=self._seeded(epoch))
-        for number in range(start, len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+        labels = self.clouds.labels
+        order = torch.randperm(len(self.clouds), device=labels.device, generator=self._seeded(epoch))
+        batches = order[: len(self) * self.batch_size].split(self.batch_size)[start:]
+        clouds = self.clouds.batches(batches, pool_size(self.num_points))
+        for number, (index, points) in enumerate(zip(batches, clouds, strict=True), start):
             generator = self._seeded(epoch, number)
-            points = random_subset(self.clouds.points[index], self.num_points, generator)
-            yield self._augment(points, generator), self.clouds.labels[index]
+            points = random_subset(points, self.num_points, generator)
+            yield self._augment(points, generator), labels[index]
 
     def _seeded(self, *key: int) -> torch.Generator:
         seed = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
@@ -57,11 +59,27 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All clouds in their order, each as its farthest-point sample of ``num_points``; no augmentation."""
+    """All clouds in their order; without a transform each as its farthest-point sample of ``num_points``.
 
-    def __init__(self, clouds: PointClouds, batch_size: int, num_points: int) -> None:
-        self.clouds, self.batch_size, self.num_points = clouds, batch_size, num_points
+    Args:
+        clouds: in farthest-point order.
+        batch_size: B.
+        num_points: points a cloud.
+        transform: from points ``[B, P, 3]``, P the size of the pool that training draws from if there are as many,
+            to the points that are evaluated.
+    """
+
+    def __init__(
+        self,
+        clouds: Clouds,
+        batch_size: int,
+        num_points: int,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.clouds, self.batch_size, self.num_points, self.transform = clouds, batch_size, num_points, transform
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        points = self.clouds.points[:, : self.num_points]
-        return zip(points.split(self.batch_size), self.clouds.labels.split(self.batch_size), strict=True)
+        indices = torch.arange(len(self.clouds), device=self.clouds.labels.device).split(self.batch_size)
+        count = pool_size(self.num_points) if self.transform else self.num_points
+        for index, points in zip(indices, self.clouds.batches(indices, count), strict=True):
+            yield self.transform(points) if self.transform else points, self.clouds.labels[index]

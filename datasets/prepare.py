@@ -1,24 +1,28 @@
 """From clouds as a source has them to clouds as training wants them, cached on disk."""
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from datasets.base import PointClouds
-from pointewa.files import atomic_write
-from pointewa.ops import backend, farthest_point_sample
+from datasets import packed
+from datasets.base import Clouds
+from datasets.order import fps_order, method
+from datasets.source import Cloud, Source, chunks
+from pointewa.errors import DataError
 
-_VERSION = 1  # raise it when prepared clouds change
+_VERSION = 2  # raise it when prepared clouds change
 
 
 def cache_dir() -> Path:
@@ -34,61 +38,121 @@ def unit_sphere(points: Tensor) -> Tensor:
     return points / points.norm(dim=-1).amax(-1)[..., None, None].clamp(min=1e-12)
 
 
-def fps_order(points: Tensor, title: str) -> Tensor:
-    """Each cloud of ``[N, P, 3]`` in farthest-point order, from its first point. Shows its progress as ``title``."""
-    console = Console(stderr=True)
-    chunks = track(points.split(64), title, console=console, transient=True, disable=not console.is_terminal)
-    order = [farthest_point_sample(chunk, points.shape[1]) for chunk in chunks]
-    return points.gather(1, torch.cat(order).unsqueeze(-1).expand(-1, -1, 3))
+def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iterator[Cloud]:
+    """The clouds of a source, normalised if it says so, each in farthest-point order, of which ``count`` are kept.
 
+    Args:
+        source: the split.
+        count: points to keep; where an object has fewer, its points start over.
+        title: shown with the progress.
+        int16: round to the grid of `datasets.packed` first, so that the order holds for what is stored.
 
-def prepared(
-    name: str, files: Iterable[Path], settings: dict, read: Callable[[], PointClouds], normalize: bool = True
-) -> PointClouds:
-    """What ``read`` returns, normalised to the unit sphere if asked and put into farthest-point order.
-
-    The result is cached, keyed by the source files (path, size, time of change) and the settings. A cache that
-    cannot be read is made again; one that cannot be written costs only the time to prepare.
+    Raises:
+        DataError: a cloud without points, of a wrong shape, or with coordinates that are not finite.
     """
-    sources = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    key = json.dumps([_VERSION, sources, settings, normalize, backend()])
-    path = cache_dir() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    cached = _read_cache(path)
-    if cached is not None:
-        return cached
-    clouds = read()
-    points = unit_sphere(clouds.points) if normalize else clouds.points
-    points = fps_order(points, f"preparing {name}, once")
-    clouds = PointClouds(points, clouds.labels, clouds.class_names, clouds.object_names, clouds.source)
-    metadata = {
-        "class_names": json.dumps(clouds.class_names),
-        "object_names": json.dumps(clouds.object_names),
-        "source": clouds.source,
-    }
+    console, index, sizes = Console(stderr=True), 0, []
+    bar = track(
+        source.clouds(count), title, len(source), console=console, transient=True, disable=not console.is_terminal
+    )
+    for chunk in chunks(bar, 64):
+        for cloud in chunk:
+            check(cloud, source, index)
+            index += 1
+            sizes.append(len(cloud.points))
+        points = [np.ascontiguousarray(cloud.points, np.float32) for cloud in chunk]
+        if source.normalize:
+            points = [unit_sphere(torch.from_numpy(cloud)).numpy() for cloud in points]
+        if int16:
+            points = [packed.on_grid(cloud) for cloud in points]
+        for cloud, mine, order in zip(chunk, points, fps_order(points, count), strict=True):
+            yield Cloud(mine[order], None if cloud.mask is None else cloud.mask[order])
+    if few := sum(size < count for size in sizes):
+        note = f"{few} of {len(sizes)} objects have fewer than {count} points, the fewest {min(sizes)}"
+        print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)
+
+
+def check(cloud: Cloud, source: Source, index: int) -> None:
+    """Refuse a cloud that cannot be trained on.
+
+    Raises:
+        DataError: naming the file and the object.
+    """
+    shape, name = cloud.points.shape, f"{source.path}: object {index} ({source.object_names[index]})"
+    if len(shape) != 2 or shape[1] != 3 or not shape[0]:
+        raise DataError(f"{name}: expected points [P, 3] with P > 0, found {list(shape)}: remove or repair it")
+    if not np.isfinite(cloud.points).all():
+        raise DataError(f"{name} has coordinates that are not finite: remove or repair it")
+
+
+def prepared(name: str, split: str, source: Source, count: int) -> packed.Split:
+    """The split of a packed file that holds ``source`` prepared: made the first time, and kept in the cache.
+
+    It is keyed by the source files (path, size, time of change) and what is done to them. A cache that cannot be read
+    is made again; where none can be written, a temporary file takes its place.
+
+    Args:
+        name: of the data set.
+        split: "train" or "test".
+        source: the split.
+        count: points to keep of an object.
+    """
+    files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
+    key = json.dumps([_VERSION, files, source.layout, split, count, source.normalize, method()])
+    path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
+    if path.is_file():
+        try:
+            return packed.open_split(path, split)
+        except DataError as error:  # whatever is wrong with it, it can be made again
+            print(f"note: {error}; preparing it again", file=sys.stderr)
+
+    def write(path: Path) -> packed.Split:
+        packed.write(path, {split: (source, count, prepare(source, count, f"preparing {name} ({split}), once"))})
+        return packed.open_split(path, split)
+
     try:
-        with atomic_write(path) as temporary:
-            safetensors.torch.save_file({"points": points, "labels": clouds.labels}, temporary, metadata)
+        return write(path)
     except OSError as error:
-        print(
-            f"note: the prepared clouds could not be cached in {path.parent} ({error}); set POINTEWA_CACHE",
-            file=sys.stderr,
-        )
-    return clouds
+        print(f"note: cannot write to {path.parent} ({error}); prepared for this time only; set POINTEWA_CACHE",
+              file=sys.stderr)  # fmt: skip
+        folder = tempfile.mkdtemp(prefix="pointewa-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return write(Path(folder) / path.name)
 
 
-def _read_cache(path: Path) -> PointClouds | None:
+def load(name: str, split: str, source: Source, count: int, device: torch.device, stream: bool | None) -> Clouds:
+    """The first ``count`` points of each object of a source, prepared, in memory or streamed.
+
+    Args:
+        name: of the data set.
+        split: "train" or "test".
+        source: the split.
+        count: points wanted of an object, at most as many as the source has.
+        device: of the training.
+        stream: keep the points on disk; None: where they would take more than half of the device's free memory.
+    """
+    if stream is None:
+        size = 12 * len(source) * count
+        stream = size > _free_memory(device) / 2
+        if stream:
+            print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
+    if source.ordered:
+        split_ = packed.open_split(source.path, split)
+        return (packed.StreamedClouds.of(split_) if stream else packed.resident(split_, count)).to(device)
+    made = prepared(name, split, source, count)
+    if stream:
+        return packed.StreamedClouds.of(made).to(device)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            return PointClouds(
-                file.get_tensor("points"),
-                file.get_tensor("labels"),
-                tuple(json.loads(metadata["class_names"])),
-                tuple(json.loads(metadata["object_names"])),
-                metadata["source"],
-            )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever is wrong with it, it can be made again
-        print(f"note: {path} cannot be read ({type(error).__name__}); preparing it again", file=sys.stderr)
-        return None
+        return packed.resident(made, count).to(device)
+    except DataError as error:
+        print(f"note: {error}; preparing it again", file=sys.stderr)
+        made.path.unlink()
+        return packed.resident(prepared(name, split, source, count), count).to(device)
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not told by this system
+        return float("inf")

@@ -1,20 +1,26 @@
 """The data sets by name."""
 
-from datasets import modelnet40, shapes
-from datasets.base import PointClouds
+import torch
+
+from datasets import folder, modelnet40, prepare, scanobjectnn, shapes
+from datasets.base import Clouds
+from datasets.source import Source
+from datasets.transforms import pool_size
 from pointewa.errors import DataError
 
-NAMES = {"modelnet40": modelnet40.load, "shapes": shapes.load}
+NAMES = {module.__name__.rpartition(".")[2]: module for module in (folder, modelnet40, scanobjectnn, shapes)}
+_ANY = 1024  # points of an object that are kept where its source has any number and nobody says how many
 
 
-def load(name: str, root: str, split: str, num_points: int = 1) -> PointClouds:
-    """Load a split of a data set; the first time also prepare and cache it.
+def open_source(name: str, root: str, split: str, num_points: int = 1, variant: str | None = None) -> Source:
+    """A split of a data set as it is on disk.
 
     Args:
         name: one of `NAMES`.
         root: folder or file with the data (not used by "shapes").
         split: "train" or "test".
-        num_points: how many points an object will be asked for; refused at once if it has fewer.
+        num_points: how many points an object must have.
+        variant: which of a data set's variants, see its module; None for its default.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
@@ -23,10 +29,35 @@ def load(name: str, root: str, split: str, num_points: int = 1) -> PointClouds:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
-    clouds = NAMES[name](root, split)
-    if clouds.points.shape[1] < num_points:
-        raise DataError(
-            f"{clouds.source}: an object has {clouds.points.shape[1]} points, data.num_points asks for {num_points}: "
-            "lower it, or use a source with more points"
-        )
-    return clouds
+    return NAMES[name].source(root, split, num_points, variant)
+
+
+def load(
+    name: str,
+    root: str,
+    split: str,
+    num_points: int | None = None,
+    *,
+    variant: str | None = None,
+    stream: bool | None = False,
+    device: torch.device | str = "cpu",
+) -> Clouds:
+    """Load a split of a data set; the first time also prepare and cache it.
+
+    Args:
+        name: one of `NAMES`.
+        root: folder or file with the data (not used by "shapes").
+        split: "train" or "test".
+        num_points: how many points an object will be asked for. A few more are kept, for what
+            `datasets.transforms.random_subset` draws from. None: all that the source has.
+        variant: which of a data set's variants, see its module; None for its default.
+        stream: leave the points on disk and read batches ahead of their use; None: where memory is short.
+        device: where batches are to be.
+
+    Raises:
+        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
+    """
+    source = open_source(name, root, split, num_points or 1, variant)
+    wanted = pool_size(num_points) if num_points else source.num_points or _ANY
+    count = min(wanted, source.num_points or wanted)
+    return prepare.load(name, split, source, count, torch.device(device), stream)

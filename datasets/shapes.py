@@ -5,15 +5,14 @@ vase), and every cloud is turned about the up axis, tilted, stretched, partly hi
 Nothing needs to be downloaded, and pictures of it may be shown anywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.random import Generator
 
-from datasets.base import PointClouds
-from datasets.prepare import prepared
+from datasets.source import Cloud, Source
+from pointewa.errors import DataError
 
 NUM_POINTS = 1024
 PER_CLASS = {"train": 64, "test": 32}
@@ -325,22 +324,23 @@ def sample(name: str, rng: Generator, num_points: int = NUM_POINTS, scanned: boo
     return rng.permutation(points + rng.normal(0, rng.uniform(0.005, 0.03), points.shape))
 
 
-def generate(split: str, seed: int = 0) -> PointClouds:
-    """All objects of a split. The splits draw from different random streams, an object's from its own."""
-    points, labels, names = [], [], []
-    for index in range(PER_CLASS[split] * len(CLASSES)):
-        label = index % len(CLASSES)
-        name = list(CLASSES)[label]
-        rng = np.random.default_rng([seed, list(PER_CLASS).index(split), index])
-        points.append(sample(name, rng))
-        labels.append(label)
-        names.append(f"{name}_{split}_{index // len(CLASSES):04}")
-    points = torch.from_numpy(np.stack(points).astype(np.float32))
-    return PointClouds(points, torch.tensor(labels), tuple(CLASSES), tuple(names), f"shapes ({split})")
+def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """A split of the procedural set; ``root`` is not used. The splits draw from different random streams, an object's
+    from its own.
 
+    Raises:
+        DataError: more points asked for than an object has.
+    """
+    if num_points > NUM_POINTS:
+        raise DataError(f"shapes: an object has {NUM_POINTS} points, data.num_points asks for {num_points}: lower it")
+    names = list(CLASSES)
+    labels = np.arange(PER_CLASS[split] * len(names)) % len(names)
 
-def load(root: str, split: str) -> PointClouds:
-    """A split of the procedural set; ``root`` is not used."""
-    return prepared(
-        f"shapes-{split}", [Path(__file__)], {"split": split, "per_class": PER_CLASS[split]}, lambda: generate(split)
-    )
+    def clouds(count: int) -> Iterator[Cloud]:
+        for index, label in enumerate(labels):
+            rng = np.random.default_rng([0, list(PER_CLASS).index(split), index])
+            yield Cloud(sample(names[label], rng).astype(np.float32))
+
+    objects = tuple(f"{names[label]}_{split}_{index // len(names):04}" for index, label in enumerate(labels))
+    layout = f"procedural, {PER_CLASS[split]} objects a class"
+    return Source(layout, Path("shapes"), (Path(__file__),), tuple(names), objects, labels, NUM_POINTS, clouds)

@@ -5,8 +5,11 @@ import math
 import torch
 from torch import Generator, Tensor
 
-# Point-BERT and Point-MAE draw 1024 points at random from a farthest-point sample of 1200.
-_POOL = 1200 / 1024
+
+def pool_size(num_points: int) -> int:
+    """Size of the farthest-point sample that ``num_points`` are drawn from: Point-BERT's and Point-MAE's 1200 for
+    1024."""
+    return math.ceil(num_points * 1200 / 1024)
 
 
 def random_subset(points: Tensor, num_points: int, generator: Generator) -> Tensor:
@@ -20,7 +23,7 @@ def random_subset(points: Tensor, num_points: int, generator: Generator) -> Tens
         generator: of the same device.
     """
     batch, available, _ = points.shape
-    pool = min(available, math.ceil(num_points * _POOL))
+    pool = min(available, pool_size(num_points))
     order = torch.rand(batch, pool, device=points.device, generator=generator).argsort(1)[:, :num_points]
     return points.gather(1, order.unsqueeze(-1).expand(-1, -1, 3))
 
@@ -32,4 +35,13 @@ def scale_shift(points: Tensor, generator: Generator) -> Tensor:
     return points * (2 / 3 + scale * (3 / 2 - 2 / 3)) + (shift * 0.4 - 0.2)
 
 
-AUGMENTATIONS = {"none": lambda points, generator: points, "scale_shift": scale_shift}
+def rotate_up(points: Tensor, generator: Generator) -> Tensor:
+    """Turn each cloud ``[B, P, 3]`` about the up axis, y, by a uniform angle, as later work does on ScanObjectNN."""
+    angle = torch.rand(len(points), device=points.device, generator=generator) * (2 * math.pi)
+    sin, cos = angle.sin(), angle.cos()
+    zero, one = torch.zeros_like(sin), torch.ones_like(sin)
+    matrix = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], 1).view(-1, 3, 3)
+    return points @ matrix
+
+
+AUGMENTATIONS = {"none": lambda points, generator: points, "scale_shift": scale_shift, "rotate_up": rotate_up}

@@ -23,8 +23,12 @@ class DataConfig:
 
     name: str = "shapes"
     root: str = "data"  # folder or file
+    variant: str | None = (
+        None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
+    )
     num_points: int = 1024
-    augment: str = "scale_shift"  # or "none"
+    augment: str = "scale_shift"  # or "rotate_up", "none"
+    stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything
 
 
@@ -236,6 +240,7 @@ def _check_values(config: Config) -> None:
         ("ewa.schedule", ewa.schedule, ("constant", "linear")),
         ("ewa.init", ewa.init, ("auto", "copy", "independent")),
         ("train.precision", train.precision, ("auto", "bfloat16", "float32")),
+        ("data.stream", data.stream, ("auto", True, False)),
     ):
         if value not in choices:
-            raise ConfigError(f"{key}: {_expected(value, choices)}")
+            raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, found {value!r}")

@@ -11,6 +11,7 @@ RULES = {
     "pointewa.ops": ({"pointewa.ops"}, {"torch", "pytorch3d"}),
     "pointewa.models": ({"pointewa.models", "pointewa.ops", "pointewa.errors"}, {"torch"}),
     "pointewa.engine": ({"pointewa"}, None),
+    "pointewa.viz": ({"pointewa"}, None),
     "pointewa": ({"pointewa.models", "pointewa.errors"}, None),  # the modules directly in it
     "datasets": ({"datasets", "pointewa.ops", "pointewa.errors", "pointewa.files"}, None),
     "tools": ({"tools", "datasets", "pointewa"}, None),

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import datasets
 from pointewa.config import Config, load_config
+from pointewa.engine.device import select_device
 from pointewa.errors import UserError
 
 EVAL_BATCH = 64
@@ -29,6 +31,21 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
     """The configuration that the arguments say."""
     return load_config(args.config, args.overrides, base)
+
+
+def load(config: Config, split: str) -> datasets.Clouds:
+    """A split of the configuration's data set, on the configuration's device."""
+    data = config.data
+    stream = None if data.stream == "auto" else data.stream
+    return datasets.load(
+        data.name,
+        data.root,
+        split,
+        data.num_points,
+        variant=data.variant,
+        stream=stream,
+        device=select_device(config.train.device),
+    )
 
 
 def run(main: Callable[[], None]) -> None:

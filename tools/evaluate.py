@@ -1,29 +1,140 @@
 """Evaluate the dense model of a run or checkpoint on a test split.
 
 python -m tools.evaluate runs/shapes-tiny-ewa-seed0
-python -m tools.evaluate model.safetensors --config configs/modelnet40.yaml data.root=/data --json
+python -m tools.evaluate model.safetensors --config configs/modelnet40.yaml data.root=/data --votes 10 --json
+python -m tools.evaluate runs/modelnet40-tiny-ewa-seed0 --config configs/scanobjectnn.yaml data.root=/data
+python -m tools.evaluate runs/modelnet40-tiny-ewa-seed0 --corrupt --confusion confusion.png
 python -m tools.evaluate point_mae.pth --config configs/modelnet40.yaml data.root=/data
 """
 
+import argparse
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from torch import Generator, Tensor
 
-import datasets
-from datasets import PointClouds
+from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.loader import EvalLoader
-from pointewa.config import Config, build_architecture
-from pointewa.engine import evaluate, load_foreign, load_model
-from pointewa.engine.device import select_device
-from pointewa.errors import CheckpointError
+from datasets.prepare import unit_sphere
+from datasets.shared_classes import shared_classes
+from datasets.transforms import random_subset, scale_shift
+from pointewa.config import build_architecture
+from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign, load_model
+from pointewa.errors import ConfigError
+from pointewa.viz.confusion import confusion_text, save_confusion
 from tools import cli
 
 
-def load_test(config: Config) -> PointClouds:
-    """The test split of the configuration's data set."""
-    return datasets.load(config.data.name, config.data.root, "test", config.data.num_points)
+class Judge:
+    """Evaluates one model on one set, as its clouds are and transformed.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        path = args.checkpoint
+        if Path(path).suffix in (".pth", ".pt"):
+            self.config = cli.config_from(args)
+            self.clouds = cli.load(self.config, "test")
+            names, data = self.clouds.class_names, self.config.data
+            model = load_foreign(path, build_architecture(self.config.model), len(names))
+            loaded = LoadedModel(model, names, data.num_points, data.name, "none")
+        else:
+            loaded = load_model(path)
+            # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
+            args.overrides = [f"data.num_points={loaded.num_points}", *args.overrides]
+            self.config = cli.config_from(args, {"data": {"name": loaded.dataset}})
+            self.clouds = cli.load(self.config, "test")
+        self.device = self.clouds.labels.device
+        self.model, self.num_points = loaded.model.to(self.device), self.config.data.num_points
+        self.normalize = loaded.normalize == "unit_sphere" and not self.clouds.normalized
+        if loaded.normalize == "none" and self.clouds.normalized and loaded.dataset != self.config.data.name:
+            print("note: the model was trained on clouds as they come, these are scaled to norm 1", file=sys.stderr)
+        self.names, self.shared = self.clouds.class_names, None
+        if loaded.class_names != self.clouds.class_names:
+            self.shared = shared_classes(
+                loaded.dataset, loaded.class_names, self.config.data.name, self.clouds.class_names
+            )
+            self.names = tuple(one.name for one in self.shared)
+
+    def plain(self) -> Evaluation:
+        """On each cloud's farthest-point sample."""
+        return self._restricted(self._run(lambda points: points[:, : self.num_points]))
+
+    def voted(self, votes: int) -> Evaluation:
+        """Mean logits over random samples, each scaled and shifted, as Point-BERT and Point-MAE vote."""
+        generator = Generator(self.device).manual_seed(self.config.train.seed)
+        results = [
+            self._run(lambda points: scale_shift(random_subset(points, self.num_points, generator), generator))
+            for _ in _progress(range(votes), "voting")
+        ]
+        return self._restricted(Evaluation(torch.stack([one.logits for one in results]).mean(0), results[0].labels))
+
+    def corrupted(self) -> dict[str, list[float]]:
+        """Overall error in percent for each corruption, by severity. The draws are the same for every model."""
+        errors: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
+        cases = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+        for number, (name, severity) in enumerate(_progress(cases, "corrupting")):
+            generator = Generator(self.device).manual_seed(number)
+            result = self._run(
+                lambda points, n=name, s=severity, g=generator: corrupt(points[:, : self.num_points], n, s, g)
+            )
+            errors[name].append(100 - self._restricted(result).oa)
+        return errors
+
+    def _run(self, transform: Any) -> Evaluation:
+        def prepared(points: Tensor) -> Tensor:
+            return transform(unit_sphere(points) if self.normalize else points)
+
+        return evaluate(self.model, EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, prepared))
+
+    def _restricted(self, result: Evaluation) -> Evaluation:
+        return result.restricted([(one.model, one.data) for one in self.shared]) if self.shared else result
+
+
+def _progress(items: Any, title: str) -> Any:
+    console = Console(stderr=True)
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation]) -> Table:
+    """Accuracy of each class, over all and as the mean of the classes, a column for each way of evaluating."""
+    table = Table(title=title)
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    for index, name in enumerate(names):
+        row = [100 * result.per_class[index].item() for result in results.values()]
+        table.add_row(name, *(f"{value:.1f} %" if value == value else "no objects" for value in row))
+    table.add_section()
+    table.add_row("overall", *(f"{result.oa:.2f} %" for result in results.values()))
+    table.add_row("mean of classes", *(f"{result.macc:.2f} %" for result in results.values()))
+    return table
+
+
+def robustness(errors: dict[str, list[float]], clean: float) -> Table:
+    """Error of each corruption by severity, and their means."""
+    table = Table(title=f"overall error under corruptions, in percent ({clean:.2f} without)")
+    table.add_column("severity")
+    for name in (*map(str, SEVERITIES), "mean"):
+        table.add_column(name, justify="right")
+    for name, row in errors.items():
+        table.add_row(name, *(f"{value:.1f}" for value in row), f"{_mean(row):.2f}")
+    table.add_section()
+    columns = [_mean(list(column)) for column in zip(*errors.values(), strict=True)]
+    table.add_row("mean corruption error", *(f"{value:.1f}" for value in columns), f"{_mean(columns):.2f}")
+    return table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,38 +142,43 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE or Point-BERT")
     cli.add_config(parser)
+    parser.add_argument("--votes", type=int, default=0, metavar="N", help="evaluate with N votes besides")
+    parser.add_argument("--corrupt", action="store_true", help="evaluate under corruptions besides")
+    parser.add_argument("--confusion", nargs="?", const="", metavar="PNG", help="print the confusion matrix, draw it")
     args = parser.parse_args(argv)
-    if Path(args.checkpoint).suffix in (".pth", ".pt"):
-        config = cli.config_from(args)
-        clouds = load_test(config)
-        model = load_foreign(args.checkpoint, build_architecture(config.model), len(clouds.class_names))
-    else:
-        loaded = load_model(args.checkpoint)
-        config = cli.config_from(args, {"data": {"name": loaded.dataset, "num_points": loaded.num_points}})
-        model, clouds = loaded.model, load_test(config)
-        if loaded.class_names != clouds.class_names:
-            raise CheckpointError(
-                f"{args.checkpoint}: trained for {len(loaded.class_names)} classes "
-                f"({', '.join(loaded.class_names[:3])}, ...), {clouds.source} has {len(clouds.class_names)} "
-                f"({', '.join(clouds.class_names[:3])}, ...): choose the data set of the training (DATASET)"
-            )
-    device = select_device(config.train.device)
-    batches = EvalLoader(clouds.to(device), cli.EVAL_BATCH, config.data.num_points)
-    result = evaluate(model.to(device), batches)
-    per_class = dict(zip(clouds.class_names, (100 * result.per_class).tolist(), strict=True))
+    if args.votes < 0:
+        raise ConfigError(f"--votes: expected at least 1, found {args.votes}")
+    judge = Judge(args)
+    results = {"plain": judge.plain()}
+    if args.votes:
+        results[f"{args.votes} votes"] = judge.voted(args.votes)
+    errors = judge.corrupted() if args.corrupt else None
+    plain = results["plain"]
+    if args.confusion:
+        title = f"{judge.config.data.name}, test split, plain"
+        save_confusion(Path(args.confusion), plain.confusion, judge.names, title)
     if args.json:
-        figures = {"dataset": config.data.name, "objects": len(result.labels), "oa": result.oa, "macc": result.macc}
-        print(json.dumps(figures | {"loss": result.loss, "per_class": per_class}))
+        per_class = dict(zip(judge.names, (100 * plain.per_class).tolist(), strict=True))
+        figures = {"dataset": judge.config.data.name, "objects": len(plain.labels), "oa": plain.oa, "macc": plain.macc}
+        figures |= {"loss": plain.loss, "per_class": per_class, "restricted": judge.shared is not None}
+        if args.votes:
+            voted = results[f"{args.votes} votes"]
+            figures["voted"] = {"votes": args.votes, "oa": voted.oa, "macc": voted.macc}
+        if args.confusion is not None:
+            figures["confusion"] = plain.confusion.tolist()
+        if errors:
+            figures["corruption_errors"] = errors
+            figures["mean_corruption_error"] = _mean([_mean(row) for row in errors.values()])
+        print(json.dumps(figures))
         return
-    table = Table(title=f"{config.data.name}, test split, {len(result.labels)} objects")
-    table.add_column("")
-    table.add_column("accuracy", justify="right")
-    for name, value in per_class.items():
-        table.add_row(name, f"{value:.1f} %")
-    table.add_section()
-    table.add_row("overall", f"{result.oa:.2f} %")
-    table.add_row("mean of classes", f"{result.macc:.2f} %")
-    Console().print(table)
+    console, what = Console(), f"{judge.config.data.name}, test split, {len(plain.labels)} objects"
+    if judge.shared:
+        what += f" of the {len(judge.names)} classes that the model knows, argmax among these"
+    console.print(accuracies(what, judge.names, results))
+    if errors:
+        console.print(robustness(errors, 100 - plain.oa))
+    if args.confusion is not None:
+        print(confusion_text(plain.confusion, judge.names))
 
 
 if __name__ == "__main__":

@@ -10,29 +10,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import datasets
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
 from pointewa.engine import Data, Trainer
-from pointewa.engine.device import select_device
 from pointewa.engine.runs import find_run
 from tools import cli
 
 
 def load_data(config: Config) -> Data:
     """The batches of training, validation (if ``data.val_fraction``) and test."""
-    data, device = config.data, select_device(config.train.device)
-    train = datasets.load(data.name, data.root, "train", data.num_points)
-    test = datasets.load(data.name, data.root, "test", data.num_points)
-    val = None
+    data, val = config.data, None
+    train, test = cli.load(config, "train"), cli.load(config, "test")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=config.train.seed)
-        val = EvalLoader(held_out.to(device), cli.EVAL_BATCH, data.num_points)
+        val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points)
     return Data(
-        TrainLoader(train.to(device), config.train.batch_size, data.num_points, data.augment, config.train.seed),
+        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed),
         val,
-        EvalLoader(test.to(device), cli.EVAL_BATCH, data.num_points),
+        EvalLoader(test, cli.EVAL_BATCH, data.num_points),
         train.class_names,
+        "unit_sphere" if train.normalized else "none",
     )
 
 

@@ -30,12 +30,14 @@ class LoadedModel:
         class_names: C names.
         num_points: P of its training.
         dataset: name of the set it was trained on.
+        normalize: what was done to its clouds: "unit_sphere" (centred, scaled to largest norm 1) or "none".
     """
 
     model: PointTransformerClassifier
     class_names: tuple[str, ...]
     num_points: int
     dataset: str
+    normalize: str
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
@@ -44,7 +46,7 @@ class LoadedModel:
             "class_names": list(self.class_names),
             "num_points": self.num_points,
             "dataset": self.dataset,
-            "normalize": "unit_sphere",
+            "normalize": self.normalize,
         }
 
 
@@ -206,7 +208,8 @@ def _build(description: Mapping[str, Any], path: Path) -> LoadedModel:
         architecture = Architecture(**description["architecture"])
         names = tuple(str(name) for name in description["class_names"])
         model = PointTransformerClassifier(architecture, len(names)).eval()
-        return LoadedModel(model, names, int(description["num_points"]), str(description["dataset"]))
+        dataset, normalize = str(description["dataset"]), str(description["normalize"])
+        return LoadedModel(model, names, int(description["num_points"]), dataset, normalize)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
 

@@ -39,12 +39,21 @@ class TrainBatches(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and evaluated on, on the device of the training. ``val`` is None without a validation split."""
+    """What is trained and evaluated on, on the device of the training.
+
+    Args:
+        train: the batches of training.
+        val: those of the validation split; None without one.
+        test: those of the test split.
+        class_names: C names.
+        normalize: what was done to the clouds, see `pointewa.engine.LoadedModel`.
+    """
 
     train: TrainBatches
     val: Iterable[tuple[Tensor, Tensor]] | None
     test: Iterable[tuple[Tensor, Tensor]]
     class_names: tuple[str, ...]
+    normalize: str = "unit_sphere"
 
 
 class Trainer:
@@ -226,7 +235,8 @@ class Trainer:
         return summary
 
     def _loaded(self, model: torch.nn.Module) -> LoadedModel:
-        return LoadedModel(model, self.data.class_names, self.config.data.num_points, self.config.data.name)
+        data = self.config.data
+        return LoadedModel(model, self.data.class_names, data.num_points, data.name, self.data.normalize)
 
     def _save(self) -> None:
         self._check_finite()  # do not put a broken state in the place of a sound one

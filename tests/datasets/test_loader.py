@@ -5,7 +5,7 @@ import torch
 
 from datasets import PointClouds
 from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import random_subset, scale_shift
+from datasets.transforms import random_subset, rotate_up, scale_shift
 from pointewa.errors import ConfigError
 
 
@@ -83,8 +83,26 @@ def test_scale_shift_has_the_recipes_ranges():
     assert torch.corrcoef(torch.cat([scale, shift], 1).T).sub(torch.eye(6)).abs().max() < 0.03  # per axis
 
 
+def test_rotate_up_turns_about_y_by_any_angle():
+    points = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]).expand(20_000, 3, 3)
+    x, y, z = rotate_up(points, torch.Generator().manual_seed(0)).unbind(1)
+    assert torch.equal(y, points[:, 1])
+    assert x[:, 1].abs().max() == 0
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(20_000))
+    torch.testing.assert_close(torch.linalg.cross(z, x), points[:, 1])  # a rotation, no mirror image
+    angle = torch.atan2(x[:, 2], x[:, 0])
+    counts = torch.histc(angle, 8, -torch.pi, torch.pi)
+    assert (counts - 2500).abs().max() < 5 * 2500**0.5
+
+
+def test_a_transform_sees_the_pool_and_the_whole_order(clouds):
+    data = list(EvalLoader(clouds, 10, 17, lambda points: points[:, ::2] * 2))
+    assert torch.equal(torch.cat([points for points, _ in data]), clouds.points[:, :20:2] * 2)  # 20 of 17
+    assert torch.equal(torch.cat([labels for _, labels in data]), clouds.labels)
+
+
 def test_what_cannot_be_drawn_is_refused(clouds):
     with pytest.raises(ConfigError, match=r"train\.batch_size: expected 1 to 23, the training objects, found 24"):
         TrainLoader(clouds, 24, 16, "none", 0)
-    with pytest.raises(ConfigError, match=r"data\.augment: expected one of none, scale_shift, found 'flip'"):
+    with pytest.raises(ConfigError, match=r"data\.augment: expected one of none, scale_shift, rotate_up, found 'flip'"):
         TrainLoader(clouds, 4, 16, "flip", 0)

@@ -1,0 +1,160 @@
+"""What to know about clouds before training on them: which are broken, which objects occur twice, which way is up."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+SIDES = ("-x", "+x", "-y", "+y", "-z", "+z")
+
+
+def dimension(points: Tensor, tolerance: float = 1e-3) -> Tensor:
+    """How many directions each cloud extends in: 0 one place, 1 a line, 2 a plane (as a door may be), 3.
+
+    Args:
+        points: ``[N, P, 3]``.
+        tolerance: a direction counts if the spread along it exceeds this share of the largest one.
+
+    Returns:
+        int64 ``[N]``.
+    """
+    points = points.double() - points.double().mean(1, keepdim=True)
+    spread = torch.linalg.eigvalsh(points.mT @ points / points.shape[1]).clamp(min=0).sqrt()
+    return (spread > (tolerance * spread[:, 2:]).clamp(min=1e-9)).sum(1)
+
+
+def repeated_points(points: Tensor) -> Tensor:
+    """The share of each cloud's points ``[N, P, 3]`` that are equal to another of its points. float32 ``[N]``."""
+    for axis in (2, 1, 0):  # at last ordered by x, then y, then z: equal points are neighbours
+        order = points[..., axis].argsort(dim=1, stable=True)
+        points = points.gather(1, order.unsqueeze(2).expand_as(points))
+    same = (points[:, 1:] == points[:, :-1]).all(2)
+    return (pad(same, (1, 0)) | pad(same, (0, 1))).float().mean(1)
+
+
+@torch.no_grad()
+def duplicates(a: Tensor, b: Tensor, threshold: float = 1.05) -> tuple[Tensor, Tensor]:
+    """Pairs of clouds that show the same object in the same orientation, wherever it is and whatever its size.
+
+    A pair is judged by a ratio: the mean distance from a point of one cloud to the nearest of the other, over the mean
+    distance between neighbours within the other; of the two directions the larger counts. It is 0 for the same
+    points in any order, 0.5 where half of the points are shared, and 1 for independent uniform samples of one surface.
+
+    Args:
+        a: ``[N, P, 3]``, drawn uniformly. Not prefixes in farthest-point order: they lie evenly, which lowers ratios.
+        b: ``[M, Q, 3]``.
+        threshold: the ratio below which two clouds are a pair.
+
+    Returns:
+        Indices ``[K, 2]`` into a and b, and the pairs' ratios ``[K]``, the smallest first.
+    """
+    a, b = _boxed(a), _boxed(b)
+    # Candidates have similar quantiles; of two samples of one object these differ by some 0.7 / sqrt(points).
+    reach, quantiles = 1.6 / min(a.shape[1], b.shape[1]) ** 0.5, _quantiles(b)
+    close = [torch.cdist(chunk, quantiles) < reach for chunk in _quantiles(a).split(1024)]
+    pairs = torch.cat(close).nonzero()
+    size = 2**21  # distances at a time: larger blocks come from fresh memory, which takes longer than the arithmetic
+
+    # Candidates have a ratio that aligning them could bring below the threshold.
+    spacing = torch.cat([_spacing(chunk) for chunk in b.split(max(1, size // b.shape[1] ** 2))])
+    few = a[:, :: max(1, a.shape[1] // 128)]
+    kept = []
+    for chunk in pairs.split(max(1, size // (few.shape[1] * b.shape[1]))):
+        i, j = chunk.T
+        kept.append(torch.cdist(few[i], b[j]).amin(2).mean(1) / spacing[j] < threshold + 0.35)
+    pairs = pairs[torch.cat(kept)]
+
+    ratios = []
+    for chunk in pairs.split(max(1, size // max(a.shape[1], b.shape[1]) ** 2)):
+        i, j = chunk.T
+        moved = _moved(a[i], b[j])
+        distance = torch.cdist(moved, b[j])
+        there, back = distance.amin(2).mean(1) / spacing[j], distance.amin(1).mean(1) / _spacing(moved)
+        ratios.append(torch.maximum(there, back))
+    ratios, order = torch.cat(ratios).sort()
+    found = ratios < threshold
+    return pairs[order[found]], ratios[found]
+
+
+def _boxed(points: Tensor) -> Tensor:
+    """Into a bounding box of diagonal 2 about the origin; it depends less on the draw than mean and largest norm."""
+    low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
+    return (points - (low + high) / 2) * 2 / (high - low).norm(dim=2, keepdim=True).clamp(min=1e-12)
+
+
+def _quantiles(points: Tensor) -> Tensor:
+    """16 quantiles of x, y, z and the norm ``[N, 64]``, over 8: a distance of two is a root mean square."""
+    values = torch.cat([points, points.norm(dim=2, keepdim=True)], 2).sort(1).values
+    ranks = (torch.arange(16, device=points.device) + 0.5) / 16 * points.shape[1]
+    return values[:, ranks.long()].flatten(1) / 8
+
+
+def _spacing(points: Tensor) -> Tensor:
+    """Mean distance to the nearest other place (more than 1e-3 away: there may be repeated points). ``[N]``."""
+    distance = torch.cdist(points, points)
+    return distance.masked_fill_(distance < 1e-3, torch.inf).amin(2).mean(1)
+
+
+def _moved(a: Tensor, b: Tensor) -> Tensor:
+    """Clouds ``[B, P, 3]`` shifted and scaled onto others, by those half of some 256 points that fit better."""
+    for _ in range(6):
+        some = a[:, :: max(1, a.shape[1] // 256)]
+        distance, index = torch.cdist(some, b).min(2)
+        target = b.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
+        weight = (distance <= distance.median(1, keepdim=True).values).unsqueeze(2).float()
+        weight = weight / weight.sum(1, keepdim=True)
+        centre, goal = (weight * some).sum(1, keepdim=True), (weight * target).sum(1, keepdim=True)
+        offset = weight * (some - centre)
+        scale = (offset * (target - goal)).sum((1, 2)) / (offset * (some - centre)).sum((1, 2)).clamp(min=1e-12)
+        a = (a - centre) * scale.view(-1, 1, 1) + goal
+    return a
+
+
+@dataclass(frozen=True)
+class UpAxis:
+    """Which way is up, and the evidence.
+
+    Args:
+        direction: "+y", say; None where the evidence does not tell.
+        margin: by how many standard errors over the classes it leads the next direction.
+        agreement: share of the classes in which no other direction leads.
+        standing: ``[C, 6]`` share of each class's objects, of the classes there are, that can stand on each of `SIDES`.
+    """
+
+    direction: str | None
+    margin: float
+    agreement: float
+    standing: Tensor
+
+
+def up_axis(points: Tensor, labels: Tensor) -> UpAxis:
+    """The side on which most objects can stand is down; told if it leads by 2 standard errors, over 4 classes at least.
+
+    Args:
+        points: ``[N, P, 3]``.
+        labels: ``[N]``; each class counts the same.
+    """
+    stands = torch.cat([_stands(chunk) for chunk in points.split(512)]).float()
+    standing = torch.stack([stands[labels == label].mean(0) for label in labels.unique()])
+    down = int(standing.mean(0).argmax())
+    lead = (standing[:, [down]] - standing)[:, [side for side in range(6) if side != down]]
+    error = lead.std(0, correction=0) / max(1, len(lead) - 1) ** 0.5
+    margin = float((lead.mean(0) / error.clamp(min=1e-6)).min())
+    told = margin >= 2 and len(lead) >= 4
+    return UpAxis(SIDES[down ^ 1] if told else None, margin, float((lead >= 0).all(1).float().mean()), standing)
+
+
+def _stands(points: Tensor) -> Tensor:
+    """Which of `SIDES` each cloud can stand on, bool ``[N, 6]``: the bounding box of the points within 2 % of the
+    extent from the floor is around the mean of all points."""
+    result = []
+    for axis in range(3):
+        height, others = points[..., axis], points[..., [i for i in range(3) if i != axis]]
+        low, high, centre = height.amin(1, keepdim=True), height.amax(1, keepdim=True), others.mean(1)
+        slab = 0.02 * (high - low)
+        for below in (height <= low + slab, height >= high - slab):
+            first = others.masked_fill(~below.unsqueeze(2), torch.inf).amin(1)
+            last = others.masked_fill(~below.unsqueeze(2), -torch.inf).amax(1)
+            result.append(((first < centre) & (centre < last)).all(1))
+    return torch.stack(result, 1)

@@ -1,0 +1,283 @@
+"""The packed layout: one HDF5 file a data set, also what prepared clouds are cached in.
+
+Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
+``add_offset``), ``label`` ``[n]``, ``name`` ``[n]`` and where known ``mask`` ``[n, P]``. Attributes of the file:
+``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and ``normalized``; of a group
+``sha256`` of its contents.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.base import Clouds, PointClouds, check_labels
+from datasets.files import reading
+from datasets.source import Cloud, Source, chunks
+from pointewa.errors import DataError
+from pointewa.files import atomic_write
+
+_WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
+_GRID = 32767  # int16 steps from the centre of a cloud to the farthest coordinate
+
+
+def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], int16: bool = False) -> None:
+    """Write prepared clouds, one after the other.
+
+    Args:
+        path: file to write; it appears when it is complete.
+        splits: of each split the source, the points kept of an object, and its prepared clouds.
+        int16: coordinates on a grid of 1/32767 (of the unit sphere's radius), in half the space.
+
+    Raises:
+        OSError: the file cannot be written.
+        DataError: from reading the clouds.
+    """
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as h5:
+        for split, (source, count, clouds) in splits.items():
+            h5.attrs["shape_names"], h5.attrs["normalized"] = list(source.class_names), source.normalize
+            h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
+            group, n = h5.create_group(split), len(source)
+            # A cloud is a chunk, so that any of them is read alone; with a checksum, so that damage is noticed.
+            kind = {"dtype": np.int16, "compression": "gzip", "shuffle": True} if int16 else {"dtype": np.float32}
+            data = group.create_dataset("data", (n, count, 3), chunks=(1, count, 3), fletcher32=True, **kind)
+            if int16:
+                data.attrs["scale_factor"], data.attrs["add_offset"] = 1 / _GRID, 0.0
+            index = 0
+            for chunk in chunks(clouds, 64):
+                points = np.stack([cloud.points for cloud in chunk])
+                data[index : index + len(chunk)] = np.rint(points * _GRID) if int16 else points
+                if chunk[0].mask is not None:
+                    mask = group.require_dataset("mask", (n, count), bool, chunks=(1, count))
+                    mask[index : index + len(chunk)] = np.stack([cloud.mask for cloud in chunk])
+                index += len(chunk)
+            group["label"] = source.labels
+            group["name"] = list(source.object_names)
+            group.attrs["sha256"] = digest(group)
+
+
+def on_grid(points: np.ndarray) -> np.ndarray:
+    """Coordinates in [-1, 1] as they come back from a file written with ``int16``."""
+    return np.rint(points * _GRID).astype(np.float32) * np.float32(1 / _GRID) + np.float32(0)
+
+
+def digest(group: h5py.Group) -> str:
+    """SHA-256 of a split's contents, however they are compressed."""
+    result = hashlib.sha256()
+    for name in sorted(group):
+        values = group[name].asstr() if name == "name" else group[name]
+        result.update(f"{name} {values.shape}".encode())
+        for start in range(0, len(values), 256):
+            part = values[start : start + 256]
+            result.update("\n".join(part).encode() if name == "name" else np.ascontiguousarray(part).tobytes())
+    return result.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a packed file says of a split, without its points."""
+
+    path: Path
+    split: str
+    shape: tuple[int, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    object_names: tuple[str, ...]
+    ordered: bool
+    normalized: bool
+    has_mask: bool
+
+    def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Points float32 ``[B, count, 3]`` of some objects, and their masks bool ``[B, count]`` if there are any.
+
+        Raises:
+            DataError: damaged.
+        """
+        with reading(self.path, _WHAT), h5py.File(self.path) as h5:
+            return self.read_from(h5, rows, count)
+
+    def read_from(self, h5: h5py.File, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`read`, from the opened file."""
+        data = h5[self.split]["data"]
+        scale, offset = data.attrs.get("scale_factor", 1.0), data.attrs.get("add_offset", 0.0)
+        points = _rows(data, rows, count).astype(np.float32)
+        if "scale_factor" in data.attrs or "add_offset" in data.attrs:
+            points = points * np.float32(scale) + np.float32(offset)
+        mask = _rows(h5[self.split]["mask"], rows, count).astype(bool) if self.has_mask else None
+        return points, mask
+
+
+def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.ndarray:
+    if isinstance(rows, slice):
+        return values[rows, :count]
+    # HDF5 reads a list of rows slowly and only in rising order.
+    return np.stack([values[row, :count] for row in rows])
+
+
+def open_split(path: Path, split: str) -> Split:
+    """Look into a packed file.
+
+    Raises:
+        DataError: it is not one, or has no such split, or its parts do not fit together.
+    """
+    with reading(path, _WHAT), h5py.File(path) as h5:
+        group, names = h5[split], h5.attrs["shape_names"]
+        shape, kind = group["data"].shape, group["data"].dtype.kind
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind not in "fiu":
+            raise DataError(
+                f"{path}: {split}/data: expected numbers [N, P, 3] with N, P > 0, found {group['data'].dtype} "
+                f"{list(shape)}"
+            )
+        mask = group["mask"].shape if "mask" in group else None
+        labels, objects = group["label"][:].reshape(-1).astype(np.int64), group["name"].asstr()[:]
+        if not shape[0] == len(labels) == len(objects) or mask not in (None, shape[:2]):
+            raise DataError(
+                f"{path}: {split}: {shape[0]} clouds, {len(labels)} labels, {len(objects)} object names"
+                + (f", a mask {list(mask)}" if mask else "")
+            )
+        return Split(
+            path,
+            split,
+            shape,
+            labels,
+            tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names),
+            tuple(map(str, objects)),
+            h5.attrs.get("order") == "fps",
+            bool(h5.attrs.get("normalized", False)),
+            mask is not None,
+        )
+
+
+def source(path: Path, split: str, normalize: bool = True) -> Source:
+    """A split of a packed file as a source.
+
+    Raises:
+        DataError: as `open_split`.
+    """
+    packed = open_split(path, split)
+
+    def clouds(count: int) -> Iterator[Cloud]:
+        for start in range(0, packed.shape[0], 64):
+            points, mask = packed.read(slice(start, start + 64), packed.shape[1])
+            for index in range(len(points)):
+                yield Cloud(points[index], None if mask is None else mask[index])
+
+    return Source(
+        "packed HDF5",
+        path,
+        (path,),
+        packed.class_names,
+        packed.object_names,
+        packed.labels,
+        packed.shape[1],
+        clouds,
+        normalize,
+        ordered=packed.ordered and packed.normalized == normalize,
+    )
+
+
+def resident(packed: Split, count: int) -> PointClouds:
+    """The first ``count`` points of every cloud of a prepared split, in memory."""
+    points, mask = packed.read(slice(None), count)
+    return PointClouds(
+        torch.from_numpy(points),
+        torch.from_numpy(packed.labels),
+        packed.class_names,
+        packed.object_names,
+        str(packed.path),
+        packed.normalized,
+        None if mask is None else torch.from_numpy(mask),
+    )
+
+
+@dataclass(frozen=True)
+class StreamedClouds(Clouds):
+    """Clouds of a prepared split that stay on disk; batches are read ahead of their use, in a thread.
+
+    Args:
+        packed: the split.
+        rows: int64 ``[N]``, which of its objects.
+        labels: int64 ``[N]``, on the device that batches are put on.
+        ahead: batches that are read before they are asked for.
+    """
+
+    packed: Split
+    rows: Tensor
+    labels: Tensor
+    ahead: int = 4
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.class_names, self.object_names, self.source)
+
+    @classmethod
+    def of(cls, packed: Split) -> "StreamedClouds":
+        """All objects of a split."""
+        return cls(packed, torch.arange(packed.shape[0]), torch.from_numpy(packed.labels))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names."""
+        return self.packed.class_names
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """N names."""
+        return tuple(self.packed.object_names[row] for row in self.rows.tolist())
+
+    @property
+    def source(self) -> str:
+        """The file."""
+        return str(self.packed.path)
+
+    @property
+    def normalized(self) -> bool:
+        """Each cloud was centred and scaled to largest norm 1."""
+        return self.packed.normalized
+
+    @property
+    def num_points(self) -> int:
+        """P, the points that each cloud has."""
+        return self.packed.shape[1]
+
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``.
+
+        Raises:
+            DataError: the file is damaged, or a coordinate is not finite.
+        """
+        device = self.labels.device
+        with (
+            reading(self.packed.path, _WHAT),
+            h5py.File(self.packed.path) as h5,
+            ThreadPoolExecutor(1) as thread,
+        ):
+
+            def read(index: Tensor) -> Tensor:
+                points = torch.from_numpy(self.packed.read_from(h5, self.rows[index].tolist(), count)[0])
+                if not torch.isfinite(points).all():
+                    raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
+                return points.pin_memory() if device.type == "cuda" else points
+
+            pending: deque = deque()
+            for index in indices:
+                pending.append(thread.submit(read, index.cpu()))
+                if len(pending) > self.ahead:
+                    yield pending.popleft().result().to(device, non_blocking=True)
+            while pending:
+                yield pending.popleft().result().to(device, non_blocking=True)
+
+    def take(self, indices: Sequence[int] | Tensor) -> "StreamedClouds":
+        """The clouds at ``indices``."""
+        indices = torch.as_tensor(indices)
+        return replace(self, rows=self.rows[indices], labels=self.labels[indices.to(self.labels.device)])
+
+    def to(self, device: torch.device | str) -> "StreamedClouds":
+        """The clouds with their labels and batches on a device."""
+        return replace(self, labels=self.labels.to(device))

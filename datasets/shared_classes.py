@@ -1,0 +1,67 @@
+"""Which classes of two data sets are the same things, to judge a model of one on the other."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pointewa.errors import DataError
+
+# ScanObjectNN's classes that ModelNet40 has, and as what. Uy et al. (2019) also count ModelNet40's bench as a chair;
+# a bench is none to a person, so it is left out here.
+MODELNET40_AS_SCANOBJECTNN = {
+    "bed": ("bed",),
+    "cabinet": ("dresser", "wardrobe", "night_stand"),
+    "chair": ("chair", "stool"),
+    "desk": ("desk",),
+    "display": ("monitor",),
+    "door": ("door",),
+    "shelf": ("bookshelf",),
+    "sink": ("sink",),
+    "sofa": ("sofa",),
+    "table": ("table",),
+    "toilet": ("toilet",),
+}
+
+
+class SharedClass(NamedTuple):
+    """A thing that both sets know: the numbers of the model's classes, and of the set's, that are it."""
+
+    name: str
+    model: tuple[int, ...]
+    data: tuple[int, ...]
+
+
+def shared_classes(
+    trained_on: str, model_names: Sequence[str], data: str, data_names: Sequence[str]
+) -> list[SharedClass]:
+    """What a model can be asked for on another data set.
+
+    Args:
+        trained_on: name of the model's data set.
+        model_names: its classes.
+        data: name of the data set to evaluate on.
+        data_names: its classes.
+
+    Returns:
+        For ModelNet40 and ScanObjectNN the table above, either way; for any others the classes of equal names.
+
+    Raises:
+        DataError: fewer than two classes are shared.
+    """
+    tables = {
+        ("modelnet40", "scanobjectnn"): [(name, many, (name,)) for name, many in MODELNET40_AS_SCANOBJECTNN.items()],
+        ("scanobjectnn", "modelnet40"): [(name, (name,), many) for name, many in MODELNET40_AS_SCANOBJECTNN.items()],
+    }
+    same = [(name, (name,), (name,)) for name in model_names if name in data_names]
+    shared = []
+    for name, mine, theirs in tables.get((trained_on, data), same):
+        numbers = [tuple(names.index(one) for one in wanted if one in names)
+                   for names, wanted in ((model_names, mine), (data_names, theirs))]  # fmt: skip
+        if all(numbers):
+            shared.append(SharedClass(name, *numbers))
+    if len(shared) < 2:
+        raise DataError(
+            f"the model knows {len(model_names)} classes ({', '.join(model_names[:3])}, ...), the data set "
+            f"{len(data_names)} ({', '.join(data_names[:3])}, ...), and they share {len(shared)}: choose the data set "
+            "of the training (DATASET), or name the classes alike"
+        )
+    return shared

@@ -1,0 +1,86 @@
+"""A split as its files have it, before it is prepared: what every layout of every data set is turned into."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from datasets.base import check_labels
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class Cloud(NamedTuple):
+    """One object: points float32 ``[P, 3]``, and bool ``[P]`` which of them are the object, where that is known."""
+
+    points: np.ndarray
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split in some layout on disk, read object by object, so that memory stays flat.
+
+    Args:
+        layout: what was found, for people.
+        path: file or folder, for messages.
+        files: all that is read; a cache made of them is stale when one changes.
+        class_names: C names.
+        object_names: N names.
+        labels: int64 ``[N]``.
+        num_points: points that every object has; None where an object gives any number (meshes, mixed folders).
+        clouds: gives a fresh iterator over all objects in order. Its argument is how many points will be kept, for
+            sources that sample.
+        normalize: clouds are to be centred and scaled to largest norm 1.
+        ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
+
+    Raises:
+        DataError: labels that do not fit the names.
+    """
+
+    layout: str
+    path: Path
+    files: tuple[Path, ...]
+    class_names: tuple[str, ...]
+    object_names: tuple[str, ...]
+    labels: np.ndarray
+    num_points: int | None
+    clouds: Callable[[int], Iterator[Cloud]]
+    normalize: bool = True
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``map`` over processes, in order, a few hundred items ahead at most. Few items are not worth the processes."""
+    if len(items) < 200 or cores() == 1:
+        yield from map(function, items)
+        return
+    # Not forked: a process with torch's threads in it cannot be forked safely.
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+        for block in chunks(items, 512):
+            yield from pool.map(function, block, chunksize=16)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items, the last one shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""Pictures. Nothing here is imported before it is asked for."""

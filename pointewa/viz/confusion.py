@@ -1,0 +1,49 @@
+"""The confusion matrix, as text and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pointewa.files import atomic_write
+
+
+def confusion_text(matrix: Tensor, names: Sequence[str]) -> str:
+    """Rows are true classes, columns what the model said, numbered as the rows are; a dot is 0.
+
+    Args:
+        matrix: int64 ``[C, C]``, `pointewa.engine.Evaluation.confusion`.
+        names: C names.
+    """
+    width, cell = max(map(len, names)), len(str(int(matrix.max()))) + 1
+    cell = max(cell, len(str(len(names) - 1)) + 1)
+    lines = [" " * (width + 4) + "".join(f"{number:>{cell}}" for number in range(len(names)))]
+    for number, (name, row) in enumerate(zip(names, matrix.tolist(), strict=True)):
+        lines.append(f"{name:>{width}} {number:>3}" + "".join(f"{value or '.':>{cell}}" for value in row))
+    return "\n".join(lines)
+
+
+def save_confusion(path: Path, matrix: Tensor, names: Sequence[str], title: str) -> None:
+    """Draw the matrix to a PNG: the shade is the share of the true class, the number counts objects.
+
+    Args:
+        path: file to write.
+        matrix: int64 ``[C, C]``.
+        names: C names.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
+
+    share = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    size = 2.5 + 0.27 * len(names)
+    figure = Figure((size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(title=title, xlabel="said", ylabel="true")
+    for row, column in matrix.nonzero().tolist():
+        shade = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=6, color=shade)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
