@@ -11,15 +11,16 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup train eval fold test lint tensorboard bench clean
+.PHONY: help setup data train eval fold test lint tensorboard bench clean
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
-	@echo 'Variables: DATASET (shapes, modelnet40) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED DATA_ROOT'
-	@echo '           RUN DEVICE CKPT OUT, and ARGS="any.config.key=value ..." for everything else'
+	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, folder) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED'
+	@echo '           DATA_ROOT RUN DEVICE CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
+	@echo '           make train DATASET=folder DATA_ROOT=my_meshes'
 	@echo '           make train ARGS="ewa.enabled=false"'
 
 setup: .venv/.done  ## install everything into .venv (other targets do it when needed)
@@ -33,6 +34,9 @@ setup: .venv/.done  ## install everything into .venv (other targets do it when n
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -e .
 	@touch $@
+
+data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download (the default); DATASET DATA_ROOT ARGS
+	@$(PY) -m tools.prepare_data $(or $(WHAT),download) --config configs/$(or $(DATASET),shapes).yaml $(DATA) $(ARGS)
 
 train: .venv/.done  ## train, fold, evaluate: DATASET MODEL EPOCHS SEED DATA_ROOT RUN DEVICE ARGS
 	@$(PY) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS)

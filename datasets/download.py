@@ -118,11 +118,11 @@ def fetch(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if not (wrong := _wrong(path, archive)):
+            if not (wrong := mismatch(path, archive)):
                 return path
             # It may be the user's own, so it stays until there is a right one.
             print(f"note: {path} is {wrong}; getting it again", file=sys.stderr)
-        if part.exists() and not _wrong(part, archive):
+        if part.exists() and not mismatch(part, archive):
             return part.replace(path)
         print(f"downloading {archive.name}. {archive.licence}", file=sys.stderr)
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
@@ -197,7 +197,7 @@ def _objection(info: zipfile.ZipInfo) -> str:
     return "is encrypted" if info.flag_bits & 1 else ""
 
 
-def _wrong(path: Path, archive: Archive) -> str:
+def mismatch(path: Path, archive: Archive) -> str:
     """How a file differs from the published one; empty if it does not."""
     algorithm, _, expected = archive.checksum.partition(":")
     with open(path, "rb") as file:
@@ -223,7 +223,7 @@ def _complete(ask: Callable[[], None], part: Path, archive: Archive) -> None:
                 if left < 0:
                     raise
             time.sleep(PAUSE)
-        if not (wrong := _wrong(part, archive)):
+        if not (wrong := mismatch(part, archive)):
             return
         part.unlink()
     raise _Failed(wrong)

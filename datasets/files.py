@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -26,25 +28,20 @@ _Shape = tuple[np.ndarray, np.ndarray]  # vertices float64 [V, 3], and triangles
 def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever goes wrong while ``path`` is read as ``what`` into one DataError that names it.
 
-    A UserError passes through. Warnings and log records are dropped meanwhile.
+    A UserError passes through.
     """
-    disabled = logging.root.manager.disable
-    logging.disable()
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:  # on damaged files parsers raise anything, MemoryError and RecursionError included
         problem, remedy = first_line(error), "it may be damaged or incomplete, repair it or get it again"
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = f"pip install {error.name}"
-        elif isinstance(error, OSError) and error.strerror:
-            problem, remedy = error.strerror, "check the path and its permissions"
+        elif isinstance(error, OSError) and error.errno:
+            problem, remedy = os.strerror(error.errno), "check the path and its permissions"  # h5py's own is long
         problem = "".join(filter(str.isprintable, problem))[:200]  # it may quote the file
         raise DataError(f"{path}: cannot be read as {what} ({type(error).__name__}: {problem}): {remedy}") from None
-    finally:
-        logging.disable(disabled)
 
 
 def read_points(path: Path, samples: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +64,8 @@ def read_points(path: Path, samples: int, seed: int = 0) -> np.ndarray:
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, found {suffix or 'no suffix'}")
     # A number that does not fit its type is an error too, where numpy would warn and go on with another number.
-    with reading(path, suffix[1:].upper()), np.errstate(over="raise", invalid="raise"):
+    quiet = warnings.catch_warnings(action="ignore")
+    with reading(path, suffix[1:].upper()), quiet, np.errstate(over="raise", invalid="raise"):
         size = path.stat().st_size
         if not path.is_file():
             raise DataError(f"{path}: expected a file, found a folder or a device: remove or rename it")
@@ -104,7 +102,7 @@ def _read_text(data: bytes) -> _Shape:
     rows = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.partition("#")[0].strip()]
     if rows and not re.search(r"(?i)(?:^|[\s,])[-+.]*(?:\d|nan\b|inf)", rows[0]):  # no number: names of columns
         del rows[0]
-    delimiter = "," if rows and "," in rows[0] else None
+    delimiter = "," if rows and "," in rows[0].partition("#")[0] else None
     return np.loadtxt(rows, delimiter=delimiter, usecols=(0, 1, 2), ndmin=2), _NO_FACES
 
 
@@ -127,12 +125,17 @@ def _read_numpy(data: bytes) -> _Shape:
 def _read_pcd(data: bytes) -> _Shape:
     import pypcd4
 
-    header = re.split(rb"^DATA", data, maxsplit=1, flags=re.MULTILINE)[0]
+    found = re.search(rb"^DATA.*\n", data, re.MULTILINE)
+    if found is None:
+        raise ValueError("expected a header that ends with a line DATA")
+    header, body = data[: found.end()], data[found.end() :]
     sizes = dict(re.findall(rb"^(POINTS|COUNT)([ \d]+)", header, re.MULTILINE))
     count = int(sizes[b"POINTS"])
     if count > MAX_POINTS or sum(map(int, sizes.get(b"COUNT", b"").split())) > 10_000:
         raise ValueError(f"expected at most {MAX_POINTS} points of 10000 values, found more announced")
-    cloud = pypcd4.PointCloud.from_fileobj(BytesIO(data))
+    if b"ascii" in found[0]:  # pypcd4 takes single spaces only
+        body = b"\n".join(b" ".join(line.split()) for line in body.splitlines())
+    cloud = pypcd4.PointCloud.from_fileobj(BytesIO(header + body))
     if cloud.pc_data.size != count:
         raise ValueError(f"{count} points announced, {cloud.pc_data.size} found")
     return cloud.numpy(("x", "y", "z")).astype(np.float64), _NO_FACES
@@ -184,6 +187,7 @@ def _in_range(faces: np.ndarray, vertices: int) -> np.ndarray:
 def _read_ply(data: bytes) -> _Shape:
     header, end, body = data.partition(b"end_header")
     header = re.sub(rb"[\x80-\xff]", b"?", header)  # comments may be in any encoding
+    header = re.sub(rb"^element edge ", b"element ignored ", header, flags=re.MULTILINE)  # trimesh needs scipy for it
     counts = {name: int(count) for name, count in re.findall(rb"^element\s+(\w+)\s+(\d+)", header, re.MULTILINE)}
     rows = sum(map(bool, map(bytes.strip, body.splitlines()))) if b"format ascii" in header else len(body)
     if sum(counts.values()) > rows:  # trimesh takes an ascii file cut short as complete
@@ -194,8 +198,8 @@ def _read_ply(data: bytes) -> _Shape:
         if "unexpected length" not in str(error):
             raise
         raise ValueError("expected the length announced, and polygons with equally many corners") from None
-    if counts.get(b"face") and not len(faces):
-        raise ValueError(f"{counts[b'face']} faces announced, none found")
+    if len(faces) < counts.get(b"face", 0):
+        raise ValueError(f"{counts[b'face']} faces announced, {len(faces)} found")
     return points, faces
 
 
@@ -217,12 +221,6 @@ def _read_glb(data: bytes) -> _Shape:
         raise ValueError("expected geometry that is neither compressed nor sparse")
     if any(not re.search("material|texture", name) for name in tree.get("extensionsRequired", ())):
         raise ValueError(f"expected no required extensions, found {', '.join(tree['extensionsRequired'])}")
-    # The time that trimesh takes is cubic in the depth, and without end where nodes are in a cycle.
-    level, depth = {node for scene in tree.get("scenes", ()) for node in scene.get("nodes", ())}, 0
-    while level:
-        level, depth = {child for node in level for child in tree["nodes"][node].get("children", ())}, depth + 1
-        if depth > 100:
-            raise ValueError("expected nodes nested at most 100 deep, found more")
     return _read_scene(data, "glb")
 
 
@@ -230,9 +228,17 @@ def _read_scene(data: bytes, kind: str) -> _Shape:
     """All meshes, or else all clouds, moved to where the scene has them. No resolver: trimesh can open nothing else."""
     import trimesh
 
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL + 1)
     scene = trimesh.load_scene(BytesIO(data), file_type=kind, resolver={}, process=False, skip_materials=True)
-    placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
-    parts = [(transform, scene.geometry[name]) for transform, name in placed]
+    edges = {child: (parent, attributes) for parent, child, attributes in scene.graph.to_edgelist()}
+
+    @cache
+    def world(node: str) -> np.ndarray:  # the time that scene.graph.get takes is cubic in the depth
+        parent, attributes = edges.get(node, (None, None))
+        return np.eye(4) if parent is None else world(parent) @ attributes["matrix"]
+
+    placed = [(node, attributes.get("geometry")) for node, (_, attributes) in edges.items()]
+    parts = [(world(node), scene.geometry[name]) for node, name in placed if name is not None]
     parts = [part for part in parts if len(getattr(part[1], "faces", ()))] or parts
     if sum(len(geometry.vertices) + len(getattr(geometry, "faces", ())) for _, geometry in parts) > 3 * MAX_POINTS:
         raise ValueError(f"expected at most {3 * MAX_POINTS} vertices and faces, found more")

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from datasets import packed
 from datasets.files import read_points, reading
+from datasets.hdf5 import open_hdf5, read_labels
 from datasets.pickles import load_arrays
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
@@ -154,8 +156,8 @@ def _open_official(folder: Path, split: str) -> Source:
         raise DataError(f"{folder}: no ply_data_{split}*.h5 of this split: get the archive again, it is incomplete")
     labels, objects, points = [], [], set()
     for file in files:
-        with reading(file, "HDF5 with the datasets data and label"), h5py.File(file) as h5:
-            shape, mine = h5["data"].shape, h5["label"][:].reshape(-1).astype(np.int64)
+        with open_hdf5(file, "HDF5 with the datasets data and label") as h5:
+            shape, mine = h5["data"].shape, read_labels(h5["label"])
         if len(shape) != 3 or shape[2] != 3 or len(mine) != shape[0]:
             raise DataError(f"{file}: expected data [n, P, 3] and label [n], found {list(shape)} and [{len(mine)}]")
         labels.append(mine)
@@ -164,7 +166,7 @@ def _open_official(folder: Path, split: str) -> Source:
 
     def clouds(count: int) -> Iterator[Cloud]:
         for file in files:
-            with reading(file, "HDF5 with the datasets data and label"), h5py.File(file) as h5:
+            with open_hdf5(file, "HDF5 with the datasets data and label") as h5:
                 data = h5["data"]
                 for start in range(0, len(data), 256):
                     yield from map(Cloud, data[start : start + 256].astype(np.float32))
@@ -179,6 +181,7 @@ def _official_objects(file: Path, count: int) -> list[str]:
     listed = file.with_name(f"{file.stem[:-1]}_{file.stem[-1]}_id2file.json")
     try:
         names = [Path(name).stem for name in json.loads(listed.read_text())]
+        names = names if "".join(names).isprintable() else []
     except (OSError, ValueError, TypeError):
         names = []
     return names if len(names) == count else [f"{file.stem}/{index}" for index in range(count)]
@@ -186,7 +189,7 @@ def _official_objects(file: Path, count: int) -> list[str]:
 
 def _find_text(folders: list[Path]) -> list[Path]:
     places = [folders[0], *(folder / _RESAMPLED for folder in folders)]
-    return [place for place in places if (place / "modelnet40_train.txt").is_file() and any(place.glob("*/*.txt"))]
+    return [place for place in places if (place / "modelnet40_train.txt").exists() and any(place.glob("*/*.txt"))]
 
 
 def _open_text(folder: Path, split: str) -> Source:
@@ -214,7 +217,7 @@ def _open_text(folder: Path, split: str) -> Source:
 
 
 def _read_text(file: Path) -> np.ndarray:
-    with reading(file, "rows of x,y,z,nx,ny,nz"):
+    with reading(file, "rows of x,y,z,nx,ny,nz"), warnings.catch_warnings(action="ignore"):
         return np.loadtxt(file, np.float32, delimiter=",", usecols=(0, 1, 2), ndmin=2)
 
 
@@ -238,6 +241,8 @@ def _open_dat(folder: Path, split: str) -> Source:
         shapes = {np.shape(cloud) for cloud in points}
         if len(shapes) > 1 or not all(len(shape) == 2 and shape[1] >= 3 for shape in shapes):
             raise ValueError(f"clouds of the shapes {', '.join(map(str, sorted(shapes)[:3]))}")
+        if not all(np.asarray(cloud).dtype.kind in "iuf" for cloud in points):
+            raise ValueError("clouds of other things than real numbers")
         num_points = next(iter(shapes))[0]
 
     def clouds(count: int) -> Iterator[Cloud]:
@@ -287,8 +292,8 @@ _LAYOUTS = {
 def _lines(file: Path) -> tuple[str, ...]:
     with reading(file, "a list of names"):
         names = tuple(file.read_text().split())
-        if not names:
-            raise ValueError("it is empty")
+        if not names or not "".join(names).isprintable():
+            raise ValueError("it is empty, or no text")
         return names
 
 

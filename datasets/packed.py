@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import Clouds, PointClouds, check_labels
-from datasets.files import reading
+from datasets.hdf5 import open_hdf5, read_labels
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.files import atomic_write
@@ -40,9 +40,9 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
         OSError: the file cannot be written.
         DataError: from reading the clouds.
     """
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as h5:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as h5:
         for split, (source, count, clouds) in splits.items():
-            h5.attrs["shape_names"], h5.attrs["normalized"] = list(source.class_names), source.normalize
+            h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
             # A cloud is a chunk, so that any of them is read alone; with a checksum, so that damage is noticed.
@@ -59,8 +59,17 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
                     mask[index : index + len(chunk)] = np.stack([cloud.mask for cloud in chunk])
                 index += len(chunk)
             group["label"] = source.labels
-            group["name"] = list(source.object_names)
+            group["name"] = _bytes(source.object_names)
             group.attrs["sha256"] = digest(group)
+
+
+def _bytes(names: Sequence[str]) -> np.ndarray:
+    """Names at a fixed length: those of variable length lie where HDF5 has no checksums."""
+    return np.array([name.encode() for name in names], "S")
+
+
+def _texts(values: np.ndarray) -> tuple[str, ...]:
+    return tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values)
 
 
 def on_grid(points: np.ndarray) -> np.ndarray:
@@ -72,11 +81,11 @@ def digest(group: h5py.Group) -> str:
     """SHA-256 of a split's contents, however they are compressed."""
     result = hashlib.sha256()
     for name in sorted(group):
-        values = group[name].asstr() if name == "name" else group[name]
+        values = group[name]
         result.update(f"{name} {values.shape}".encode())
         for start in range(0, len(values), 256):
             part = values[start : start + 256]
-            result.update("\n".join(part).encode() if name == "name" else np.ascontiguousarray(part).tobytes())
+            result.update("\n".join(_texts(part)).encode() if name == "name" else np.ascontiguousarray(part).tobytes())
     return result.hexdigest()
 
 
@@ -93,6 +102,7 @@ class Split:
     ordered: bool
     normalized: bool
     has_mask: bool
+    trusted: bool
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Points float32 ``[B, count, 3]`` of some objects, and their masks bool ``[B, count]`` if there are any.
@@ -100,7 +110,7 @@ class Split:
         Raises:
             DataError: damaged.
         """
-        with reading(self.path, _WHAT), h5py.File(self.path) as h5:
+        with open_hdf5(self.path, _WHAT, self.trusted) as h5:
             return self.read_from(h5, rows, count)
 
     def read_from(self, h5: h5py.File, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -121,13 +131,13 @@ def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.n
     return np.stack([values[row, :count] for row in rows])
 
 
-def open_split(path: Path, split: str) -> Split:
-    """Look into a packed file.
+def open_split(path: Path, split: str, trusted: bool = False) -> Split:
+    """Look into a packed file; a trusted one was written by `write`.
 
     Raises:
         DataError: it is not one, or has no such split, or its parts do not fit together.
     """
-    with reading(path, _WHAT), h5py.File(path) as h5:
+    with open_hdf5(path, _WHAT, trusted) as h5:
         group, names = h5[split], h5.attrs["shape_names"]
         shape, kind = group["data"].shape, group["data"].dtype.kind
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind not in "fiu":
@@ -136,7 +146,7 @@ def open_split(path: Path, split: str) -> Split:
                 f"{list(shape)}"
             )
         mask = group["mask"].shape if "mask" in group else None
-        labels, objects = group["label"][:].reshape(-1).astype(np.int64), group["name"].asstr()[:]
+        labels, objects = read_labels(group["label"]), _texts(group["name"][:])
         if not shape[0] == len(labels) == len(objects) or mask not in (None, shape[:2]):
             raise DataError(
                 f"{path}: {split}: {shape[0]} clouds, {len(labels)} labels, {len(objects)} object names"
@@ -147,11 +157,12 @@ def open_split(path: Path, split: str) -> Split:
             split,
             shape,
             labels,
-            tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names),
-            tuple(map(str, objects)),
+            _texts(names),
+            objects,
             h5.attrs.get("order") == "fps",
             bool(h5.attrs.get("normalized", False)),
             mask is not None,
+            trusted,
         )
 
 
@@ -253,11 +264,7 @@ class StreamedClouds(Clouds):
             DataError: the file is damaged, or a coordinate is not finite.
         """
         device = self.labels.device
-        with (
-            reading(self.packed.path, _WHAT),
-            h5py.File(self.packed.path) as h5,
-            ThreadPoolExecutor(1) as thread,
-        ):
+        with open_hdf5(self.packed.path, _WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
             def read(index: Tensor) -> Tensor:
                 points = torch.from_numpy(self.packed.read_from(h5, self.rows[index].tolist(), count)[0])

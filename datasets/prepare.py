@@ -22,6 +22,7 @@ from datasets.order import fps_order, method
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 
+_LARGEST = 1e18  # the square of a distance must fit float32
 _VERSION = 2  # raise it when prepared clouds change
 
 
@@ -82,6 +83,8 @@ def check(cloud: Cloud, source: Source, index: int) -> None:
         raise DataError(f"{name}: expected points [P, 3] with P > 0, found {list(shape)}: remove or repair it")
     if not np.isfinite(cloud.points).all():
         raise DataError(f"{name} has coordinates that are not finite: remove or repair it")
+    if np.abs(cloud.points).max() > _LARGEST:
+        raise DataError(f"{name} has coordinates beyond {_LARGEST:.0e}: remove or repair it")
 
 
 def prepared(name: str, split: str, source: Source, count: int) -> packed.Split:
@@ -101,13 +104,13 @@ def prepared(name: str, split: str, source: Source, count: int) -> packed.Split:
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():
         try:
-            return packed.open_split(path, split)
+            return packed.open_split(path, split, trusted=True)
         except DataError as error:  # whatever is wrong with it, it can be made again
             print(f"note: {error}; preparing it again", file=sys.stderr)
 
     def write(path: Path) -> packed.Split:
         packed.write(path, {split: (source, count, prepare(source, count, f"preparing {name} ({split}), once"))})
-        return packed.open_split(path, split)
+        return packed.open_split(path, split, trusted=True)
 
     try:
         return write(path)

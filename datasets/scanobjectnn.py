@@ -4,12 +4,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from datasets import packed
 from datasets.download import BY_REQUEST
-from datasets.files import reading
+from datasets.hdf5 import open_hdf5, read_labels
 from datasets.source import Cloud, Source
 from pointewa.errors import DataError
 
@@ -57,7 +56,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         found = packed.source(Path(root), split, normalize=False)
     else:
         places = [Path(root, place) for place in _FOLDERS]
-        files = [place / file for place in places if (place / file).is_file()]
+        files = [place / file for place in places if (place / file).exists()]
         packs = [path for place in places for path in sorted(place.glob(f"scanobjectnn_{variant}*.h5"))]
         if packs:
             found = packed.source(packs[0], split, normalize=False)
@@ -82,8 +81,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 
 def _open(file: Path, variant: str) -> Source:
-    with reading(file, _WHAT), h5py.File(file) as h5:
-        shape, labels = h5["data"].shape, h5["label"][:].reshape(-1).astype(np.int64)
+    with open_hdf5(file, _WHAT) as h5:
+        shape, labels = h5["data"].shape, read_labels(h5["label"])
         mask = h5["mask"].shape if "mask" in h5 else None
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or len(labels) != shape[0] or mask not in (None, shape[:2]):
         raise DataError(
@@ -92,7 +91,7 @@ def _open(file: Path, variant: str) -> Source:
         )
 
     def clouds(count: int) -> Iterator[Cloud]:
-        with reading(file, _WHAT), h5py.File(file) as h5:
+        with open_hdf5(file, _WHAT) as h5:
             for start in range(0, shape[0], 256):
                 rows = slice(start, start + 256)
                 points = h5["data"][rows].astype(np.float32)

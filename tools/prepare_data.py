@@ -1,91 +1,177 @@
-"""Look at a data set as it lies on disk, check it, pack it into one file, or fetch it.
+"""Look at a data set as it lies on disk, verify it, pack it into one file, or download it.
 
 python -m tools.prepare_data inspect data.name=modelnet40 data.root=/data
 python -m tools.prepare_data verify data.name=scanobjectnn data.root=/data data.variant=obj_bg
-python -m tools.prepare_data pack data.name=folder data.root=my_meshes --points 4096 --out my_meshes.h5
+python -m tools.prepare_data pack data.name=folder data.root=meshes --points 4096 --out meshes.h5
 python -m tools.prepare_data download data.name=modelnet40 data.root=data
 """
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 import datasets
-from datasets import packed
-from datasets.download import ARCHIVES, download
-from datasets.download import check as check_archive
-from datasets.inspection import degenerate, duplicates, repeated_points, up_axis
-from datasets.prepare import prepare, unit_sphere
+from datasets import packed, report
+from datasets.download import download
+from datasets.prepare import prepare
 from datasets.source import Cloud, Source
 from pointewa.config import Config
-from pointewa.errors import DataError
+from pointewa.engine.trainer import duration
+from pointewa.errors import ConfigError, DataError
 from tools import cli
 
-SPLITS = ("train", "test")
-_LOOK = 1024  # points of an object that are looked at
-_MESH_POINTS = 8192  # packed of an object whose source has any number
+_MESH_POINTS = 8192  # packed of an object whose source has any number of points
 
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {split: datasets.open_source(data.name, data.root, split, 1, data.variant) for split in SPLITS}
+    return {split: datasets.open_source(data.name, data.root, split, 1, data.variant) for split in ("train", "test")}
 
 
-def read(source: Source, split: str) -> tuple[Tensor, list[int], list[int]]:
-    """At most `_LOOK` points of each object ``[N, _LOOK, 3]``, drawn at random; how many points each has; and which
-    have coordinates that are not finite (their points are zeros)."""
-    console, rng = Console(stderr=True), np.random.default_rng(0)
-    clouds = track(source.clouds(_LOOK), f"reading {split}", len(source), console=console, transient=True,
-                   disable=not console.is_terminal)  # fmt: skip
-    points, sizes, broken = torch.zeros(len(source), _LOOK, 3), [], []
-    for index, cloud in enumerate(clouds):
-        size = len(cloud.points)
-        sizes.append(size)
-        if not np.isfinite(cloud.points).all():
-            broken.append(index)
-        elif size:
-            chosen = rng.permutation(size)[np.arange(_LOOK) % size] if size != _LOOK else slice(None)
-            points[index] = torch.from_numpy(cloud.points[chosen])
-    return points, sizes, broken
+def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """What is there."""
+    found = report.inspect(sources(config))
+    splits = found["splits"]
+    table = Table(title=f"{config.data.name} as it lies on disk")
+    for column in ("", *splits):
+        table.add_column(column, justify="right" if column else "left")
+
+    def row(title: str, value: Any) -> None:
+        table.add_row(title, *(str(value(split)) for split in splits.values()))
+
+    row("layout", lambda split: split["layout"])
+    row("objects", lambda split: split["objects"])
+    row(
+        "points of an object",
+        lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
+    )
+    row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
+    row("not finite", lambda split: len(split["not_finite"]))
+    row("points on one line", lambda split: len(split["degenerate"]))
+    row(
+        "with repeated points",
+        lambda split: "-" if split["with_repeated_points"] is None else split["with_repeated_points"],
+    )
+    table.add_section()
+    for name in splits["train"]["classes"]:
+        row(name, lambda split, name=name: split["classes"][name])
+    console.print(table)
+    for split in splits.values():
+        for kind in ("not_finite", "degenerate"):
+            if split[kind]:
+                console.print(
+                    f"{kind.replace('_', ' ')}: {', '.join(split[kind][:5])}{', ...' * (len(split[kind]) > 5)}"
+                )
+    for kind, twice in found["in_train_and_test"].items():
+        text = f"{twice['pairs']} pairs of a training and a test object ({kind.replace('_', ' ')})"
+        if twice["pairs"]:
+            text += f": {twice['objects_of_test']} test objects, {twice['of_two_classes']} pairs under two classes"
+            text += f", such as {' and '.join(twice['such_as'])}"
+        console.print(text, highlight=False, soft_wrap=True)
+    up = found["up"]
+    agree = f"{100 * up['agreement']:.0f} % of the classes agree"
+    console.print(
+        f"up: {up['direction'] or 'unclear'}, by the side on which objects can stand ({agree})", highlight=False
+    )
+    return found
 
 
-def inspect(config: Config) -> dict[str, Any]:
-    """What is there: layout, counts, points, what is wrong with clouds, duplicates, which way is up."""
-    found, points = sources(config), {}
-    report: dict[str, Any] = {"dataset": config.data.name, "splits": {}}
-    for split, source in found.items():
-        clouds, sizes, broken = read(source, split)
-        points[split] = unit_sphere(clouds)
-        report["splits"][split] = {
-            "path": str(source.path),
-            "layout": source.layout,
-            "objects": len(source),
-            "points": [min(sizes), max(sizes)],
-            "classes": dict(zip(source.class_names, np.bincount(source.labels, minlength=len(source.class_names)).tolist(), strict=True)),
-            "not_finite": [source.object_names[index] for index in broken],
-            "collapsed": [source.object_names[index] for index in collapsed(points[split]).nonzero().flatten().tolist()],
-            "with_repeated_points": int((repeated(points[split]) > 0).sum()),
-            "largest_norm": round(clouds.norm(dim=-1).max().item(), 4),
-        }
-    return report
+def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """Whether it is the official set, whole."""
+    good, bad = report.verify(config.data.name, sources(config))
+    for line in good:
+        console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
+    if bad:
+        raise DataError(
+            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or go on knowing"])
+        )
+    return {"ok": good}
+
+
+def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """Into one file, in farthest-point order."""
+    found, data = sources(config), config.data
+    if args.int16 and not found["train"].normalize:
+        raise ConfigError(
+            f"--int16: {data.name} is not normalised to the unit sphere, which the grid spans: leave it out"
+        )
+    available = [one.num_points for one in found.values() if one.num_points]
+    points = args.points or (min(available) if available else _MESH_POINTS)
+    if available and points > min(available):
+        raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
+    variant = f"_{data.variant}" if data.variant and data.name == "scanobjectnn" else ""
+    root = Path(data.root)
+    out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists: choose another name, or remove it first")
+    total, done, started = sum(map(len, found.values())), 0, time.perf_counter()
+
+    def watched(clouds: Iterator[Cloud]) -> Iterator[Cloud]:
+        nonlocal done
+        for cloud in clouds:
+            yield cloud
+            done += 1
+            if done == min(total, 256):  # by then the first objects have been read, ordered and written
+                seconds = (time.perf_counter() - started) / done * total
+                console.print(
+                    f"{total} objects of {points} points will take about {duration(seconds)}", highlight=False
+                )
+
+    splits = {
+        split: (one, points, watched(prepare(one, points, f"packing {split}", args.int16)))
+        for split, one in found.items()
+    }
+    packed.write(out, splits, args.int16)
+    seconds = time.perf_counter() - started
+    figures = {
+        "out": str(out),
+        "objects": total,
+        "points": points,
+        "seconds": round(seconds, 1),
+        "bytes": out.stat().st_size,
+    }
+    console.print(
+        f"{out}: {total} objects of {points} points, {out.stat().st_size / 2**20:.0f} MiB, in {seconds:.0f} s, "
+        f"{total / seconds * 3600:,.0f} objects an hour", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return figures
+
+
+def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """From the net."""
+    folder = download(config.data.name, Path(config.data.root))
+    console.print(f"{folder}: here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
+                  soft_wrap=True)  # fmt: skip
+    return {"folder": str(folder)}
+
+
+ACTIONS = {"inspect": inspect, "verify": verify, "pack": pack, "download": fetch}
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("what", choices=ACTIONS)
+    cli.add_config(parser)
+    parser.add_argument("--out", type=Path, help="pack: file to write; default: beside the data")
+    parser.add_argument("--points", type=int, help="pack: points of an object; default: all that the source has")
+    parser.add_argument(
+        "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
+    )
+    args = parser.parse_args(argv)
+    if args.points is not None and args.points < 1:
+        raise ConfigError(f"--points: expected at least 1, found {args.points}")
+    console = Console(stderr=args.json)
+    figures = ACTIONS[args.what](args, cli.config_from(args), console)
+    if args.json:
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ class Trainer:
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, on {self.device.type} in {precision}")
         seconds = self._time_step() * self.total_steps
         epochs = f"{config.train.epochs} epochs of {self.steps_per_epoch} steps"
-        self._say(f"{epochs} will take about {_duration(seconds)}; run folder {self.folder}")
+        self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")
         if self.device.type == "cpu" and seconds > 3600 and config.model.preset != "tiny":
             self._say("On a CPU MODEL=tiny EPOCHS=10 is the choice that finishes.", style="yellow")
 
@@ -331,7 +331,7 @@ class Trainer:
                 if end:
                     val = f"  val {scalars['val/oa']:.1f} %" if "val/oa" in scalars else ""
                     left = self.seconds / self.step * (self.total_steps - self.step)
-                    self._say(f"{text}{val}  {_duration(left)} left")
+                    self._say(f"{text}{val}  {duration(left)} left")
 
             yield report
 
@@ -344,7 +344,8 @@ def _count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

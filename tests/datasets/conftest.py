@@ -12,6 +12,7 @@ from datasets import shapes
 
 CLASSES = ("airplane", "bathtub", "bed")  # of ModelNet40, in its order
 PER_CLASS = {"train": 4, "test": 2}
+FORMAT = ("v110", "v110")  # with checksums; files of the older format are first read by a process of its own
 
 
 def procedural(num_points):
@@ -52,7 +53,7 @@ def small(request):
 
 def write_packed(folder, small, name="modelnet40_256.h5"):
     folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / name, "w") as h5:
+    with h5py.File(folder / name, "w", libver=FORMAT) as h5:
         h5.attrs["shape_names"] = list(CLASSES)
         for split, part in small.items():
             group = h5.create_group(split)
@@ -69,7 +70,7 @@ def write_ply_hdf5(folder, small, id2file=True):
     (folder / "shape_names.txt").write_text("\n".join(CLASSES) + "\n")
     for split, part in small.items():
         for number, rows in enumerate(np.array_split(np.arange(len(part.labels)), 2)):
-            with h5py.File(folder / f"ply_data_{split}{number}.h5", "w") as h5:
+            with h5py.File(folder / f"ply_data_{split}{number}.h5", "w", libver=FORMAT) as h5:
                 h5["data"], h5["label"] = part.points[rows], part.labels[rows, None].astype(np.uint8)
             if id2file:
                 listed = [f"{CLASSES[part.labels[row]]}/{part.names[row]}.ply" for row in rows]
@@ -143,7 +144,9 @@ def write_scanobjectnn(folder, small, variant, mask=True):
     place.mkdir(parents=True, exist_ok=True)
     end = "_augmentedrot_scale75" if variant == "pb_t50_rs" else ""
     for split, part in small.items():
-        with h5py.File(place / f"{ {'train': 'training', 'test': 'test'}[split] }_objectdataset{end}.h5", "w") as h5:
+        with h5py.File(
+            place / f"{ {'train': 'training', 'test': 'test'}[split] }_objectdataset{end}.h5", "w", libver=FORMAT
+        ) as h5:
             h5["data"], h5["label"] = part.points, part.labels.astype(np.int32)
             if mask:  # by a rule that a test can tell from the points
                 h5["mask"] = np.where(part.points[..., 0] > 0, 4, -1).astype(np.int32)

@@ -14,8 +14,8 @@ import pypcd4
 import pytest
 import trimesh
 
-from datasets.files import MAX_BYTES, SUFFIXES, read_points
-from pointewa.errors import DataError
+from datasets.files import MAX_BYTES, SUFFIXES, read_points, reading
+from pointewa.errors import ConfigError, DataError
 
 POINTS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 # Two triangles with areas 1 (z = 0) and 3 (z = 1).
@@ -132,7 +132,7 @@ CLOUDS = {
     "spaces.xyz": text(POINTS),
     "tabs.txt": text(POINTS, "\t").replace("\n", "\r\n"),
     "commas.txt": text(COLUMNS, ","),
-    "comments.XYZ": f"# x y z\n\n{text(COLUMNS, '  ')} # the end\n",
+    "comments.XYZ": f"# x, y, z\n\n{text(COLUMNS, '  ')} # the end\n",
     "header.txt": f"\ufeffPoints_0, Points_1, Points_2\n{text(POINTS, ', ')}",
     "cloudcompare.txt": f"//X Y Z Nx Ny Nz\n{text(COLUMNS)}",
     "single.npy": npy(POINTS),
@@ -140,6 +140,7 @@ CLOUDS = {
     "fortran.npy": npy(np.asfortranarray(COLUMNS)),
     **{f"{key}.npz": npz(**{key: COLUMNS, "label": np.arange(3)}) for key in ("points", "xyz", "pos", "data", "arr_0")},
     "other.npz": npz(compressed=True, cloud=POINTS),
+    "remarks.xyz": text(POINTS).replace("\n", " # a, b\n"),
     "cloud.off": off(POINTS, []),
     "cloud.obj": "o x\n" + obj(COLUMNS, []) + "vn 0 0 1\n",
     "cloud.glb": glb(geometry=trimesh.PointCloud(POINTS)),
@@ -147,6 +148,10 @@ CLOUDS = {
 
 MESHES = {
     "ascii.ply": ply_mesh(VERTICES, FACES),
+    "edges.ply": ply_mesh(VERTICES, FACES).replace(
+        b"end_header", b"element edge 1\nproperty int vertex1\nproperty int vertex2\nend_header"
+    )
+    + b"0 4\n",
     "binary.PLY": MESH.export(file_type="ply"),
     "plain.off": off(VERTICES, FACES),
     "glued.off": off(VERTICES, FACES, "OFF"),
@@ -172,9 +177,11 @@ def test_clouds_come_as_they_are(tmp_path, name):
     np.testing.assert_array_equal(points, POINTS)
 
 
-def test_ascii_pcd(tmp_path):
-    points = read_points(write(tmp_path, "a.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)), samples=7)
-    np.testing.assert_allclose(points, POINTS, rtol=0, atol=1e-6)
+@pytest.mark.parametrize(("old", "new"), [(b"", b""), (b" ", b"  "), (b"\n", b" \n"), (b"\n", b"\r\n")])
+def test_ascii_pcd(tmp_path, old, new):
+    header, body = pcd(POINTS, pypcd4.Encoding.ASCII).split(b"DATA ascii\n")
+    path = write(tmp_path, "a.pcd", header + b"DATA ascii\n" + (body.replace(old, new) if old else body))
+    np.testing.assert_allclose(read_points(path, samples=7), POINTS, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -205,7 +212,9 @@ def test_polygons(tmp_path, name):
 
 
 def test_a_glb_scene_is_sampled_as_a_whole(tmp_path):
-    points = read_points(write(tmp_path, "a.glb", glb()), 4000)
+    camera = {"type": "perspective", "perspective": {"yfov": 1, "znear": 1}}
+    content = glb(lambda tree: (tree.update(cameras=[camera]), tree["nodes"].append({"camera": 0})))
+    points = read_points(write(tmp_path, "a.glb", content), 4000)
     moved = points[:, 0] >= 5  # the second is twice as large, at x + 10
     assert abs(moved.sum() - 4000 * 4 / 5) < 4 * (4000 * 4 / 25) ** 0.5
     back = np.where(moved[:, None], (points - [10, 0, 0]) / 2, points)
@@ -324,13 +333,14 @@ def copies(tree):
     tree["scenes"] = [{"nodes": list(range(20_000))}]
 
 
+MISFIT = "cannot be read as (PLY|PCD|XYZ|TXT|NPY|NPZ|OFF|STL|GLB) |expected points, found none"
 CUT = slice(None, -40)
 HUGE = 10**12
 REFUSED = {
     # Content that does not fit the suffix
-    "zeros": [(f"a{suffix}", bytes(100), "") for suffix in SUFFIXES],
-    "noise": [(f"a{suffix}", np.random.default_rng(1).bytes(3000), "") for suffix in SUFFIXES],
-    "prose": [(f"a{suffix}", "Dear all,\nsee the attached files.\n" * 9, "") for suffix in SUFFIXES],
+    "zeros": [(f"a{suffix}", bytes(100), MISFIT) for suffix in SUFFIXES],
+    "noise": [(f"a{suffix}", np.random.default_rng(1).bytes(3000), MISFIT) for suffix in SUFFIXES],
+    "prose": [(f"a{suffix}", "Dear all,\nsee the attached files.\n" * 9, MISFIT) for suffix in SUFFIXES],
     # No points
     "none": [
         ("a.xyz", "# x y z\n", "expected points, found none"),
@@ -390,17 +400,18 @@ REFUSED = {
             stl().replace(VERTICES[:3].tobytes(), bytes(36)).replace(VERTICES[3:].tobytes(), bytes(36)),
             "area 0",
         ),
-        ("a.glb", glb(lambda tree: tree["accessors"][0].update(componentType=5126)), ""),
+        ("a.glb", glb(lambda tree: tree["accessors"][0].update(componentType=5126)), "area 0 only"),
     ],
     # Cut short, in the middle and where a line ends
     "cut": [
         ("a.ply", ply_mesh(VERTICES, FACES)[:-8], "8 rows announced, fewer found"),
         ("a.ply", ply_mesh(VERTICES, FACES).replace(b"vertex_indices", b"unknown"), "cannot be read as PLY"),
+        ("a.ply", ply_mesh(VERTICES, FACES)[:-3], "2 faces announced, 1 found"),
         ("a.ply", coloured(POINTS, "binary_little_endian")[CUT], "expected the length announced"),
-        ("a.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)[:-30], ""),
+        ("a.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)[:-30], "requires 5 columns but 2 were found at row 50"),
         ("a.pcd", pcd(POINTS, pypcd4.Encoding.BINARY)[:-17], "50 points announced, 49 found"),
-        ("a.pcd", pcd(POINTS, pypcd4.Encoding.BINARY_COMPRESSED)[CUT], ""),
-        ("a.npy", npy(POINTS)[CUT], ""),
+        ("a.pcd", pcd(POINTS, pypcd4.Encoding.BINARY_COMPRESSED)[CUT], "error in compressed data"),
+        ("a.npy", npy(POINTS)[CUT], "expected 600 bytes got 560"),
         ("a.npz", npz(points=POINTS)[CUT], "BadZipFile"),
         ("a.off", off(VERTICES, FACES)[:-8], "6 vertices and 2 faces announced, fewer found"),
         ("a.off", off(VERTICES, FACES)[:-3], "6 vertices and 2 faces announced, fewer found"),
@@ -430,20 +441,19 @@ REFUSED = {
             for encoding in pypcd4.Encoding
         ),
         ("a.pcd", pcd(POINTS, pypcd4.Encoding.BINARY).replace(b"COUNT 1", b"COUNT %d" % HUGE), "more announced"),
-        ("a.npy", sized((HUGE, 3)), ""),
-        ("a.npy", sized((2**40, 2**40)), ""),
+        ("a.npy", sized((HUGE, 3)), "MemoryError|EOF"),
+        ("a.npy", sized((2**40, 2**40)), "cannot reshape"),
         ("a.npz", packed_zeros(), f"at most {MAX_BYTES} bytes when unpacked"),
-        ("a.npy", npy(np.broadcast_to(np.float32(0), (10, 3)))[:-4], ""),
         ("a.off", off(VERTICES, FACES).replace("6 2 0", f"{HUGE} 2 0"), "announced, fewer found"),
-        ("a.glb", glb(lambda tree: tree["accessors"][0].update(count=HUGE)), ""),
+        ("a.glb", glb(lambda tree: tree["accessors"][0].update(count=HUGE)), "cannot reshape"),
         ("a.glb", glb(lambda tree: tree["accessors"][0].pop("bufferView")), "neither compressed nor sparse"),
         (
             "a.glb",
             glb(lambda tree: tree.update(extensionsRequired=["KHR_mesh_quantization"])),
             "expected no required extensions, found KHR_mesh_quantization",
         ),
-        ("a.glb", glb(nested(101)), "at most 100 deep"),
-        ("a.glb", glb(cycle), "at most 100 deep"),
+        ("a.glb", glb(nested(2000)), "RecursionError"),
+        ("a.glb", glb(cycle), "RecursionError|ValueError"),
         ("a.glb", glb(copies, geometry=trimesh.creation.icosphere(5)), "vertices and faces, found more"),
         ("a.glb", with_json("[" * 100_000), "RecursionError"),
     ],
@@ -466,4 +476,156 @@ def test_refused(tmp_path, name, content, message, capfd):
     assert line.startswith(f"{path}: ")
     assert len(line.splitlines()) == 1
     assert "repair" in line
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["a", "a.pt", "a.ply.gz"])
+def test_unknown_suffixes(tmp_path, name):
+    with pytest.raises(DataError, match=r"expected a file ending in \.ply, \.pcd, .* found (no suffix|\.pt|\.gz)"):
+        read_points(write(tmp_path, name, CLOUDS["ascii.ply"]), 10)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_readable_file(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(DataError, match=r"FileNotFoundError: No such file or directory\): check the path"):
+        read_points(path, 10)
+    path.touch()
+    with pytest.raises(DataError, match=f"expected 1 to {MAX_BYTES} bytes, found 0: remove the file or get it again"):
+        read_points(path, 10)
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(DataError, match=f"expected 1 to {MAX_BYTES} bytes, found {MAX_BYTES + 1}"):
+        read_points(path, 10)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="expected a file, found a folder or a device"):
+        read_points(path, 10)
+    path.rmdir()
+    os.mkfifo(path)  # would never end
+    with pytest.raises(DataError, match="expected a file, found a folder or a device"):
+        read_points(path, 10)
+    path.unlink()
+    write(tmp_path, path.name, bytes(9))
+
+    def denied(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    with pytest.raises(DataError, match=r"\(PermissionError: Permission denied\): check the path and its permissions"):
+        read_points(path, 10)
+
+
+def test_too_many_points(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.files.MAX_POINTS", 49)
+    for name in ("spaces.xyz", "single.npy", "cloud.obj", "ascii.ply"):
+        with pytest.raises(DataError, match=r"at most 49 points, found an array \[50, 3\]"):
+            read_points(write(tmp_path, name, CLOUDS[name]), 10)
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.stl", "trimesh"), ("a.obj", "trimesh"), ("a.pcd", "pypcd4")])
+def test_a_package_that_is_not_installed(tmp_path, name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    content = {"a.stl": stl(), "a.obj": obj(VERTICES, FACES), "a.pcd": CLOUDS["binary.pcd"]}[name]
+    with pytest.raises(DataError, match=rf"{name}: .*{package}.*: pip install {package}$"):
+        read_points(write(tmp_path, name, content), 10)
+
+
+def test_parsers_stay_quiet(tmp_path, caplog, recwarn):
+    path = write(tmp_path, "a.stl", re.sub("normal .*", "normal - - -", stl(ascii=True)))  # trimesh logs a warning
+    assert len(read_points(path, 10)) == 10
+    with pytest.raises(DataError):
+        read_points(write(tmp_path, "a.xyz", "# no points: numpy warns\n"), 10)
+    assert (caplog.records, list(recwarn)) == ([], [])
+
+
+def test_reading_names_the_file_and_what_it_was_read_as():
+    message = r"^a\.h5: cannot be read as HDF5 \(KeyError: 'x'\): it may be damaged or incomplete"
+    with pytest.raises(DataError, match=message), reading("a.h5", "HDF5"):
+        {}["x"]
+    with pytest.raises(DataError, match=r"\(ValueError: one\[31m\): ") as error, reading("a.h5", "HDF5"):
+        raise ValueError("one\x1b[31m\ntwo")
+    assert error.value.__suppress_context__
+    for problem in (MemoryError(), RecursionError("deep"), AssertionError(), OSError("no number")):
+        with pytest.raises(DataError, match=type(problem).__name__), reading("a.h5", "HDF5"):
+            raise problem
+    with pytest.raises(ConfigError, match=r"^mine$"), reading("a.h5", "HDF5"):
+        raise ConfigError("mine")
+    with pytest.raises(KeyboardInterrupt), reading("a.h5", "HDF5"):
+        raise KeyboardInterrupt
+
+
+# Damage at random.
+
+SEEDS = {suffix: [] for suffix in SUFFIXES}
+for _name, _content in [
+    *CLOUDS.items(),
+    *MESHES.items(),
+    ("ascii.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)),
+    ("scene.glb", glb()),
+]:
+    SEEDS["." + _name.split(".")[1].lower()].append(_content.encode() if isinstance(_content, str) else _content)
+
+NUMBERS = [b"-1", b"0", b"1e39", b"-1e400", b"nan", b"inf", b"99999999999999999999", b"4294967295", b"x", b"1 2", b""]
+
+
+def damaged(content, rng):
+    """One to three kinds of damage."""
+    for _ in range(rng.integers(1, 4)):
+        start = int(rng.integers(len(content) + 1))
+        if rng.random() < 0.5:  # headers are short and matter
+            start = min(start, int(rng.integers(400)))
+        end = start + int(rng.integers(1, 40))
+        match rng.integers(7):
+            case 0:
+                content = content[:start]
+            case 1:
+                content = (
+                    content[:start] + bytes(255 - byte for byte in content[start : start + 1]) + content[start + 1 :]
+                )
+            case 2:
+                content = content[:start] + rng.bytes(end - start) + content[start:]
+            case 3:
+                content = content[:start] + bytes(end - start) + content[end:]
+            case 4:
+                content = content[:start] + rng.bytes(end - start) + content[end:]
+            case 5:
+                content = content[:start] + content[end:]
+            case 6:
+                numbers = list(re.finditer(rb"-?\d+(\.\d+)?", content))
+                if numbers:
+                    number = numbers[rng.integers(len(numbers) if rng.random() < 0.5 else min(len(numbers), 20))]
+                    value = NUMBERS[rng.integers(len(NUMBERS))]
+                    content = content[: number.start()] + value + content[number.end() :]
+    return content
+
+
+def damaged_file(suffix, rng):
+    content = SEEDS[suffix][rng.integers(len(SEEDS[suffix]))]
+    if suffix == ".glb" and rng.random() < 0.8:  # within its JSON, which would seldom parse otherwise
+        end = 20 + int.from_bytes(content[12:16], "little")
+        numbers = list(re.finditer(rb"(?<![\w.])-?\d+(\.\d+)?", content[20:end]))
+        number = numbers[rng.integers(len(numbers))]
+        value = [b"-1", b"0", b"1", b"2", b"7", b"1e39", b"1e400", b"99999999999", b"0.5", b"null", b"[]", b"5120"]
+        tree = content[20:end][: number.start()] + value[rng.integers(12)] + content[20:end][number.end() :]
+        return with_json(tree.decode(), content[end:])
+    return damaged(content, rng)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damage_gives_points_or_one_error(tmp_path, suffix, capfd):
+    rng, path = np.random.default_rng(SUFFIXES.index(suffix)), tmp_path / f"a{suffix}"
+    refused = []
+    for _ in range(150):
+        path.write_bytes(damaged_file(suffix, rng))
+        try:
+            points = read_points(path, 16)
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            assert points.dtype == np.float32
+            assert points.shape == (len(points), 3)
+            assert len(points) > 0
+            assert np.isfinite(points).all()
+    assert 30 <= len(refused) < 150
+    assert all(line.startswith(f"{path}: ") and len(line.splitlines()) == 1 for line in refused)
     assert capfd.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import datasets
 from datasets import shapes
 from pointewa.errors import DataError
