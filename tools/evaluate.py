@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--votes", type=int, default=0, metavar="N", help="evaluate with N votes besides")
     parser.add_argument("--corrupt", action="store_true", help="evaluate under corruptions besides")
     parser.add_argument("--confusion", nargs="?", const="", metavar="PNG", help="print the confusion matrix, draw it")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.votes < 0:
         raise ConfigError(f"--votes: expected at least 1, found {args.votes}")
     judge = Judge(args)

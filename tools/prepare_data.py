@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.points is not None and args.points < 1:
         raise ConfigError(f"--points: expected at least 1, found {args.points}")
     console = Console(stderr=args.json)

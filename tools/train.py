@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config = cli.config_from(args)
     console = Console(stderr=args.json)
     folder = find_run(config)

@@ -26,7 +26,7 @@ SMALL = Architecture(width=24, depth=2, heads=2, num_groups=8, group_size=6, pat
 @pytest.fixture
 def saved(tmp_path):
     model = PointTransformerClassifier(SMALL, 3).eval()
-    save_model(tmp_path / "model.safetensors", LoadedModel(model, ("a", "b", "c"), 64, "shapes"))
+    save_model(tmp_path / "model.safetensors", LoadedModel(model, ("a", "b", "c"), 64, "shapes", "none"))
     return tmp_path / "model.safetensors", model
 
 
@@ -36,7 +36,8 @@ def test_a_model_comes_back_as_it_was(saved):
         loaded = load_model(place)
         points = torch.randn(2, 64, 3)
         assert torch.equal(loaded.model(points), model(points))
-        assert (loaded.class_names, loaded.num_points, loaded.dataset) == (("a", "b", "c"), 64, "shapes")
+        assert (loaded.class_names, loaded.num_points) == (("a", "b", "c"), 64)
+        assert (loaded.dataset, loaded.normalize) == ("shapes", "none")
         assert not loaded.model.training
 
 
@@ -121,7 +122,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path, monk
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        save_model(path, LoadedModel(model, ("a", "b", "c"), 64, "shapes"))
+        save_model(path, LoadedModel(model, ("a", "b", "c"), 64, "shapes", "none"))
     assert path.read_bytes() == before
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="nothing was written"):

@@ -117,7 +117,7 @@ def fails(main, argv, capsys):
         (["ewa.share_rate=0.9"], "share_rate must be between 0 and (N-1)/N = 0.75"),
         (["ewa.num_experts=1"], "num_experts must be at least 2"),
         (["data.name=modelnet40", "data.root=nowhere"], "ModelNet40 was not found"),
-        (["data.name=modelnet10"], "data.name: expected one of modelnet40, shapes"),
+        (["data.name=modelnet10"], "data.name: expected one of folder, modelnet40, scanobjectnn, shapes"),
         (["data.num_points=2000"], "data.num_points asks for 2000"),
         (["train.batch_size=1000"], "train.batch_size: expected 1 to 136"),
         (["train.device=tpu"], "train.device: 'tpu' cannot be used here"),
@@ -182,7 +182,7 @@ def test_a_dense_run_is_not_folded(runs, tmp_path, capsys):
 def test_models_that_do_not_fit(runs, tmp_path, capsys):
     write_modelnet(tmp_path / "modelnet40.h5")
     config = ["data.name=modelnet40", f"data.root={tmp_path}"]
-    assert "trained for 17 classes" in fails(evaluate.main, [str(runs / "ewa"), *config], capsys)
+    assert "the model knows 17 classes" in fails(evaluate.main, [str(runs / "ewa"), *config], capsys)
     deeper = [*FAST, f"train.init_from={runs / 'ewa'}", "model.depth=3", f"run.dir={tmp_path / 'runs'}"]
     assert "another architecture" in fails(train.main, deeper, capsys)
     assert not (tmp_path / "runs").exists()

@@ -1,0 +1,143 @@
+"""Looking at, verifying, packing and fetching a data set from the command line."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import datasets
+from datasets import download, packed
+from datasets.modelnet40 import official_names
+from tools import cli, prepare_data
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    prepare_data.main([*map(str, arguments), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda: prepare_data.main([str(one) for one in arguments]))
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def write(path, points=64, change=None):
+    """A whole official ModelNet40 by name, with small random clouds."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as h5:
+        h5.attrs["shape_names"] = list(official_names("train"))
+        for split in ("train", "test"):
+            members = official_names(split)
+            names = [name for names in members.values() for name in names]
+            labels = np.repeat(np.arange(40), [len(names) for names in members.values()])
+            h5[f"{split}/data"] = rng.normal(size=(len(names), points, 3)).astype(np.float32)
+            h5[f"{split}/label"], h5[f"{split}/name"] = labels, names
+        if change:
+            change(h5)
+    return path
+
+
+def test_verify(tmp_path, capsys):
+    path = write(tmp_path / "modelnet40.h5", 8)
+    root = ["data.name=modelnet40", f"data.root={tmp_path}"]
+    lines = call(capsys, "verify", *root)["ok"]
+    assert lines[0].startswith("train: 9843 objects, packed HDF5")
+    assert "the official split, all read, all finite" in lines[0]
+
+    def spoil(h5):
+        h5["test/data"][5, 3, 1] = np.nan
+        h5["train/label"][0] = 1
+
+    write(path, 8, spoil)
+    error = fails(capsys, "verify", *root)
+    assert "modelnet40: 3 problems" in error
+    assert "airplane: 1 missing (airplane_0001)" in error
+    assert "bathtub: 1 not of this split (airplane_0001)" in error
+    assert "airplane_0632: coordinates that are not finite" in error
+    (tmp_path / download.ARCHIVES["modelnet40"].name).write_bytes(b"another file")
+    assert "not the published file (md5" in fails(capsys, "verify", *root)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for split, count in (("train", 4), ("test", 2)):
+            place = tmp_path / "mine" / name / split
+            place.mkdir(parents=True)
+            for number in range(count):
+                np.save(place / f"{number}.npy", rng.normal(size=(1500, 3)).astype(np.float32))
+    return tmp_path / "mine"
+
+
+def test_inspect_finds_what_is_wrong(mine, capsys):
+    np.save(mine / "a/train/0.npy", np.ones((1500, 3), np.float32))
+    np.save(mine / "b/test/1.npy", np.random.default_rng(1).permutation(np.load(mine / "b/train/2.npy")))
+    report = call(capsys, "inspect", "data.name=folder", f"data.root={mine}")
+    train, test = report["splits"]["train"], report["splits"]["test"]
+    assert (train["objects"], test["objects"]) == (8, 4)
+    assert train["classes"] == {"a": 4, "b": 4}
+    assert (train["fewest_points"], train["most_points"]) == (1500, 1500)
+    assert train["degenerate"] == ["a/0.npy"]
+    assert test["degenerate"] == test["not_finite"] == []
+    twice = report["in_train_and_test"]
+    assert sum(kind["pairs"] for kind in twice.values()) >= 1
+    assert ["b/2.npy", "b/1.npy"] in [kind["such_as"] for kind in twice.values()]
+    assert report["up"]["direction"] is None  # random clouds stand nowhere
+    prepare_data.main(["inspect", "data.name=folder", f"data.root={mine}"])
+    out = capsys.readouterr().out
+    for part in ("folder as it lies on disk", "points of an object", "degenerate: a/0.npy", "up: unclear"):
+        assert part in out
+
+
+@pytest.mark.parametrize("options", [[], ["--int16"], ["--points", "700"]])
+def test_pack_and_use(mine, tmp_path, capsys, options):
+    out = tmp_path / "mine.h5"
+    result = call(capsys, "pack", "data.name=folder", f"data.root={mine}", "--out", out, *options)
+    points = 700 if "--points" in options else 8192
+    assert (result["objects"], result["points"], result["bytes"]) == (12, points, out.stat().st_size)
+    loaded = datasets.load("folder", str(out), "train", 512)
+    direct = datasets.load("folder", str(mine), "train", 512)
+    assert loaded.points.shape == (8, 600, 3)
+    assert loaded.object_names == direct.object_names
+    assert (loaded.points - direct.points).abs().max() < 1e-6 if not options else True
+    assert call(capsys, "verify", "data.name=folder", f"data.root={out}")["ok"][1].startswith("train: sha256")
+    error = fails(capsys, "pack", "data.name=folder", f"data.root={mine}", "--out", out)
+    assert f"{out} exists" in error
+
+
+def test_a_packed_file_that_was_changed_is_noticed(mine, tmp_path, capsys):
+    out = tmp_path / "mine.h5"
+    call(capsys, "pack", "data.name=folder", f"data.root={mine}", "--out", out, "--points", 100)
+    with h5py.File(out, "r+") as h5:
+        h5["train/label"][0] = 1
+    assert "train: sha256 is not that of the file when it was packed" in fails(
+        capsys, "verify", "data.name=folder", f"data.root={out}"
+    )
+
+
+def test_the_default_name_is_found_again(tmp_path, capsys):
+    write(tmp_path / "set.h5", 16)
+    call(capsys, "pack", "data.name=modelnet40", f"data.root={tmp_path / 'set.h5'}")
+    source = datasets.open_source("modelnet40", str(tmp_path), "test")
+    assert source.path == tmp_path / "modelnet40_16.h5"
+    assert source.ordered
+    assert torch.equal(
+        datasets.load("modelnet40", str(tmp_path), "test").points,
+        datasets.load("modelnet40", str(tmp_path / "set.h5"), "test").points,
+    )
+    assert packed.open_split(source.path, "train").shape == (9843, 16, 3)
+
+
+def test_what_is_refused(tmp_path, mine, capsys):
+    assert "--points: expected at least 1" in fails(capsys, "pack", "data.name=folder", "--points", "0")
+    write(tmp_path / "modelnet40.h5", 8)
+    more = fails(capsys, "pack", "data.name=modelnet40", f"data.root={tmp_path}", "--points", "9")
+    assert "an object has 8, found 9" in more
+    assert "hkust-vgd" in fails(capsys, "download", "data.name=scanobjectnn", f"data.root={tmp_path}")
+    assert "shapes" in fails(capsys, "download", f"data.root={tmp_path}")
