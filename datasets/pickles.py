@@ -1,6 +1,7 @@
 """Legacy pickles of arrays, read without letting them run code."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _ADMITTED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: that in C prints on its own of some damage
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array: refused")
@@ -30,7 +31,8 @@ def load_arrays(path: Path) -> Any:
     Raises:
         DataError: damaged, or holding anything else, which is not run.
     """
-    with reading(path, "a pickle of arrays"), open(path, "rb") as file:
+    quiet = warnings.catch_warnings(action="ignore")  # NumPy warns of damaged types
+    with reading(path, "a pickle of arrays"), quiet, open(path, "rb") as file:
         try:
             return _Unpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
