@@ -1,6 +1,8 @@
 """Legacy pickles of arrays, read without letting them run code."""
 
+import mmap
 import pickle
+import pickletools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ _ADMITTED = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: that in C prints on its own of some damage
+class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array: refused")
@@ -33,7 +35,13 @@ def load_arrays(path: Path) -> Any:
     """
     quiet = warnings.catch_warnings(action="ignore")  # NumPy warns of damaged types
     with reading(path, "a pickle of arrays"), quiet, open(path, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Look through it first: a damaged length or number would have the unpickler ask for absurd memory.
+        for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
+            if operation.name.endswith("PUT") and argument > count:
+                raise ValueError(f"it stores object number {argument} after {count} steps")
+        content.seek(0)
         try:
-            return _Unpickler(file, encoding="latin1").load()
+            return _Unpickler(content, encoding="latin1").load()
         except pickle.UnpicklingError as error:
             raise DataError(f"{path}: not a pickle of arrays only, or damaged ({error}): get the file again") from None
