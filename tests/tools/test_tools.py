@@ -225,12 +225,33 @@ def test_as_a_process(tmp_path):
     assert "python -m tools.train --config configs/shapes.yaml" in call("--help").stdout
 
 
+def test_from_a_folder_of_meshes_to_a_folded_classifier(tmp_path, capsys):
+    trimesh = pytest.importorskip("trimesh")
+    rng = np.random.default_rng(0)
+    for name, make in (
+        ("ball", lambda: trimesh.creation.icosphere(2)),
+        ("box", lambda: trimesh.creation.box((1, 2, 3))),
+    ):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for number in range(20):
+            mesh = make()
+            mesh.apply_scale(rng.uniform(0.8, 1.25, 3))
+            mesh.export(tmp_path / "mine" / name / f"{number}.{('off', 'obj', 'stl', 'ply', 'glb')[number % 5]}")
+    arguments = [*FAST, "data.name=folder", f"data.root={tmp_path / 'mine'}", f"run.dir={tmp_path / 'runs'}"]
+    train.main([*arguments, "run.name=a", "train.epochs=40", "train.batch_size=16", "train.lr=3e-3", "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["test"]["oa"] > 80  # chance is 50
+    assert summary["largest_logit_difference"] < 1e-5
+    loaded = load_model(tmp_path / "runs" / "a")
+    assert (loaded.class_names, loaded.dataset, loaded.normalize) == (("ball", "box"), "folder", "unit_sphere")
+
+
 def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys, monkeypatch):
     """The main job on a few real clouds of every class: train with EWA, fold, evaluate the dense model."""
     original = datasets.load
 
-    def few(name, root, split, num_points=1):
-        clouds = original(name, root, split, num_points)
+    def few(name, root, split, num_points, **options):
+        clouds = original(name, root, split, num_points, **options)
         count = 20 if split == "train" else 4
         by_class = [(clouds.labels == label).nonzero().squeeze(1)[:count] for label in range(40)]
         return clouds.take(torch.cat(by_class))
