@@ -230,7 +230,7 @@ def test_from_a_folder_of_meshes_to_a_folded_classifier(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, make in (
         ("ball", lambda: trimesh.creation.icosphere(2)),
-        ("box", lambda: trimesh.creation.box((1, 2, 3))),
+        ("box", lambda: trimesh.creation.box((1, 1, 6))),
     ):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for number in range(20):
