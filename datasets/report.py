@@ -22,8 +22,8 @@ _LOOK = 1024  # points of an object that are looked at
 
 
 def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
-    """Of each object `_LOOK` points, drawn at random (zeros where its coordinates are not finite), ``[N, _LOOK, 3]``;
-    how many it has; and the names of those that are not finite."""
+    """Of each object `_LOOK` points, drawn at random, ``[N, _LOOK, 3]``, or noise, which is like no other object, where
+    its coordinates are not finite; how many it has; and the names of those that are not finite."""
     console, rng = Console(stderr=True), np.random.default_rng(0)
     clouds = track(
         source.clouds(_LOOK), f"reading {split}", len(source), console=console, transient=True,
@@ -35,6 +35,7 @@ def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
         sizes.append(size)
         if not size or not np.isfinite(cloud.points).all():
             broken.append(source.object_names[index])
+            points[index] = torch.from_numpy(rng.uniform(-0.5, 0.5, (_LOOK, 3)))
         else:
             points[index] = torch.from_numpy(cloud.points[rng.permutation(size)[np.arange(_LOOK) % size]])
     return points, sizes, broken
@@ -65,7 +66,7 @@ def inspect(sources: Mapping[str, Source]) -> dict[str, Any]:
             "most_points": max(sizes),
             "largest_norm": points.norm(dim=2).max().item(),
             "not_finite": broken,
-            "degenerate": [name for name in flat if name not in broken],
+            "degenerate": flat,
             "with_repeated_points": int((repeated_points(unit[split]) > 0).sum()) if min(sizes) >= _LOOK else None,
             "classes": dict(zip(source.class_names, counts, strict=True)),
         }

@@ -1,7 +1,6 @@
 """Preparation: farthest-point order, the cache, and what `datasets.load` refuses."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from datasets.prepare import unit_sphere
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import farthest_point_sample
+from tools.bench_data import shortfall
 
 CPU = torch.device("cpu")
 
@@ -35,17 +35,6 @@ def source(points, reads=None, files=(), **changes):
 
 def cloud(points, seed=0):
     return np.random.default_rng(seed).normal(size=(points, 3)).astype(np.float32)
-
-
-def shortfall(points, picks):
-    """How much nearer than the farthest point a pick is at worst, relatively, in float64."""
-    points, worst = points.astype(np.float64), 0.0
-    distance = np.full(len(points), np.inf)
-    for last, pick in pairwise(picks):
-        distance = np.minimum(distance, ((points - points[last]) ** 2).sum(1))
-        if distance.max() > 0:
-            worst = max(worst, 1 - np.sqrt(distance[pick] / distance.max()))
-    return worst
 
 
 @pytest.mark.parametrize("kind", ["fpsample", "operator"])
