@@ -1,7 +1,7 @@
 """Damaged files of every layout: each loads, or gives one error that names it; nothing runs, nothing else is written.
 
-With the single files of tests/datasets/test_files.py these are more than 2,000 a run. POINTEWA_FUZZ=20 makes twenty
-times as many, from other seeds.
+With the single files of test_files_damaged.py these are more than 3,000 a run. POINTEWA_FUZZ=20 makes twenty times as
+many, from other seeds.
 """
 
 import os
