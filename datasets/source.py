@@ -69,7 +69,10 @@ def cores() -> int:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``map`` over processes, in order, a few hundred items ahead at most. Few items are not worth the processes."""
+    """``map`` over processes, in order, a few hundred items ahead at most. Few items are not worth the processes.
+
+    A script that comes here needs the usual ``if __name__ == "__main__"``.
+    """
     if len(items) < 200 or cores() == 1:
         yield from map(function, items)
         return
