@@ -157,6 +157,8 @@ def _open_official(folder: Path, split: str) -> Source:
     labels, objects, points = [], [], set()
     for file in files:
         with open_hdf5(file, "HDF5 with the datasets data and label") as h5:
+            if h5["data"].dtype.kind not in "fiu":
+                raise ValueError(f"data: expected numbers, found {h5['data'].dtype}")
             shape, mine = h5["data"].shape, read_labels(h5["label"])
         if len(shape) != 3 or shape[2] != 3 or len(mine) != shape[0]:
             raise DataError(f"{file}: expected data [n, P, 3] and label [n], found {list(shape)} and [{len(mine)}]")

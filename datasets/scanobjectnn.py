@@ -82,6 +82,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 def _open(file: Path, variant: str) -> Source:
     with open_hdf5(file, _WHAT) as h5:
+        if h5["data"].dtype.kind not in "fiu":
+            raise ValueError(f"data: expected numbers, found {h5['data'].dtype}")
         shape, labels = h5["data"].shape, read_labels(h5["label"])
         mask = h5["mask"].shape if "mask" in h5 else None
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or len(labels) != shape[0] or mask not in (None, shape[:2]):
