@@ -1,5 +1,6 @@
 """What every data module returns."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from pointewa.errors import DataError
 
 
-class Clouds:
+class Clouds(ABC):
     """Labelled clouds of equal size in farthest-point order, wherever their points are kept.
 
     The first k points of a cloud are its farthest-point sample of size k.
@@ -35,18 +36,18 @@ class Clouds:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
         """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``, on the
         device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, indices: Sequence[int] | Tensor) -> Self:
         """The clouds at ``indices``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """The clouds on a device, or with their batches on it."""
-        raise NotImplementedError
 
     def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Hold out ``fraction`` of each class (rounded, at least one object), chosen by ``seed``.

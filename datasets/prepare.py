@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from datasets import packed
 from datasets.base import Clouds
 from datasets.order import fps_order, method
-from datasets.source import Cloud, Source, chunks
+from datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError
 
 _LARGEST = 1e18  # the square of a distance must fit float32
@@ -51,11 +49,8 @@ def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iter
     Raises:
         DataError: a cloud without points, of a wrong shape, or with coordinates that are not finite.
     """
-    console, index, sizes = Console(stderr=True), 0, []
-    bar = track(
-        source.clouds(count), title, len(source), console=console, transient=True, disable=not console.is_terminal
-    )
-    for chunk in chunks(bar, 64):
+    index, sizes = 0, []
+    for chunk in chunks(progress(source.clouds(count), title, len(source)), 64):
         for cloud in chunk:
             check(cloud, source, index)
             index += 1

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from datasets import packed
@@ -16,7 +14,7 @@ from datasets.hdf5 import open_hdf5
 from datasets.inspection import dimension, duplicates, repeated_points, up_axis
 from datasets.prepare import unit_sphere
 from datasets.registry import NAMES
-from datasets.source import Source
+from datasets.source import Source, progress
 
 _LOOK = 1024  # points of an object that are looked at
 
@@ -24,13 +22,8 @@ _LOOK = 1024  # points of an object that are looked at
 def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
     """Of each object `_LOOK` points, drawn at random, ``[N, _LOOK, 3]``, or noise, which is like no other object, where
     its coordinates are not finite; how many it has; and the names of those that are not finite."""
-    console, rng = Console(stderr=True), np.random.default_rng(0)
-    clouds = track(
-        source.clouds(_LOOK), f"reading {split}", len(source), console=console, transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
-    points, sizes, broken = torch.zeros(len(source), _LOOK, 3), [], []
-    for index, cloud in enumerate(clouds):
+    rng, points, sizes, broken = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), [], []
+    for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
         size = len(cloud.points)
         sizes.append(size)
         if not size or not np.isfinite(cloud.points).all():

@@ -22,6 +22,7 @@ VARIANTS = {
     "obj_only": ("main_split_nobg", "objectdataset", {"train": 2309, "test": 581}),
     "pb_t50_rs": ("main_split", "objectdataset_augmentedrot_scale75", {"train": 11416, "test": 2882}),
 }
+DEFAULT = "pb_t50_rs"
 _FOLDERS = ("", "h5_files", "ScanObjectNN", "ScanObjectNN/h5_files")
 _WHAT = "HDF5 with the datasets data [n, 2048, 3] and label [n]"
 
@@ -47,7 +48,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Raises:
         DataError: an unknown variant, nothing found, too few points, damaged files.
     """
-    variant = variant or "pb_t50_rs"
+    variant = variant or DEFAULT
     if variant not in VARIANTS:
         raise DataError(f"data.variant: expected one of {', '.join(VARIANTS)} for scanobjectnn, found {variant!r}")
     folder, name, sizes = VARIANTS[variant]

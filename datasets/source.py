@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from datasets.base import check_labels
 
@@ -80,6 +82,12 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> It
     with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
         for block in chunks(items, 512):
             yield from pool.map(function, block, chunksize=16)
+
+
+def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
+    """The items, with a bar and the time left on a terminal's stderr, and nothing elsewhere."""
+    console = Console(stderr=True)
+    return track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Generator, Tensor
 
@@ -23,6 +22,7 @@ from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.loader import EvalLoader
 from datasets.prepare import unit_sphere
 from datasets.shared_classes import shared_classes
+from datasets.source import progress
 from datasets.transforms import random_subset, scale_shift
 from pointewa.config import build_architecture
 from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign, load_model
@@ -73,7 +73,7 @@ class Judge:
         generator = Generator(self.device).manual_seed(self.config.train.seed)
         results = [
             self._run(lambda points: scale_shift(random_subset(points, self.num_points, generator), generator))
-            for _ in _progress(range(votes), "voting")
+            for _ in progress(range(votes), "voting")
         ]
         return self._restricted(Evaluation(torch.stack([one.logits for one in results]).mean(0), results[0].labels))
 
@@ -81,7 +81,7 @@ class Judge:
         """Overall error in percent for each corruption, by severity. The draws are the same for every model."""
         errors: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
         cases = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-        for number, (name, severity) in enumerate(_progress(cases, "corrupting")):
+        for number, (name, severity) in enumerate(progress(cases, "corrupting")):
             generator = Generator(self.device).manual_seed(number)
             result = self._run(
                 lambda points, n=name, s=severity, g=generator: corrupt(points[:, : self.num_points], n, s, g)
@@ -97,11 +97,6 @@ class Judge:
 
     def _restricted(self, result: Evaluation) -> Evaluation:
         return result.restricted([(one.model, one.data) for one in self.shared]) if self.shared else result
-
-
-def _progress(items: Any, title: str) -> Any:
-    console = Console(stderr=True)
-    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _mean(values: list[float]) -> float:

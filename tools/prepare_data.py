@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import datasets
-from datasets import packed, report
+from datasets import packed, report, scanobjectnn
 from datasets.download import download
 from datasets.prepare import prepare
 from datasets.source import Cloud, Source
@@ -106,7 +106,7 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant}" if data.variant and data.name == "scanobjectnn" else ""
+    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

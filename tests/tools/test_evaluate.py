@@ -20,11 +20,6 @@ SMALL = ["model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8
          "data.num_points=64", "train.device=cpu"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def few_objects(monkeypatch):
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run, good enough to be better than chance."""

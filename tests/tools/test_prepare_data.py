@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import datasets
-from datasets import download, packed, shapes
+from datasets import download, packed
 from datasets.modelnet40 import official_names
 from tools import bench_data, cli, prepare_data
 
@@ -134,6 +134,20 @@ def test_the_default_name_is_found_again(tmp_path, capsys):
     assert packed.open_split(source.path, "train").shape == (9843, 16, 3)
 
 
+@pytest.mark.parametrize("variant", [None, "obj_bg"])
+def test_a_packed_variant_is_found_again(tmp_path, capsys, variant):
+    file = {None: "objectdataset_augmentedrot_scale75", "obj_bg": "objectdataset"}[variant]
+    (tmp_path / "main_split").mkdir()
+    for split, count in (("training", 4), ("test", 2)):
+        with h5py.File(tmp_path / "main_split" / f"{split}_{file}.h5", "w") as h5:
+            h5["data"] = np.random.default_rng(0).normal(size=(count, 100, 3)).astype(np.float32)
+            h5["label"] = np.arange(count)
+    options = ["data.name=scanobjectnn", f"data.root={tmp_path}", *([f"data.variant={variant}"] if variant else [])]
+    out = call(capsys, "pack", *options)["out"]
+    source = datasets.open_source("scanobjectnn", str(tmp_path), "train", variant=variant)
+    assert (str(source.path), source.ordered, len(source)) == (out, True, 4)
+
+
 def test_what_is_refused(tmp_path, mine, capsys):
     assert "--points: expected at least 1" in fails(capsys, "pack", "data.name=folder", "--points", "0")
     write(tmp_path / "modelnet40.h5", 8)
@@ -147,7 +161,6 @@ def test_the_bench_of_data(capsys, monkeypatch):
     monkeypatch.setattr(bench_data, "SIZES", ((256, 256), (512, 100)))
     monkeypatch.setattr(bench_data, "ROUNDS", 2)
     monkeypatch.setattr(bench_data, "STEPS", 2)
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
     small = ["model.width=24", "model.depth=2", "model.heads=2", "train.batch_size=8", "train.device=cpu"]
     bench_data.main([*small, "data.num_points=64", "--json"])
     figures = json.loads(capsys.readouterr().out)

@@ -23,11 +23,6 @@ FAST = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def few_objects(monkeypatch):
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """An EWA run and a dense one."""

@@ -1,0 +1,10 @@
+"""The command lines are tried on a small procedural set."""
+
+import pytest
+
+from datasets import shapes
+
+
+@pytest.fixture(autouse=True)
+def few_objects(monkeypatch):
+    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
