@@ -17,7 +17,7 @@ help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
 	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, folder) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED'
-	@echo '           DATA_ROOT RUN DEVICE CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
+	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
 	@echo '           make train DATASET=folder DATA_ROOT=my_meshes'
@@ -38,8 +38,13 @@ setup: .venv/.done  ## install everything into .venv (other targets do it when n
 data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download (the default); DATASET DATA_ROOT ARGS
 	@$(PY) -m tools.prepare_data $(or $(WHAT),download) --config configs/$(or $(DATASET),shapes).yaml $(DATA) $(ARGS)
 
-train: .venv/.done  ## train, fold, evaluate: DATASET MODEL EPOCHS SEED DATA_ROOT RUN DEVICE ARGS
-	@$(PY) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS)
+# torchrun's own report of a process that died is long: the last line says what to do.
+LAUNCH = $(if $(NPROC),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((($$(nproc) + $(NPROC) - 1) / $(NPROC)))} \
+        .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC),$(PY))
+ENDED  = $(if $(NPROC),|| { echo 'error: the processes have ended, see above; the same command goes on' >&2; exit 2; })
+
+train: .venv/.done  ## train, fold, evaluate, or go on with RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
+	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS) $(ENDED)
 
 eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split, or on that of DATASET
 	@$(if $(CKPT),,echo 'error: say which model: make eval CKPT=runs/x' >&2; exit 2)

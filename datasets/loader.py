@@ -14,28 +14,44 @@ from pointewa.errors import ConfigError
 class TrainLoader:
     """Shuffled and augmented batches of equal size; an incomplete last one is left out.
 
-    Everything drawn for a batch depends on the seed, the epoch and the number of the batch only: an epoch can be
-    entered anywhere, and two runs that differ in their models see the same data.
+    Everything drawn for a batch depends on the seed, the epoch, the number of the batch and the rank only: an epoch can
+    be entered anywhere, and two runs that differ in their models see the same data. Several processes share a batch.
 
     Args:
         clouds: in farthest-point order, on the device of the training.
-        batch_size: B, at most the number of clouds.
+        batch_size: B over all processes, at most the number of clouds.
         num_points: points a cloud.
         augment: one of `datasets.transforms.AUGMENTATIONS`.
         seed: of the order and the augmentation.
+        rank: number of this process.
+        world_size: number of processes.
 
     Raises:
-        ConfigError: an unknown augmentation, or more in a batch than there is.
+        ConfigError: an unknown augmentation, more in a batch than there is, or a batch that cannot be shared equally.
     """
 
-    def __init__(self, clouds: Clouds, batch_size: int, num_points: int, augment: str, seed: int) -> None:
+    def __init__(
+        self,
+        clouds: Clouds,
+        batch_size: int,
+        num_points: int,
+        augment: str,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if augment not in AUGMENTATIONS:
             raise ConfigError(f"data.augment: expected one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
         if not 1 <= batch_size <= len(clouds):
             raise ConfigError(
                 f"train.batch_size: expected 1 to {len(clouds)}, the training objects, found {batch_size}"
             )
+        if batch_size % world_size:
+            raise ConfigError(
+                f"train.batch_size: expected a multiple of {world_size} processes, which share it, found {batch_size}"
+            )
         self.clouds, self.batch_size, self.num_points, self.seed = clouds, batch_size, num_points, seed
+        self.rank, self.world_size = rank, world_size
         self._augment = AUGMENTATIONS[augment]
         self._generator = torch.Generator(clouds.labels.device)
 
@@ -43,15 +59,22 @@ class TrainLoader:
         return len(self.clouds) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number ``start`` on: points ``[B, num_points, 3]``, labels ``[B]``."""
-        labels = self.clouds.labels
-        order = torch.randperm(len(self.clouds), device=labels.device, generator=self._seeded(epoch))
-        batches = order[: len(self) * self.batch_size].split(self.batch_size)[start:]
-        clouds = self.clouds.batches(batches, pool_size(self.num_points))
-        for number, (index, points) in enumerate(zip(batches, clouds, strict=True), start):
-            generator = self._seeded(epoch, number)
+        """This process's parts ``[B / world_size, num_points, 3]``, ``[B / world_size]`` of the batches of an epoch,
+        points and labels, from number ``start`` on."""
+        parts = [batch.chunk(self.world_size)[self.rank] for batch in self._batches(epoch)[start:]]
+        clouds = self.clouds.batches(parts, pool_size(self.num_points))
+        for number, (index, points) in enumerate(zip(parts, clouds, strict=True), start):
+            generator = self._seeded(epoch, number, self.rank)
             points = random_subset(points, self.num_points, generator)
-            yield self._augment(points, generator), labels[index]
+            yield self._augment(points, generator), self.clouds.labels[index]
+
+    def object_names(self, epoch: int, number: int) -> list[str]:
+        """The objects of a whole batch."""
+        return [self.clouds.object_names[index] for index in self._batches(epoch)[number].tolist()]
+
+    def _batches(self, epoch: int) -> tuple[Tensor, ...]:
+        order = torch.randperm(len(self.clouds), device=self.clouds.labels.device, generator=self._seeded(epoch))
+        return order[: len(self) * self.batch_size].split(self.batch_size)
 
     def _seeded(self, *key: int) -> torch.Generator:
         seed = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
@@ -67,6 +90,11 @@ class EvalLoader:
         num_points: points a cloud.
         transform: from points ``[B, P, 3]``, P the size of the pool that training draws from if there are as many,
             to the points that are evaluated.
+        rank: number of this process. Each evaluates a part of the clouds, every cloud being in one of the parts.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: fewer clouds than processes.
     """
 
     def __init__(
@@ -75,11 +103,17 @@ class EvalLoader:
         batch_size: int,
         num_points: int,
         transform: Callable[[Tensor], Tensor] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if len(clouds) < world_size:
+            raise ConfigError(f"{world_size} processes, but only {len(clouds)} objects to evaluate: start fewer")
         self.clouds, self.batch_size, self.num_points, self.transform = clouds, batch_size, num_points, transform
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        indices = torch.arange(len(self.clouds), device=self.clouds.labels.device).split(self.batch_size)
+        everything = torch.arange(len(self.clouds), device=self.clouds.labels.device)
+        indices = everything.tensor_split(self.world_size)[self.rank].split(self.batch_size)
         count = pool_size(self.num_points) if self.transform else self.num_points
         for index, points in zip(indices, self.clouds.batches(indices, count), strict=True):
             yield self.transform(points) if self.transform else points, self.clouds.labels[index]

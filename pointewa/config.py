@@ -4,6 +4,7 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -63,8 +64,9 @@ class TrainConfig:
     """The training recipe. Defaults: Point-BERT's and Point-MAE's for ModelNet40."""
 
     epochs: int = 300
-    batch_size: int = 32
+    batch_size: int = 32  # over all processes
     accumulate: int = 1  # parts a batch is worked through in, to save memory
+    activation_checkpointing: bool = False  # keep less for the backward pass and compute it again: exact, slower
     lr: float = 5e-4
     min_lr: float = 1e-6  # where the warm-up starts and the cosine ends
     warmup_epochs: float | None = None  # None: a thirtieth of the epochs, the field's 10 of 300
@@ -75,7 +77,8 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     device: str = "auto"
-    save_every: int = 0  # iterations between checkpoints within an epoch; 0: at the end of each epoch only
+    save_every: Any = "15min"  # between checkpoints within an epoch: iterations or minutes; 0: only at its end
+    max_skipped: int = 10  # steps of a run that may be skipped because the loss or a gradient was not finite
     init_from: str | None = None  # weights to start from: a run, or a checkpoint of ours, Point-MAE or Point-BERT
 
 
@@ -85,8 +88,7 @@ class RunConfig:
 
     name: str | None = None  # None: made of the data set, model, scheme and seed
     dir: str = "runs"
-    overwrite: bool = False
-    resume: bool = False
+    overwrite: bool = False  # start over, where otherwise an unfinished run of this name goes on
 
 
 @dataclass
@@ -155,6 +157,21 @@ def build_architecture(config: ModelConfig) -> Architecture:
         raise ConfigError(f"model.{error}") from None
 
 
+def save_interval(config: TrainConfig) -> tuple[int, float]:
+    """Iterations and seconds between checkpoints within an epoch; 0 for none of that kind.
+
+    Raises:
+        ConfigError: neither a number of iterations nor one of minutes, such as "15min".
+    """
+    every = config.save_every
+    if isinstance(every, int) and not isinstance(every, bool) and every >= 0:
+        return every, 0.0
+    minutes = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?min", every) if isinstance(every, str) else None
+    if not minutes:
+        raise ConfigError(f"train.save_every: expected iterations (100) or minutes (15min), found {every!r}")
+    return 0, 60 * float(minutes[1])
+
+
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -220,7 +237,7 @@ def _check_values(config: Config) -> None:
         ("train.epochs", train.epochs, 1),
         ("train.batch_size", train.batch_size, 1),
         ("train.accumulate", train.accumulate, 1),
-        ("train.save_every", train.save_every, 0),
+        ("train.max_skipped", train.max_skipped, 0),
         ("train.lr", train.lr, 0),
         ("train.weight_decay", train.weight_decay, 0),
         ("train.clip_norm", train.clip_norm, 0),
@@ -234,6 +251,7 @@ def _check_values(config: Config) -> None:
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip
+    save_interval(train)
     if train.warmup_epochs is not None and not 0 <= train.warmup_epochs <= train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
     for key, value, choices in (

@@ -1,5 +1,7 @@
 """Errors that are the user's to mend. The tools print them as one line and exit with code 2."""
 
+import signal
+
 
 class UserError(Exception):
     """Says which file or key, what was expected, what was found, and what to do."""
@@ -19,6 +21,19 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that went wrong, such as a loss that is not finite."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work. The tools print the message and exit with 128 + its number.
+
+    Args:
+        number: of the signal.
+        message: what was saved, and how to go on.
+    """
+
+    def __init__(self, number: int, message: str = "nothing was saved") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}: {message}")
+        self.number = number
 
 
 def first_line(error: BaseException) -> str:

@@ -1,14 +1,19 @@
 """What the command lines share."""
 
 import argparse
+import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import datasets
 from pointewa.config import Config, load_config
 from pointewa.engine.device import select_device
-from pointewa.errors import UserError
+from pointewa.engine.distributed import launched
+from pointewa.errors import Stopped, UserError
 
 EVAL_BATCH = 64
 
@@ -49,16 +54,29 @@ def load(config: Config, split: str) -> datasets.Clouds:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; the user's errors become a message and exit code 2, an interruption 130."""
+    """Call ``main``. The user's errors become a message and exit code 2, SIGINT and SIGTERM one and 130 and 143."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    world = launched()
+    process = f"[process {world.rank}] " if world.rank else ""
+
+    def leave(code: int) -> NoReturn:
+        if world.size > 1:  # the threads of a process group that lost a member would wait at the exit
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
+
+    signal.signal(signal.SIGTERM, terminate)
+    warnings.showwarning = lambda message, *_: world.first and print(f"warning: {message}", file=sys.stderr)
     try:
         main()
     except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it was met
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; a training goes on from its last checkpoint with the same command and "
-            "RUN=<its name> ARGS=run.resume=true",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        print(f"{process}error: {error}", file=sys.stderr, flush=True)
+        leave(2)
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        if world.first:
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
+        leave(128 + stopped.number)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from pointewa.engine import load_model, save_model
-from pointewa.engine.checkpoint import LAST, restore
+from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError
 from tools import cli
 
@@ -20,9 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         raise ConfigError(f"out: expected a file name ending in .safetensors, found {str(args.out)!r}")
-    path = Path(args.checkpoint)
-    path = path / LAST if path.is_dir() else path
-    state = restore(path)[1]
+    restored = restore(args.checkpoint)
+    state, path = restored.state, restored.path
     if not state["ewa"]:
         raise CheckpointError(f"{path}: nothing to fold: the run was dense (ewa.enabled=false)")
     save_model(args.out, load_model(path))

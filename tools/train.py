@@ -1,10 +1,12 @@
-"""Train a point transformer, with or without EWA; fold it, evaluate the dense model.
+"""Train a point transformer, with or without EWA; fold it, evaluate the dense model. Goes on with an unfinished run.
 
 python -m tools.train --config configs/shapes.yaml
+torchrun --nproc_per_node=2 -m tools.train --config configs/shapes.yaml run.name=x
 python -m tools.train --config configs/modelnet40.yaml data.root=/data model.preset=tiny train.epochs=10
 """
 
 import json
+import os
 from typing import Any
 
 from rich.console import Console
@@ -13,24 +15,44 @@ from rich.table import Table
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
 from pointewa.engine import Data, Trainer
-from pointewa.engine.runs import find_run
+from pointewa.engine.device import memory_advice
+from pointewa.engine.distributed import World, process_group
+from pointewa.engine.runs import find_run, read_summary
+from pointewa.errors import ConfigError
 from tools import cli
 
 
-def load_data(config: Config) -> Data:
-    """The batches of training, validation (if ``data.val_fraction``) and test."""
-    data, val = config.data, None
+def load_data(config: Config, world: World) -> Data:
+    """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them."""
+    data, val, share = config.data, None, (world.rank, world.size)
     train, test = cli.load(config, "train"), cli.load(config, "test")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=config.train.seed)
-        val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points)
+        val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points, None, *share)
     return Data(
-        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed),
+        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
         val,
-        EvalLoader(test, cli.EVAL_BATCH, data.num_points),
+        EvalLoader(test, cli.EVAL_BATCH, data.num_points, None, *share),
         train.class_names,
         "unit_sphere" if train.normalized else "none",
     )
+
+
+def train(config: Config, world: World, console: Console) -> dict[str, Any]:
+    """Train from wherever the run is; returns its summary."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and config.run.name is None:
+        raise ConfigError("run.name: torchrun --max-restarts needs a name to find the run by: run.name=x")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        config.run.overwrite = False  # what is there is this run's own beginning
+    folder = world.tell(world.first and find_run(config))
+    summary = None if config.run.overwrite else read_summary(folder)
+    if summary:
+        console.print(f"{folder} is finished already; run.overwrite=true starts it over", highlight=False)
+        return summary
+    trainer = world.first_then_others(lambda: Trainer(config, load_data(config, world), folder, console, world))
+    trainer.fit()
+    return trainer.finish()
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -63,12 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
     args = parser.parse_intermixed_args(argv)
-    config = cli.config_from(args)
-    console = Console(stderr=args.json)
-    folder = find_run(config)
-    trainer = Trainer(config, load_data(config), folder, console)
-    trainer.fit()
-    summary = trainer.finish()
+    with process_group() as world:
+        config = cli.config_from(args)
+        console = Console(stderr=args.json, quiet=not world.first)
+        with memory_advice(config.train):
+            summary = train(config, world, console)
+    if not world.first:
+        return
     if args.json:
         print(json.dumps(summary))
     else:

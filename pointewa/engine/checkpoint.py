@@ -1,6 +1,8 @@
 """Reading and writing models and the state of a training run. No file that is read can run code."""
 
 import json
+import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from pointewa.errors import CheckpointError, first_line
 from pointewa.files import atomic_write
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 
-MODEL, LAST = "model.safetensors", "last.ckpt"
+MODEL, LAST, PREVIOUS = "model.safetensors", "last.ckpt", "previous.ckpt"
 
 
 @dataclass
@@ -51,7 +53,9 @@ class LoadedModel:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state; on failure the previous file is still there.
+    """Write a training state and read it back; the one that was there stays beside it as ``previous.ckpt``.
+
+    At every moment one of the two is whole. On failure both are as they were.
 
     Raises:
         CheckpointError: the file cannot be written, as on a full disk.
@@ -60,10 +64,27 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with atomic_write(path) as temporary:
             torch.save(dict(state), temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+            _check_sums(temporary)
+            if path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+    except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a short write as a RuntimeError
         raise CheckpointError(
             f"{path}: cannot write the checkpoint ({first_line(error)}); {kept}: free some space, then go on from it"
         ) from None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare each part of a file of `torch.save` with the CRC-32 that is kept with it; torch itself does not."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            # Compressed parts, which torch never writes, could be a thousand times larger than the file.
+            if any(part.compress_type for part in file.infolist()):
+                raise ValueError("it has compressed parts")
+            damaged = file.testzip()
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise CheckpointError(f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)})") from None
+    if damaged:
+        raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged} does not fit its checksum")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -72,6 +93,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding anything else.
     """
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -80,7 +103,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values, or damaged ({first_line(error)}): refused"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged file makes of torch's reader
         raise CheckpointError(f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found a {type(state).__name__}")
@@ -110,18 +133,18 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in (MODEL, LAST) if (path / name).is_file()]
-        if not found:
+        if not (path / MODEL).is_file() and not has_state(path):
             raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
-        path = found[0]
+        path = path / MODEL if (path / MODEL).is_file() else path
     if path.suffix == ".safetensors":
         description = _read_description(path.with_suffix(".json"))
-        loaded = _build(description, path)
-        _load_state(loaded.model, read_weights(path), path)
+        weights = read_weights(path)
+        loaded = _build(description, weights, path)
+        _load_state(loaded.model, weights, path)
         return loaded
-    model, state = restore(path)
-    loaded = _build(state["description"], path)
-    loaded.model = (ewa.fold(model, inplace=True) if state["ewa"] else model).eval()
+    restored = restore(path)
+    loaded = _build(restored.state["description"], restored.state["model"], path)
+    loaded.model = (ewa.fold(restored.model, inplace=True) if restored.state["ewa"] else restored.model).eval()
     return loaded
 
 
@@ -141,25 +164,65 @@ def load_foreign(path: str | Path, architecture: Architecture, num_classes: int)
     return model
 
 
-def restore(path: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+def has_state(folder: Path) -> bool:
+    """Whether there is a training state in a run folder, whole or not."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+@dataclass
+class Restored:
+    """A training state.
+
+    Args:
+        model: as it was in training.
+        state: all of the file.
+        path: the file.
+    """
+
+    model: torch.nn.Module
+    state: dict[str, Any]
+    path: Path
+
+
+def restore(path: str | Path) -> Restored:
     """The model of a ``last.ckpt`` (or of the run folder it is in) as it was in training, and the whole state.
+
+    In a run folder, where ``last.ckpt`` is damaged or missing, ``previous.ckpt`` takes its place with a warning.
 
     Raises:
         CheckpointError: missing, damaged, or not a training state of ours.
     """
     path = Path(path)
-    path = path / LAST if path.is_dir() else path
+    if not path.is_dir():
+        return _restore(path)
+    try:
+        return _restore(path / LAST)
+    except CheckpointError as error:
+        if not (path / PREVIOUS).is_file():
+            raise
+        try:
+            found = _restore(path / PREVIOUS)
+        except CheckpointError as previous:
+            raise CheckpointError(f"{error}; and so is the one before it: {previous}") from None
+        warnings.warn(f"{error}; taking {PREVIOUS}, the one before it", stacklevel=2)
+        return found
+
+
+def _restore(path: Path) -> Restored:
     state = read_state(path)
     if not {"description", "model", "ewa"} <= state.keys():
         raise CheckpointError(
             f"{path}: not a training state of this library: expected description, model and ewa, "
             f"found {', '.join(sorted(map(str, state))[:6])}; is it of another codebase? Name it .pth"
         )
-    model = _build(state["description"], path).model
+    model = _build(state["description"], state["model"], path).model
     if state["ewa"]:
-        model = ewa.to_moe(model, state["ewa"]["num_experts"], state["ewa"]["layers"], init="copy", inplace=True)
+        try:
+            model = ewa.to_moe(model, state["ewa"]["num_experts"], state["ewa"]["layers"], init="copy", inplace=True)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
     _load_state(model, state["model"], path)
-    return model, state
+    return Restored(model, state, path)
 
 
 def read_weights(path: str | Path) -> Mapping[str, Any]:
@@ -194,29 +257,40 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from None
 
 
-def _build(description: Mapping[str, Any], path: Path) -> LoadedModel:
+def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
+    """The model of a description, its parameters without memory: a wrong description must not ask for a lot of it."""
     try:
         architecture = Architecture(**description["architecture"])
         names = tuple(str(name) for name in description["class_names"])
-        model = PointTransformerClassifier(architecture, len(names)).eval()
+        if architecture.depth > len(weights):
+            raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
+        with torch.device("meta"):
+            model = PointTransformerClassifier(architecture, len(names)).eval()
         dataset, normalize = str(description["dataset"]), str(description["normalize"])
         return LoadedModel(model, names, int(description["num_points"]), dataset, normalize)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
 
 
 def _load_state(model: torch.nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Give a model of `_build` its weights."""
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        for name, expected in model.state_dict().items():
+            found = state.get(name)  # a missing one is reported below
+            if found is not None and (found.dtype, found.layout, found.device.type) != (
+                expected.dtype, torch.strided, "cpu",
+            ):  # fmt: skip
+                raise RuntimeError(f"{name}: expected {expected.dtype}, found {found.dtype}, {found.layout}")
+        model.load_state_dict(state, assign=True)
+    except (AttributeError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split()[:40])
         raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from None

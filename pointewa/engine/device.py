@@ -1,10 +1,13 @@
 """What the machine offers."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from pointewa.errors import ConfigError, first_line
+from pointewa.config import TrainConfig
+from pointewa.errors import ConfigError, TrainingError, first_line
 from pointewa.ops import backend
 
 
@@ -15,7 +18,7 @@ def select_device(name: str) -> torch.device:
         ConfigError: not a device, or one that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # the current one, which is the process's own
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -47,3 +50,29 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "ops": backend(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+
+
+@contextmanager
+def memory_advice(config: TrainConfig) -> Iterator[None]:
+    """Where memory runs out, say what can be done about it.
+
+    Raises:
+        TrainingError: in the place of torch's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        advice = []
+        if not config.activation_checkpointing:
+            advice.append("train.activation_checkpointing=true (the same result, more time)")
+        parts = [number for number in range(config.accumulate + 1, config.batch_size + 1)
+                 if config.batch_size % number == 0]  # fmt: skip
+        if parts:
+            advice.append(f"train.accumulate={parts[0]} (the same batch in more parts)")
+        advice.append("a smaller train.batch_size or model.preset")
+        raise TrainingError(
+            f"out of memory with train.batch_size={config.batch_size}, train.accumulate={config.accumulate}: try "
+            f"{', or '.join(advice)} ({first_line(error)})"
+        ) from None

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointewa.engine.distributed import ALONE, World
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -60,16 +62,17 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World = ALONE) -> Evaluation:
     """Run a model in evaluation mode, in float32, over all batches; leaves it in the mode it was in.
 
     Args:
         model: ``points [B, P, 3] -> logits [B, C]``.
-        batches: points and labels ``[B]``.
+        batches: points and labels ``[B]``; with several processes this one's, of objects that no other one has.
+        world: the processes. Each gets the evaluation of the whole set.
     """
     was_training = model.training
     model.eval()
     results = [(model(points), labels) for points, labels in batches]
     model.train(was_training)
-    logits, labels = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
+    logits, labels = (world.concatenate(torch.cat(parts).cpu()) for parts in zip(*results, strict=True))
     return Evaluation(logits.float(), labels)

@@ -1,79 +1,137 @@
 """Run folders."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any, Self
 
 from pointewa.config import Config, differences, load_config, to_yaml
-from pointewa.engine.checkpoint import LAST
+from pointewa.engine.checkpoint import has_state
 from pointewa.errors import CheckpointError, ConfigError, first_line
-from pointewa.files import atomic_write
+from pointewa.files import atomic_write, remove_temporary
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 
-# What may differ between a run and its continuation.
-_FREE = ("run.name", "run.dir", "run.overwrite", "run.resume", "train.device", "train.save_every", "data.root")
+# What may differ between a run and its continuation: nothing that changes the result.
+_FREE = (
+    "run.name", "run.dir", "run.overwrite", "data.root", "data.stream",
+    "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
+)  # fmt: skip
 
 
 def find_run(config: Config) -> Path:
-    """The folder of a new run, or of the one to resume. Checks that it may be used and writes nothing.
+    """The folder of a new run, or of the unfinished or finished one that has the name. Writes nothing.
 
-    Without ``run.name`` the name tells data set, model, scheme and seed, and a number where that is taken.
+    Without ``run.name`` it is a new run, whose name tells data set, model, scheme and seed, and a number where that
+    is taken.
 
     Raises:
-        ConfigError: the folder exists and neither ``run.resume`` nor ``run.overwrite`` is set, or the run to resume
-            is finished or was made with another configuration.
-        CheckpointError: the run to resume has no checkpoint.
+        ConfigError: the folder is no run folder, or its run was made with another configuration and
+            ``run.overwrite`` is not set.
     """
     root, name = Path(config.run.dir), config.run.name
     if name is None:
-        if config.run.resume:
-            raise ConfigError("run.resume: which run? Name it: run.name=... (RUN=...)")
         scheme = "ewa" if config.ewa.enabled else "dense"
         base = f"{config.data.name}-{config.model.preset}-{scheme}-seed{config.train.seed}"
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name
-    if config.run.resume:
-        _check_resume(folder, config)
+    if not folder.exists() or not any(not path.name.startswith(".") for path in folder.iterdir()):
         return folder
-    if folder.exists():
-        if not config.run.overwrite:
-            state = "finished" if (folder / SUMMARY).exists() else "not finished"
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"run.name: {folder} exists and is not a run folder: it is left alone; choose another name")
+    if not config.run.overwrite:
+        changed = differences(load_config([folder / CONFIG]), config, ignore=_FREE)
+        if changed:
             raise ConfigError(
-                f"run.name: {folder} exists ({state}): go on with run.resume=true, start over with "
-                "run.overwrite=true, or choose another name"
+                f"run.name: {folder} was made with another configuration: start over with run.overwrite=true, or "
+                "choose another name; what differs:" + "".join(f"\n  {line}" for line in changed)
             )
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"run.name: {folder} exists and is not a run folder: it is not overwritten")
     return folder
 
 
-def start_run(folder: Path, config: Config) -> None:
-    """Make the folder of a new run, in the place of an older one if `find_run` found that it may be overwritten.
+def can_resume(folder: Path, config: Config) -> bool:
+    """Whether the run in a folder of `find_run` is to go on from a checkpoint."""
+    return not config.run.overwrite and has_state(folder)
+
+
+class Claim:
+    """Holds a run folder for one process: as long as that lives, until `release`, or in a ``with`` block.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: another one has it.
+    """
+
+    _handle = -1
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"{folder}: another process is training in this folder: wait for it, stop it, or choose another name"
+            ) from None
+        remove_temporary(folder)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    __del__ = release
+
+
+def start_run(folder: Path, config: Config) -> Claim:
+    """Make the folder of a new run, emptying an older one that `find_run` found may be overwritten, and claim it.
+
+    Raises:
+        CheckpointError: it cannot be written, or another process has it.
     """
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != CONFIG:  # last, so that it stays a run folder whenever this is interrupted
+                path.unlink()
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(to_yaml(config))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot make the run folder ({first_line(error)})") from None
+    return claim
 
 
-def _check_resume(folder: Path, config: Config) -> None:
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: no such run to resume: expected a folder with {CONFIG}")
-    if (folder / SUMMARY).is_file():
-        raise ConfigError(f"run.resume: {folder} is finished; its figures are in {SUMMARY}")
-    if not (folder / LAST).is_file():
-        raise CheckpointError(f"{folder}: no {LAST} to resume from: start over with run.overwrite=true")
-    changed = differences(load_config([folder / CONFIG]), config, ignore=_FREE)
-    if changed:
-        raise ConfigError(f"run.resume: {folder} was made with another configuration: {'; '.join(changed)}")
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The figures of a finished run; None of an unfinished one.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+        figures = [summary["test"], summary["test_before_folding"] or {"oa": 0, "macc": 0}]
+        numbers = [summary[key] for key in ("parameters", "parameters_in_training", "seconds", "epochs")]
+        numbers += [one[key] for one in figures for key in ("oa", "macc")] + [summary["largest_logit_difference"]]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("not numbers")
+        return summary | {"run": str(folder), "dataset": str(summary["dataset"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / SUMMARY}: damaged ({first_line(error)}): remove it, and the same command makes it again"
+        ) from None
 
 
 def write_summary(folder: Path, summary: dict) -> None:
@@ -96,7 +154,7 @@ class Logbook:
 
         self._path = folder / METRICS
         if self._path.exists():
-            lines = [line for line in self._path.read_text().splitlines() if _epoch(line) < first_epoch]
+            lines = [line for line in self._path.read_text(errors="replace").split("\n") if _epoch(line) < first_epoch]
             with atomic_write(self._path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines))
         self._board = SummaryWriter(str(folder), purge_step=first_step or None)
@@ -116,6 +174,6 @@ class Logbook:
 
 def _epoch(line: str) -> float:
     try:
-        return json.loads(line)["epoch"]
-    except ValueError:  # cut off by whatever ended the run
+        return float(json.loads(line)["epoch"])
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut off by whatever ended the run
         return float("inf")

@@ -1,9 +1,10 @@
 """The training loop, for dense and EWA models alike."""
 
 import copy
+import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,20 +12,23 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config, build_architecture
-from pointewa.engine.checkpoint import LAST, MODEL, LoadedModel, init_from, restore, save_model, save_state
+from pointewa.config import Config, build_architecture, save_interval
+from pointewa.engine.checkpoint import LAST, MODEL, LoadedModel, init_from, save_model, save_state
 from pointewa.engine.device import environment, select_device, select_precision
+from pointewa.engine.distributed import ALONE, World
 from pointewa.engine.evaluate import Evaluation, evaluate
 from pointewa.engine.optim import build_optimizer, learning_rate
-from pointewa.engine.runs import Logbook, start_run, write_summary
-from pointewa.errors import CheckpointError, ConfigError, TrainingError, first_line
+from pointewa.engine.progress import TrainingProgress, duration, say
+from pointewa.engine.resume import load_training_state, training_state
+from pointewa.engine.rng import random_state, seed_all, set_random_state
+from pointewa.engine.runs import Claim, Logbook, can_resume, start_run, write_summary
+from pointewa.engine.signals import StopSignals
+from pointewa.errors import ConfigError, Stopped, TrainingError
 from pointewa.models import PointTransformerClassifier
-
-_REPORT_EVERY = 10  # iterations between looks at the device's figures: each makes a GPU wait
 
 
 class TrainBatches(Protocol):
@@ -33,13 +37,17 @@ class TrainBatches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from number ``start`` on."""
+        """This process's parts of the batches from number ``start`` on."""
+        ...
+
+    def object_names(self, epoch: int, number: int) -> list[str]:
+        """What is in a whole batch."""
         ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and evaluated on, on the device of the training.
+    """What is trained and evaluated on, on the device of the training. With several processes, this one's part of it.
 
     Args:
         train: the batches of training.
@@ -57,39 +65,54 @@ class Data:
 
 
 class Trainer:
-    """Trains a model as its configuration says, in a run folder.
+    """Trains a model as its configuration says, in a run folder; goes on from a checkpoint that is there.
 
     Args:
-        config: the configuration; ``run.resume`` goes on from the folder's checkpoint.
+        config: the configuration.
         data: the batches.
         folder: of the run, see `pointewa.engine.runs.find_run`.
         console: where progress is shown.
+        world: the processes that train together; the first one writes.
 
     Raises:
         ConfigError, CheckpointError: what cannot be built or loaded.
     """
 
-    def __init__(self, config: Config, data: Data, folder: Path, console: Console) -> None:
-        self.config, self.data, self.folder, self.console = config, data, folder, console
+    def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
+        self.config, self.data, self.folder, self.console, self.world = config, data, folder, console, world
         self.device = select_device(config.train.device)
         self.precision = select_precision(config.train.precision, self.device)
         self.steps_per_epoch = len(data.train)
         self.total_steps = config.train.epochs * self.steps_per_epoch
-        torch.manual_seed(config.train.seed)
+        if config.train.batch_size % (config.train.accumulate * world.size):
+            raise ConfigError(
+                f"train.batch_size: expected a multiple of train.accumulate x processes "
+                f"({config.train.accumulate} x {world.size}), found {config.train.batch_size}"
+            )
+        self.resumed = can_resume(folder, config)
+        self.claim = Claim(folder) if self.resumed and world.first else None
+        torch.manual_seed(config.train.seed)  # the same weights on every process
         self.model = self._build_model().to(self.device)
+        self.model.blocks.activation_checkpointing = config.train.activation_checkpointing
         self.optimizer = build_optimizer(self.model, config.train)
         self.averaging = self._build_averaging()
-        self.forward = torch.compile(self.model) if config.train.compile else self.model
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.totals = torch.zeros(4, device=self.device)  # sums over the epoch: loss, hits, objects, gradient norm
-        self.rng: tuple[Tensor, list[Tensor]] | None = None  # to go on with; None: from the seed
-        if config.run.resume:
-            self._resume()
+        self.unsound: list[Tensor] = []  # for each step since the last look: was it skipped?
+        # Again, after building: so dense and EWA models meet the same stream, however much building them drew.
+        seed_all(config.train.seed, world.rank)
+        self.rng = random_state()  # to start with
+        if self.resumed:
+            load_training_state(self)
+            epoch = self.step // self.steps_per_epoch
+            self._say(f"going on with {folder} after {epoch} of {config.train.epochs} epochs ({self.step} steps)")
+        self.ddp = self.forward = self.model
+        self.look_every = 1 if self.device.type == "cpu" else 10  # a look makes a GPU wait
 
     def _build_model(self) -> torch.nn.Module:
         train, scheme = self.config.train, self.config.ewa
         model = PointTransformerClassifier(build_architecture(self.config.model), len(self.data.class_names))
-        if train.init_from and not self.config.run.resume:
+        if train.init_from and not self.resumed:
             report = init_from(model, train.init_from)
             self._say(f"{train.init_from}: {len(report.loaded)} tensors loaded")
             if report.fresh:
@@ -119,85 +142,145 @@ class Trainer:
         """Train to the end, from wherever the run is.
 
         Raises:
-            TrainingError: the loss or a gradient is no longer finite.
+            TrainingError: too many steps whose loss or gradients were not finite.
             CheckpointError: a checkpoint cannot be written.
+            Stopped: SIGTERM or SIGINT came; the state of the moment is saved.
         """
-        epochs = self.config.train.epochs
-        if self.step == 0:
-            self._announce()
-            start_run(self.folder, self.config)
-        self._set_rng()
-        logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
-        probe = next(self.data.train.epoch(0))[0] if self.averaging else None
-        with self._progress() as report:
-            for epoch in range(self.step // self.steps_per_epoch, epochs):
-                started, already = time.perf_counter(), self.seconds
-                for points, labels in self.data.train.epoch(epoch, self.step % self.steps_per_epoch):
-                    self.train_step(points, labels)
-                    self.seconds = already + time.perf_counter() - started
-                    if self.step % _REPORT_EVERY == 0:
-                        report(epoch, self._figures())
-                    if self.config.train.save_every and self.step % self.config.train.save_every == 0:
-                        self._save()
-                scalars = self._figures() | self._scheme_figures(probe) | self._validation()
-                self.seconds = already + time.perf_counter() - started
-                logbook.write(epoch, self.step, scalars | {"seconds": self.seconds})
-                report(epoch, scalars, end=True)
-                self.totals.zero_()
+        logbook = None
+        if self.world.first:
+            if not self.resumed:
+                self._announce()
+                self.claim = start_run(self.folder, self.config)
+            logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
+        if self.world.size > 1:
+            self.ddp = self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+        if self.config.train.compile:
+            self.forward = torch.compile(self.ddp)
+        set_random_state(self.rng)
+        progress = TrainingProgress(self.console, self.config.train.epochs, self.total_steps, self.step)
+        # torchrun passes on what the terminal has sent to every process already: one Ctrl-C comes twice.
+        signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
+        with self.claim or nullcontext(), signals, progress.bar:
+            for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
+                self._run_epoch(epoch, logbook, progress, signals)
+
+    def _run_epoch(self, epoch: int, logbook: Logbook | None, progress: TrainingProgress, signals: StopSignals) -> None:
+        started, already = time.perf_counter(), self.seconds
+        saved_at, (every_steps, every_seconds) = started, save_interval(self.config.train)
+        for points, labels in self.data.train.epoch(epoch, self.step % self.steps_per_epoch):
+            self.train_step(points, labels)
+            self.seconds = already + time.perf_counter() - started
+            if self.step % self.steps_per_epoch == 0:
+                break  # the end of an epoch saves by itself, when its figures are written
+            stop, save = 0, bool(every_steps) and self.step % every_steps == 0
+            if self.step % self.look_every == 0:
+                progress.update(epoch, self.step, self._figures())
+                overdue = bool(every_seconds) and time.perf_counter() - saved_at > every_seconds
+                stop, overdue = self.world.largest([signals.received, overdue and self.world.first])
+                save = save or stop or overdue
+            if save:
                 self._save()
-        logbook.close()
+                saved_at = time.perf_counter()
+            if stop:
+                self._stop(stop)
+        scalars = self._figures() | self._scheme_figures() | self._validation()
+        self.seconds = already + time.perf_counter() - started
+        if logbook:
+            logbook.write(epoch, self.step, scalars | {"seconds": self.seconds})
+        progress.end_epoch(epoch, self.step, scalars, self.seconds)
+        self.totals.zero_()
+        self._save()
+        stop = self.world.largest([signals.received])[0]
+        if stop and self.step < self.total_steps:
+            self._stop(stop)
+
+    def _stop(self, signal: int) -> None:
+        raise Stopped(
+            signal,
+            f"{self.step} of {self.total_steps} steps are saved in {self.folder}; go on with the same command and "
+            f"RUN={self.folder.name} (run.name={self.folder.name})",
+        )
 
     def train_step(self, points: Tensor, labels: Tensor) -> None:
-        """One iteration on a batch ``[B, P, 3]``, ``[B]``: gradients, optimizer, averaging."""
-        config = self.config.train
+        """One iteration on a batch ``[B, P, 3]``, ``[B]`` (with several processes, on this one's part of it).
+
+        Gradients, optimizer, averaging. Where the loss or a gradient is not finite the model stays as it was.
+        """
+        config, world = self.config.train, self.world
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps_per_epoch, config)
-        parts = config.accumulate
-        for part, truth in zip(points.chunk(parts), labels.chunk(parts), strict=True):
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                logits = self.forward(part)
-            logits = logits.float()
-            loss = F.cross_entropy(logits, truth, label_smoothing=config.label_smoothing)
-            (loss / parts).backward()
-            self.totals[0] += loss.detach() * len(truth)
-            self.totals[1] += (logits.argmax(1) == truth).sum()
+        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]  # of the batch norms
+        before = _flat(statistics)
+        sums, parts = torch.zeros(2, device=self.device), config.accumulate
+        for number, (part, truth) in enumerate(zip(points.chunk(parts), labels.chunk(parts), strict=True), 1):
+            with self._reduce_gradients(number == parts):
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                    logits = self.forward(part)
+                logits = logits.float()
+                loss = F.cross_entropy(logits, truth, label_smoothing=config.label_smoothing)
+                (loss / parts).backward()
+            sums += torch.stack([loss.detach() * len(truth), (logits.argmax(1) == truth).sum()])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
-        self.totals[2] += len(labels)
-        self.totals[3] += norm * len(labels)
-        self.optimizer.step()  # and the averaging after it
+        # The processes have the same gradients now. The batch norms' statistics become the mean of theirs: each step,
+        # so that what is saved or evaluated does not depend on when.
+        after = world.sum_(torch.cat([_flat(statistics), sums]))
+        loss, hits = after[-2:]
+        unsound = ~(norm.isfinite() & loss.isfinite())
+        _unflatten(torch.where(unsound, before, after[:-2] / world.size), statistics)
+        objects = torch.tensor(len(labels) * world.size, device=self.device)
+        self.totals += torch.where(unsound, 0, torch.stack([loss, hits, objects, norm * objects]))
+        self.unsound.append(unsound)
+        self.optimizer.found_inf = unsound.float()  # the fused optimizer and the averaging after it then skip the step
+        self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
 
-    def _check_finite(self) -> None:
-        if not self.totals.isfinite().all():
-            epoch = (self.step - 1) // self.steps_per_epoch + 1
-            raise TrainingError(
-                f"the loss or a gradient is not finite, in epoch {epoch} at step {self.step} of {self.total_steps} or "
-                f"up to {_REPORT_EVERY} before, with learning rate {self._learning_rate():.3g}: try a lower train.lr "
-                "or train.precision=float32"
-            )
+    def _reduce_gradients(self, now: bool) -> AbstractContextManager:
+        """Gradients are summed over the processes once a step, with the last part of the batch."""
+        return nullcontext() if now or self.world.size == 1 else self.ddp.no_sync()
 
-    def _learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+    def _check_skipped(self) -> None:
+        """Count and report the steps that were skipped since the last look."""
+        flags = torch.stack(self.unsound).tolist() if self.unsound else []
+        self.unsound.clear()
+        for step, skipped in enumerate(flags, self.step - len(flags)):
+            if not skipped:
+                continue
+            self.skipped += 1
+            epoch, number = divmod(step, self.steps_per_epoch)
+            names = self.data.train.object_names(epoch, number)
+            report = (
+                f"the loss or a gradient is not finite in epoch {epoch + 1}, step {step + 1} of {self.total_steps}, "
+                f"with learning rate {learning_rate(step, self.steps_per_epoch, self.config.train):.3g}, on "
+                f"{', '.join(names[:64])}{', ...' if len(names) > 64 else ''}"
+            )
+            if self.skipped > self.config.train.max_skipped:
+                raise TrainingError(
+                    f"{report}: {self.skipped} such steps, and train.max_skipped={self.config.train.max_skipped}; the "
+                    f"last checkpoint is from before. Try a lower train.lr, train.precision=float32, or see to the data"
+                )
+            self._say(f"step skipped, the model stays as it was: {report}", style="yellow")
 
     def _figures(self) -> dict[str, float]:
-        """Of the epoch so far. Waits for the device, so it is also where a broken run is noticed."""
-        self._check_finite()
+        """Of the epoch so far. Waits for the device, so it is also where steps that were skipped are noticed."""
+        self._check_skipped()
         loss, hits, objects, norm = self.totals.tolist()
+        objects = objects or float("nan")  # every step skipped
         return {
             "train/loss": loss / objects,
             "train/oa": 100 * hits / objects,
             "train/grad_norm": norm / objects,
-            "train/lr": self._learning_rate(),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
         }
 
-    def _scheme_figures(self, probe: Tensor | None) -> dict[str, float]:
-        if self.averaging is None:
+    def _scheme_figures(self) -> dict[str, float]:
+        if self.averaging is None or not self.world.first:
             return {}
         figures = {"ewa/share_rate": self.averaging.share_rate}
         for name, value in ewa.disagreement(self.model).items():
             figures[f"ewa/disagreement/{name}"] = value
+        probe = next(self.data.train.epoch(0))[0]
         for name, value in ewa.fold_gap(self.model, probe).items():
             figures[f"ewa/fold_gap/{name}"] = value
         return figures
@@ -205,16 +288,15 @@ class Trainer:
     def _validation(self) -> dict[str, float]:
         if self.data.val is None:
             return {}
-        result = evaluate(self.model, self.data.val)
+        result = evaluate(self.model, self.data.val, self.world)
         return {"val/loss": result.loss, "val/oa": result.oa, "val/macc": result.macc}
 
     def finish(self) -> dict[str, Any]:
         """Fold, evaluate on the test split, write the dense model and ``summary.json``; returns the summary."""
         config = self.config
-        in_training = evaluate(self.model, self.data.test)
+        in_training = evaluate(self.model, self.data.test, self.world)
         dense = ewa.fold(self.model) if self.averaging else self.model
-        result = evaluate(dense, self.data.test) if self.averaging else in_training
-        save_model(self.folder / MODEL, self._loaded(dense.eval()))
+        result = evaluate(dense, self.data.test, self.world) if self.averaging else in_training
         summary = {
             "run": str(self.folder),
             "dataset": config.data.name,
@@ -227,59 +309,27 @@ class Trainer:
             "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
             "parameters_in_training": _count(self.model),
             "parameters": _count(dense),
+            "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
             "precision": str(self.precision).removeprefix("torch."),
+            "processes": self.world.size,
             "environment": environment(self.device),
         }
-        write_summary(self.folder, summary)
+        if self.world.first:
+            save_model(self.folder / MODEL, self.loaded(dense.eval()))
+            write_summary(self.folder, summary)
         return summary
 
-    def _loaded(self, model: torch.nn.Module) -> LoadedModel:
+    def loaded(self, model: torch.nn.Module) -> LoadedModel:
+        """A model of this training with what must be known to use it."""
         data = self.config.data
         return LoadedModel(model, self.data.class_names, data.num_points, data.name, self.data.normalize)
 
     def _save(self) -> None:
-        self._check_finite()  # do not put a broken state in the place of a sound one
-        scheme = self.config.ewa
-        state = {
-            "description": self._loaded(self.model).description(),
-            "ewa": {"num_experts": scheme.num_experts, "layers": scheme.layers} if self.averaging else None,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "averaging": self.averaging.state_dict() if self.averaging else None,
-            "step": self.step,
-            "seconds": self.seconds,
-            "totals": self.totals,
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
-        save_state(self.folder / LAST, state)
-
-    def _resume(self) -> None:
-        model, state = restore(self.folder)
-        try:
-            self.model.load_state_dict(model.state_dict())
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.averaging:
-                self.averaging.load_state_dict(state["averaging"])
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.totals.copy_(state["totals"])
-            self.rng = state["rng"], state["rng_cuda"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.folder / LAST}: does not fit the run ({first_line(error)}): start over with run.overwrite=true"
-            ) from None
-        epoch = self.step // self.steps_per_epoch
-        self._say(f"going on with {self.folder} after {epoch} of {self.config.train.epochs} epochs")
-
-    def _set_rng(self) -> None:
-        if self.rng is None:
-            # Again, after building: so dense and EWA models meet the same stream, however much building them drew.
-            torch.manual_seed(self.config.train.seed)
-            return
-        torch.set_rng_state(self.rng[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(self.rng[1])
+        self._check_skipped()
+        random_states = self.world.gather(random_state())
+        if self.world.first:
+            save_state(self.folder / LAST, training_state(self) | {"random_states": random_states})
 
     def _announce(self) -> None:
         """Say what is about to run, and about how long it will take, by timing steps of a copy of the model."""
@@ -287,7 +337,8 @@ class Trainer:
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
         scheme = f"EWA, {config.ewa.num_experts} experts" if self.averaging else "dense"
         precision = str(self.precision).removeprefix("torch.")
-        self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, on {self.device.type} in {precision}")
+        place = f"on {self.device.type}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
+        self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
         seconds = self._time_step() * self.total_steps
         epochs = f"{config.train.epochs} epochs of {self.steps_per_epoch} steps"
         self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")
@@ -296,11 +347,11 @@ class Trainer:
 
     def _time_step(self) -> float:
         trainer = copy.copy(self)
+        trainer.world, trainer.unsound, trainer.totals = ALONE, [], self.totals.clone()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            trainer.model = trainer.forward = copy.deepcopy(self.model)
+            trainer.model = trainer.ddp = trainer.forward = copy.deepcopy(self.model)
             trainer.optimizer = build_optimizer(trainer.model, self.config.train)
             trainer.averaging = trainer._build_averaging()
-            trainer.totals = self.totals.clone()
             batches = self.data.train.epoch(0)
             for count, (points, labels) in enumerate(batches):
                 if count == 1:  # the first step warms up
@@ -312,28 +363,16 @@ class Trainer:
         return (time.perf_counter() - started) / count if count else 0.0
 
     def _say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+        say(self.console, text, style)
 
-    @contextmanager
-    def _progress(self) -> Iterator[Any]:
-        """A bar on a terminal, and a line an epoch; yields a function that shows figures."""
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        epochs = self.config.train.epochs
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("training", total=self.total_steps, completed=self.step)
 
-            def report(epoch: int, scalars: dict[str, float], end: bool = False) -> None:
-                text = f"epoch {epoch + 1}/{epochs}  loss {scalars['train/loss']:.3f}  acc {scalars['train/oa']:.1f} %"
-                bar.update(task, completed=self.step, description=text)
-                if end:
-                    val = f"  val {scalars['val/oa']:.1f} %" if "val/oa" in scalars else ""
-                    left = self.seconds / self.step * (self.total_steps - self.step)
-                    self._say(f"{text}{val}  {duration(left)} left")
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
-            yield report
+
+def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def _test_figures(result: Evaluation) -> dict[str, float]:
@@ -342,11 +381,3 @@ def _test_figures(result: Evaluation) -> dict[str, float]:
 
 def _count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

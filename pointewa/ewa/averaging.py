@@ -28,8 +28,13 @@ def _check_share_rate(share_rate: float, num_experts: int) -> None:
 
 
 @torch.no_grad()
-def average_experts_(stacked: Tensor, share_rate: float) -> Tensor:
+def average_experts_(stacked: Tensor, share_rate: float, skip: Tensor | None = None) -> Tensor:
     """Eq. 6 in place on one stacked parameter ``[N, ...]``; returns it.
+
+    Args:
+        stacked: the parameter.
+        share_rate: b.
+        skip: a single 1 to leave it as it is, or 0; on the device, so that nobody waits for it.
 
     Raises:
         ValueError: ``share_rate`` outside [0, (N-1)/N].
@@ -38,6 +43,8 @@ def average_experts_(stacked: Tensor, share_rate: float) -> Tensor:
     _check_share_rate(share_rate, num_experts)
     # The limit itself must give exactly 1, so that full averaging leaves the experts bit-identical.
     pull = min(share_rate * num_experts / (num_experts - 1), 1.0)
+    if skip is not None:
+        pull = pull * (1 - skip.to(stacked))
     return stacked.lerp_(stacked.mean(0, keepdim=True), pull)
 
 
@@ -84,8 +91,9 @@ def until(schedule: ShareRate, fraction: float, total_steps: int) -> ShareRate:
 class ExpertAveraging:
     """Applies Eq. 6 to all MoE layers of a model after each step of an optimizer.
 
-    Optimizer state is left alone. With gradient accumulation it runs once an optimizer step, and not at all for a
-    step that a `torch.amp.GradScaler` skipped. Several processes (DDP) average locally: their weights stay equal.
+    Optimizer state is left alone. With gradient accumulation it runs once an optimizer step, and changes nothing after
+    a step that was skipped: a `torch.amp.GradScaler` does not call one, and a fused optimizer is told by its
+    ``found_inf``. Several processes (DDP) average locally: their weights stay equal.
 
     Args:
         model: what `to_moe` returned.
@@ -115,12 +123,16 @@ class ExpertAveraging:
         return self._share_rate(self.steps)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Average once. `attach` calls this after every optimizer step; call it yourself only in a loop without one."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """Average once. `attach` calls this after every optimizer step; call it yourself only in a loop without one.
+
+        Args:
+            skip: a single 1 to average nothing, or 0.
+        """
         share_rate = self.share_rate
         if share_rate != 0:
             for parameter in self._parameters():
-                average_experts_(parameter, share_rate)
+                average_experts_(parameter, share_rate, skip)
         self.steps += 1
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -148,11 +160,7 @@ class ExpertAveraging:
             self._handle = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        # A GradScaler does not call step() on an overflow, except that of a fused optimizer: that one is told by
-        # this attribute to leave the weights alone, and so must we.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self.step()
+        self.step(getattr(optimizer, "found_inf", None))
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to go on: the number of averagings done."""

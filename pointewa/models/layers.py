@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class DropPath(nn.Module):
@@ -73,17 +74,26 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks that adds the position embedding before each of them."""
+    """A stack of blocks that adds the position embedding before each of them.
+
+    Attributes:
+        activation_checkpointing: keep only what goes into each block and compute the block again in the backward
+            pass, with the same random draws: the same gradients for less memory and a second forward pass.
+    """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.activation_checkpointing = False
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """``[B, T, C], [B, T, C] -> [B, T, C]``."""
         for block in self.blocks:
-            x = block(x + position)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x + position, use_reentrant=False)
+            else:
+                x = block(x + position)
         return x
 
 

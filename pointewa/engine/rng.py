@@ -1,0 +1,45 @@
+"""The random states of a process: Python's, NumPy's, torch's on the CPU and on each GPU.
+
+The batches need none: `datasets.loader.TrainLoader` draws each from the seed, the epoch and its number. Dropout, drop
+path and the partition of the tokens draw from torch's generator of their device.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Seed every generator; each rank differently, and rank 0 as a single process."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from a `random_state`.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: not such a state.
+    """
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
