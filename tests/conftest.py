@@ -9,6 +9,13 @@ import pytest
 import torch
 from rich.console import Console
 
+import datasets
+from datasets.loader import EvalLoader, TrainLoader
+from pointewa.config import load_config
+from pointewa.engine import Data, Trainer
+from pointewa.engine.distributed import ALONE
+from pointewa.engine.runs import find_run
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -38,35 +45,32 @@ TINY = [  # a real run of the whole path in a few seconds
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def trainer_in():
-    """A function from a folder and overrides to a trainer on 160 procedural objects of 5 classes."""
-    import datasets
-    from datasets.loader import EvalLoader, TrainLoader
-    from pointewa.config import load_config
-    from pointewa.engine import Data, Trainer
-    from pointewa.engine.runs import find_run
+def build_trainer(folder, *overrides, world=ALONE, console=None):
+    """A trainer on 160 procedural objects of 5 classes, 60 to test on."""
 
     def few(split, objects):
         clouds = datasets.load("shapes", "", split)
         clouds = clouds.take((clouds.labels < 5).nonzero().squeeze(1)[:objects])
         return replace(clouds, class_names=clouds.class_names[:5])
 
-    def make(folder, *overrides):
-        config = load_config(overrides=[*TINY, f"run.dir={folder}", *overrides])
-        train, val = few("train", 160), None
-        points, batch, seed = config.data.num_points, config.train.batch_size, config.train.seed
-        if config.data.val_fraction:
-            train, val = train.split(config.data.val_fraction, seed)
-            val = EvalLoader(val, 32, points)
-        loader = TrainLoader(train, batch, points, config.data.augment, seed)
-        data = Data(loader, val, EvalLoader(few("test", 60), 32, points), train.class_names)
-        return Trainer(config, data, find_run(config), Console(quiet=True))
+    config = load_config(overrides=[*TINY, f"run.dir={folder}", *overrides])
+    train, val, share = few("train", 160), None, (world.rank, world.size)
+    points, batch, seed = config.data.num_points, config.train.batch_size, config.train.seed
+    if config.data.val_fraction:
+        train, val = train.split(config.data.val_fraction, seed)
+        val = EvalLoader(val, 32, points, None, *share)
+    loader = TrainLoader(train, batch, points, config.data.augment, seed, *share)
+    data = Data(loader, val, EvalLoader(few("test", 60), 32, points, None, *share), train.class_names)
+    return Trainer(config, data, find_run(config), console or Console(quiet=True), world)
 
-    return make
+
+@pytest.fixture(scope="session")
+def trainer_in():
+    """`build_trainer`: from a folder and overrides to a trainer."""
+    return build_trainer
 
 
 @pytest.fixture
-def make_trainer(trainer_in, tmp_path):
-    """`trainer_in` with the test's own temporary folder."""
-    return partial(trainer_in, tmp_path)
+def make_trainer(tmp_path):
+    """`build_trainer` with the test's own temporary folder."""
+    return partial(build_trainer, tmp_path)

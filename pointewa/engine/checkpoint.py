@@ -1,14 +1,16 @@
 """Reading and writing models and the state of a training run. No file that is read can run code."""
 
+import io
 import json
 import os
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -19,8 +21,22 @@ import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
 from pointewa.files import atomic_write
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
+from pointewa.models.foreign import classifier_state
 
 MODEL, LAST, PREVIOUS = "model.safetensors", "last.ckpt", "previous.ckpt"
+
+# What torch.save writes for dense tensors and plain containers. torch's own list is longer, and what else is on it
+# lets a file of a few bytes take any amount of memory: bytearray(10**12), a tensor of stride 0 that is converted.
+_ADMITTED = {
+    "collections OrderedDict",
+    "collections Counter",
+    "__builtin__ set",
+    "torch Size",
+    "torch device",
+    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+    *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
+    *(f"torch {storage.__name__}" for storage in torch._storage_classes if storage.__module__ == "torch"),
+}
 
 
 @dataclass
@@ -77,14 +93,28 @@ def _check_sums(path: Path) -> None:
     """Compare each part of a file of `torch.save` with the CRC-32 that is kept with it; torch itself does not."""
     try:
         with zipfile.ZipFile(path) as file:
-            # Compressed parts, which torch never writes, could be a thousand times larger than the file.
-            if any(part.compress_type for part in file.infolist()):
+            parts = file.infolist()
+            # Compressed parts, or such that share their bytes, could be a thousand times larger than the file. torch
+            # writes neither.
+            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > os.stat(path).st_size:
                 raise ValueError("it has compressed parts")
             damaged = file.testzip()
+            for part in parts:
+                if part.filename.lower().endswith(".pkl"):  # torch does not tell upper from lower case
+                    _check_pickle(io.BytesIO(file.read(part)))
+    except UnpicklingError:
+        raise
     except Exception as error:  # whatever a damaged file makes of the reader
         raise CheckpointError(f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)})") from None
     if damaged:
-        raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged} does not fit its checksum")
+        raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged!r} does not fit its checksum")
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    """Look through a pickle, without executing it, for anything that tensors and plain values do not need."""
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name == "GLOBAL" and argument not in _ADMITTED:
+            raise UnpicklingError(f"it asks for {argument!r}")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -93,10 +123,19 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding anything else.
     """
-    if zipfile.is_zipfile(path):
-        _check_sums(path)
     try:
+        if path.exists() and not path.is_file():  # a folder; a pipe, which would be waited for
+            raise CheckpointError(f"{path}: not a file")
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\3\4":  # how torch tells
+                _check_sums(path)
+            else:  # the format before torch 1.6: five pickles, then the numbers
+                file.seek(0)
+                for _ in range(5):
+                    _check_pickle(file)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except UnpicklingError as error:
@@ -213,7 +252,7 @@ def _restore(path: Path) -> Restored:
     if not {"description", "model", "ewa"} <= state.keys():
         raise CheckpointError(
             f"{path}: not a training state of this library: expected description, model and ewa, "
-            f"found {', '.join(sorted(map(str, state))[:6])}; is it of another codebase? Name it .pth"
+            f"found {', '.join(sorted(str(key)[:40] for key in state)[:6])}; is it of another codebase? Name it .pth"
         )
     model = _build(state["description"], state["model"], path).model
     if state["ewa"]:
