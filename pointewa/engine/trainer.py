@@ -217,7 +217,9 @@ class Trainer:
             with self._reduce_gradients(number == parts):
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                     logits = self.forward(part)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a softmax wants more than bfloat16
+                logits = logits.to(
+                    torch.promote_types(logits.dtype, torch.float32)
+                )  # a softmax wants more than bfloat16
                 loss = F.cross_entropy(logits, truth, label_smoothing=config.label_smoothing)
                 (loss / parts).backward()
             sums += torch.stack([loss.detach() * len(truth), (logits.argmax(1) == truth).sum()])

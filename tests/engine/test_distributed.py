@@ -16,14 +16,14 @@ from pointewa.engine.distributed import World
 from pointewa.errors import ConfigError
 from tests.engine.two_processes import EXACT, exact
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+ROOT = Path(__file__).parents[2]
 
 
 def torchrun(what, folder, *options, **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     return subprocess.run(
-        [*command, str(SCRIPT), what, str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, check=False,
+        [*command, "-m", "tests.engine.two_processes", what, str(folder)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What torchrun starts for test_distributed.py: `two_processes.py WHAT FOLDER`, WHAT being a function below."""
+"""What torchrun starts for test_distributed.py: `-m tests.engine.two_processes WHAT FOLDER`, WHAT a function below."""
 
 import os
 import signal
@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from conftest import build_trainer
-
 from pointewa.engine import Trainer, evaluate
 from pointewa.engine.distributed import process_group
 from pointewa.errors import DataError
 from pointewa.ewa import experts
+from tests.conftest import build_trainer
 from tools import cli
 
 EXACT = ("model.drop_path=0", "ewa.share_rate=0.4", "train.weight_decay=0.1", "run.name=exact")
