@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
@@ -25,18 +24,16 @@ from pointewa.models.foreign import classifier_state
 
 MODEL, LAST, PREVIOUS = "model.safetensors", "last.ckpt", "previous.ckpt"
 
-# What torch.save writes for dense tensors and plain containers. torch's own list is longer, and what else is on it
-# lets a file of a few bytes take any amount of memory: bytearray(10**12), a tensor of stride 0 that is converted.
+# What torch.save writes for dense tensors and plain containers. torch's own list is longer, and with what else is on it
+# a file of a few bytes can take any amount of memory: bytearray(10**12), a conversion of a tensor of stride 0.
+_STORED = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
 _ADMITTED = {
-    "collections OrderedDict",
-    "collections Counter",
-    "__builtin__ set",
-    "torch Size",
-    "torch device",
-    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+    "collections OrderedDict", "collections Counter", "__builtin__ set", "torch Size", "torch device",
+    *(f"torch {name}Storage" for name in _STORED),
     *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
-    *(f"torch {storage.__name__}" for storage in torch._storage_classes if storage.__module__ == "torch"),
-}
+    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+}  # fmt: skip
+_MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to 16,384
 
 
 @dataclass
@@ -94,9 +91,11 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
-            # Compressed parts, or such that share their bytes, could be a thousand times larger than the file. torch
-            # writes neither.
-            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > os.stat(path).st_size:
+            # torch writes neither compressed parts nor such that share their bytes: they could be far larger than it.
+            if (
+                any(part.compress_type for part in parts)
+                or sum(part.file_size for part in parts) > os.stat(path).st_size
+            ):
                 raise ValueError("it has compressed parts")
             damaged = file.testzip()
             for part in parts:
@@ -125,7 +124,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():  # a folder; a pipe, which would be waited for
-            raise CheckpointError(f"{path}: not a file")
+            raise CheckpointError(f"{path}: expected a file, found a folder or a device")
         with open(path, "rb") as file:
             if file.read(4) == b"PK\3\4":  # how torch tells
                 _check_sums(path)
@@ -183,7 +182,7 @@ def load_model(path: str | Path) -> LoadedModel:
         return loaded
     restored = restore(path)
     loaded = _build(restored.state["description"], restored.state["model"], path)
-    loaded.model = (ewa.fold(restored.model, inplace=True) if restored.state["ewa"] else restored.model).eval()
+    loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
     return loaded
 
 
@@ -249,15 +248,20 @@ def restore(path: str | Path) -> Restored:
 
 def _restore(path: Path) -> Restored:
     state = read_state(path)
-    if not {"description", "model", "ewa"} <= state.keys():
+    if not {"description", "model", "ewa", "step"} <= state.keys():
         raise CheckpointError(
-            f"{path}: not a training state of this library: expected description, model and ewa, "
+            f"{path}: not a training state of this library: expected description, model, ewa and step, "
             f"found {', '.join(sorted(str(key)[:40] for key in state)[:6])}; is it of another codebase? Name it .pth"
         )
     model = _build(state["description"], state["model"], path).model
-    if state["ewa"]:
+    if type(state["step"]) is not int:
+        raise CheckpointError(f"{path}: its step is not valid: expected a whole number")
+    if state["ewa"] is not None:
         try:
-            model = ewa.to_moe(model, state["ewa"]["num_experts"], state["ewa"]["layers"], init="copy", inplace=True)
+            experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
+            if type(experts) is not int or not (isinstance(layers, str) or {type(layer) for layer in layers} <= {int}):
+                raise TypeError("expected a whole number of experts, and layers by name or number")
+            model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
     _load_state(model, state["model"], path)
@@ -271,7 +275,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         CheckpointError: missing or damaged.
     """
     path = Path(path)
-    if path.is_dir() or path.name == LAST:
+    if path.is_dir() or path.name in (LAST, PREVIOUS):
         return load_model(path).model.state_dict()
     if path.suffix != ".safetensors":
         return read_state(path)
@@ -291,16 +295,19 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
     """
     weights = read_weights(path)
     try:
+        for name, value in classifier_state(weights).items():
+            if value.is_complex():  # torch would drop the imaginary part
+                raise CheckpointError(f"{name} holds complex numbers")
         return load_weights(model, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except (CheckpointError, RuntimeError, TypeError) as error:  # names that are no text, tensors without values
+        raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from None
 
 
 def _read_description(path: Path) -> Any:
+    if not path.is_file():  # nor a pipe, which would be waited for
+        raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are")
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from None
 
@@ -308,28 +315,44 @@ def _read_description(path: Path) -> Any:
 def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
     """The model of a description, its parameters without memory: a wrong description must not ask for a lot of it."""
     try:
+        for field in fields(Architecture):
+            _expect(description["architecture"].get(field.name, field.default), field.type, field.name)
         architecture = Architecture(**description["architecture"])
-        names = tuple(str(name) for name in description["class_names"])
+        for name in description["class_names"]:
+            _expect(name, str, "class_names")
+        for name, kind in (("num_points", int), ("dataset", str), ("normalize", str)):
+            _expect(description[name], kind, name)
         if architecture.depth > len(weights):
             raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
+        if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
+            raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
+        names = tuple(description["class_names"])
         with torch.device("meta"):
             model = PointTransformerClassifier(architecture, len(names)).eval()
-        dataset, normalize = str(description["dataset"]), str(description["normalize"])
-        return LoadedModel(model, names, int(description["num_points"]), dataset, normalize)
+        return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
 
 
-def _load_state(model: torch.nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _expect(value: Any, kind: type, name: str) -> None:
+    # The type itself: True is an int, and printing what else may be there can take forever.
+    if type(value) is not kind and (type(value), kind) != (int, float):
+        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
+
+
+def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
     """Give a model of `_build` its weights."""
     try:
+        weights = {name: value.detach() for name, value in state.items()}
         for name, expected in model.state_dict().items():
-            found = state.get(name)  # a missing one is reported below
-            if found is not None and (found.dtype, found.layout, found.device.type) != (
-                expected.dtype, torch.strided, "cpu",
+            found = weights.get(name)  # a missing one is reported below
+            if found is not None and (found.dtype, found.layout, found.device.type, found.is_contiguous()) != (
+                expected.dtype, torch.strided, "cpu", True,
             ):  # fmt: skip
                 raise RuntimeError(f"{name}: expected {expected.dtype}, found {found.dtype}, {found.layout}")
-        model.load_state_dict(state, assign=True)
+        if len({value.data_ptr() for value in weights.values()}) < len(weights):
+            raise RuntimeError("two tensors share their memory")
+        model.load_state_dict(weights, assign=True)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split()[:40])
         raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from None

@@ -37,9 +37,14 @@ def average_experts_(stacked: Tensor, share_rate: float, skip: Tensor | None = N
         skip: a single 1 to leave it as it is, or 0; on the device, so that nobody waits for it.
 
     Raises:
-        ValueError: ``share_rate`` outside [0, (N-1)/N].
+        ValueError: ``share_rate`` outside [0, (N-1)/N], or a DTensor that is sharded along its first dimension.
     """
     num_experts = stacked.shape[0]
+    if any(placement.is_shard(0) for placement in getattr(stacked, "placements", ())):  # of a DTensor
+        raise ValueError(
+            "the experts are split over processes, which takes messages to average: with fully_shard give "
+            "shard_placement_fn=lambda p: Shard(1) for ewa.stacked_parameters(model).values()"
+        )
     _check_share_rate(share_rate, num_experts)
     # The limit itself must give exactly 1, so that full averaging leaves the experts bit-identical.
     pull = min(share_rate * num_experts / (num_experts - 1), 1.0)

@@ -134,6 +134,17 @@ def test_a_killed_process_ends_the_run_and_torchrun_s_restart_goes_on(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_sharded_experts_are_averaged_without_a_message(tmp_path):
+    """FSDP2, the experts split along their output dimension: Eq. 6 stays local and gives the same weights."""
+    done = torchrun("sharded", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for found in results(tmp_path):
+        assert found["messages"] == 0
+        assert found["difference"] < 1e-6
+        assert (list(found["whole"]), list(found["local"])) == ([4, 64, 32], [4, 32, 32])
+        assert "the experts are split over processes" in found["refused"]
+
+
 def test_what_cannot_be_shared_is_refused(make_trainer):
     with pytest.raises(ConfigError, match=r"train.batch_size: expected a multiple of 3 processes"):
         make_trainer(world=World(0, 3))

@@ -1,5 +1,6 @@
 """What torchrun starts for test_distributed.py: `-m tests.engine.two_processes WHAT FOLDER`, WHAT a function below."""
 
+import copy
 import os
 import signal
 import sys
@@ -7,7 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.debug import CommDebugMode
 
+import pointewa.ewa as ewa
 from pointewa.engine import Trainer, evaluate
 from pointewa.engine.distributed import process_group
 from pointewa.errors import DataError
@@ -105,6 +110,44 @@ def killed(world, folder):
         Trainer.train_step = deadly
     trainer.fit()
     trainer.finish()
+
+
+def sharded(world, folder):
+    """Five steps under FSDP2 with the experts split along their output dimension, beside a model that is not split."""
+    torch.manual_seed(0)
+    dense = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    whole = ewa.to_moe(torch.nn.TransformerEncoder(dense, 4, enable_nested_tensor=False), num_experts=4)
+    split = copy.deepcopy(whole)
+    experts_ = set(ewa.stacked_parameters(split).values())
+    for module in (*split.layers, split):
+        fully_shard(module, shard_placement_fn=lambda parameter: Shard(1) if parameter in experts_ else Shard(0))
+    averagings = []
+    for model in (whole, split):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        averagings.append(ewa.ExpertAveraging(model, 0.3).attach(optimizer))
+        for seed in range(5):
+            torch.manual_seed(seed)  # on every process the same tokens and partition
+            model(torch.randn(4, 8, 32)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with CommDebugMode() as messages:
+        averagings[1].step()
+    averagings[0].step()
+    gathered = {name: parameter.full_tensor() for name, parameter in split.named_parameters()}
+    difference = max((gathered[name] - value).abs().max().item() for name, value in whole.named_parameters())
+    parameter = split.get_parameter("layers.1.linear1.experts.linear1.weight")
+    for module in (by_expert := copy.deepcopy(whole)).layers:
+        fully_shard(module)  # by default along the first dimension: the experts themselves
+    try:
+        ewa.ExpertAveraging(by_expert, 0.3).step()
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    torch.save(
+        {"messages": messages.get_total_counts(), "difference": difference, "whole": parameter.shape,
+         "local": parameter.to_local().shape, "refused": refused},
+        folder / f"rank{world.rank}.pt",
+    )  # fmt: skip
 
 
 def main():
