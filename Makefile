@@ -11,7 +11,7 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup data train eval fold test lint tensorboard bench clean
+.PHONY: help setup data train eval fold test lint tensorboard bench soak clean
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ lint: .venv/.done  ## check style, names, annotations and docstrings
 
 bench: .venv/.done  ## measure what EWA costs in a training step: ARGS="--preset point_mae --batch-size 32"
 	@$(PY) -m tools.bench $(ARGS)
+
+soak: .venv/.done  ## kill and resume trainings, compare bit for bit: ARGS="--kills 30"
+	@$(PY) -m tools.soak $(ARGS)
 
 tensorboard: .venv/.done  ## show the curves of all runs in a browser
 	@$(PY) -m tensorboard.main --logdir runs
