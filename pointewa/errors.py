@@ -31,7 +31,9 @@ class Stopped(KeyboardInterrupt):
         message: what was saved, and how to go on.
     """
 
-    def __init__(self, number: int, message: str = "nothing was saved") -> None:
+    def __init__(
+        self, number: int, message: str = "if it was training, go on with the same command and its RUN=name"
+    ) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}: {message}")
         self.number = number
 

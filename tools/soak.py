@@ -330,11 +330,15 @@ def main(argv: list[str] | None = None) -> None:
     if not console.is_terminal:
         console.width = 140  # the table as it is, where nothing has an edge
     outcomes, say = [], partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    for number, (name, kinds) in enumerate(zip(args.scenario, shares(args.kills, len(args.scenario)), strict=True)):
-        rng = random.Random(f"{args.seed} {name}")
-        rng.shuffle(kinds)
-        epochs = EPOCHS_A_KILL * max(len(kinds), 1)
-        outcomes.append(soak(SCENARIOS[name], kinds, epochs, rng, root / str(number), say))
+    try:
+        for number, (name, kinds) in enumerate(zip(args.scenario, shares(args.kills, len(args.scenario)), strict=True)):
+            rng = random.Random(f"{args.seed} {name}")
+            rng.shuffle(kinds)
+            epochs = EPOCHS_A_KILL * max(len(kinds), 1)
+            outcomes.append(soak(SCENARIOS[name], kinds, epochs, rng, root / str(number), say))
+    except BaseException:  # stopped, such as by Ctrl-C: nobody will look at what there is
+        shutil.rmtree(root)
+        raise
     table = Table(*outcomes[0].row)
     for outcome in outcomes:
         table.add_row(*outcome.row.values())

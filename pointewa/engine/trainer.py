@@ -158,7 +158,7 @@ class Trainer:
             self.forward = torch.compile(self.ddp)
         set_random_state(self.rng)
         progress = TrainingProgress(self.console, self.config.train.epochs, self.total_steps, self.step)
-        # torchrun passes on what the terminal has sent to every process already: one Ctrl-C comes twice.
+        # torchrun may pass on what the terminal has sent to the processes already: one Ctrl-C can come twice.
         signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
         with self.claim or nullcontext(), signals, progress.bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
