@@ -4,7 +4,9 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
+import io
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pointewa.errors import ConfigError, first_line
 from pointewa.models.presets import PRESETS, Architecture
+
+_LARGEST, _DEEPEST, _MOST_REFERENCES = 100_000, 20, 20  # of a YAML file: characters, levels, and ${...}
 
 
 @dataclass
@@ -131,7 +135,7 @@ def load_config(
         try:
             merged = OmegaConf.merge(merged, layer)
             OmegaConf.to_container(merged, resolve=True)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, OverflowError, RecursionError) as error:
             key = getattr(error, "full_key", None) or "config"
             raise ConfigError(f"{source}: {key}: {first_line(error)}") from None
     config = OmegaConf.to_object(merged)
@@ -168,7 +172,9 @@ def save_interval(config: TrainConfig) -> tuple[int, float]:
         return every, 0.0
     minutes = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?min", every) if isinstance(every, str) else None
     if not minutes:
-        raise ConfigError(f"train.save_every: expected iterations (100) or minutes (15min), found {every!r}")
+        raise ConfigError(
+            f"train.save_every: expected iterations (100) or minutes (15min), found {reprlib.repr(every)}"
+        )
     return 0, 60 * float(minutes[1])
 
 
@@ -189,20 +195,44 @@ def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        layer = OmegaConf.load(path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ConfigError(f"{path}: expected a configuration of at most {_LARGEST} characters")
+        _check_yaml(text)
+        layer = OmegaConf.load(io.StringIO(text))
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:  # YAMLError, and whatever PyYAML makes of a value that does not fit its tag
         raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(_names(Config))}), found a list")
     return layer
 
 
+def _check_yaml(text: str) -> None:
+    """Refuse what would end the process, by its nesting, or take any amount of memory or time to resolve."""
+    depth = aliases = 0
+    resolved: list[str] = []
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.ScalarEvent):
+            resolved += [event.value] * event.value.count("${")
+        if depth > _DEEPEST:
+            raise ValueError(f"nested deeper than {_DEEPEST} levels")
+        if resolved and (len(resolved) + aliases > _MOST_REFERENCES or len(resolved[-1]) > 1000):
+            raise ValueError(
+                f"more than {_MOST_REFERENCES} references to other values, or in more than 1000 characters"
+            )
+
+
 def _check_keys(layer: Any, schema: type, source: str, prefix: str = "") -> None:
     known = {f.name: f.type if is_dataclass(f.type) else None for f in fields(schema)}
     for key in layer:
-        full = f"{prefix}{key}"
+        full = f"{prefix}{key}" if str(key).isprintable() else repr(f"{prefix}{key}")
         if key not in known:
             groups = {f"{group}.{name}" for group in _names(Config) for name in _names(_schema(group))}
             hint = _expected(full, groups if prefix else known, near=True)
@@ -210,7 +240,7 @@ def _check_keys(layer: Any, schema: type, source: str, prefix: str = "") -> None
         if known[key] is not None:
             value = layer._get_node(key)
             if not OmegaConf.is_dict(value):
-                raise ConfigError(f"{source}: {full}: expected a group of keys, found {value._value()!r}")
+                raise ConfigError(f"{source}: {full}: expected a group of keys, found {reprlib.repr(value._value())}")
             _check_keys(value, known[key], source, f"{full}.")
 
 
@@ -245,6 +275,8 @@ def _check_values(config: Config) -> None:
     ):
         if not value >= low:
             raise ConfigError(f"{key}: expected at least {low}, found {value}")
+        if isinstance(value, int) and value >= 2**63:
+            raise ConfigError(f"{key}: expected less than 2**63")
     for key, value in (("data.val_fraction", data.val_fraction), ("train.label_smoothing", train.label_smoothing)):
         if not 0 <= value < 1:
             raise ConfigError(f"{key}: expected a fraction in [0, 1), found {value}")
@@ -261,4 +293,4 @@ def _check_values(config: Config) -> None:
         ("data.stream", data.stream, ("auto", True, False)),
     ):
         if value not in choices:
-            raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, found {value!r}")
+            raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, found {reprlib.repr(value)}")

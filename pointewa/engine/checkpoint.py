@@ -92,11 +92,10 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
             # torch writes neither compressed parts nor such that share their bytes: they could be far larger than it.
-            if (
-                any(part.compress_type for part in parts)
-                or sum(part.file_size for part in parts) > os.stat(path).st_size
-            ):
+            if any(part.compress_type for part in parts):
                 raise ValueError("it has compressed parts")
+            if sum(part.file_size for part in parts) > os.stat(path).st_size:
+                raise ValueError("its parts are larger than the file")
             damaged = file.testzip()
             for part in parts:
                 if part.filename.lower().endswith(".pkl"):  # torch does not tell upper from lower case
@@ -112,7 +111,7 @@ def _check_sums(path: Path) -> None:
 def _check_pickle(file: BinaryIO) -> None:
     """Look through a pickle, without executing it, for anything that tensors and plain values do not need."""
     for operation, argument, _ in pickletools.genops(file):
-        if operation.name == "GLOBAL" and argument not in _ADMITTED:
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and argument not in _ADMITTED:
             raise UnpicklingError(f"it asks for {argument!r}")
 
 
@@ -259,8 +258,8 @@ def _restore(path: Path) -> Restored:
     if state["ewa"] is not None:
         try:
             experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
-            if type(experts) is not int or not (isinstance(layers, str) or {type(layer) for layer in layers} <= {int}):
-                raise TypeError("expected a whole number of experts, and layers by name or number")
+            _expect(experts, int, "num_experts")
+            _expect(layers, str if isinstance(layers, str) else list, "layers")
             model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
@@ -279,10 +278,10 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         return load_model(path).model.state_dict()
     if path.suffix != ".safetensors":
         return read_state(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
     try:
         return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from None
 
@@ -318,10 +317,12 @@ def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
         for field in fields(Architecture):
             _expect(description["architecture"].get(field.name, field.default), field.type, field.name)
         architecture = Architecture(**description["architecture"])
+        for name, kind in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
+            _expect(description[name], kind, name)
         for name in description["class_names"]:
             _expect(name, str, "class_names")
-        for name, kind in (("num_points", int), ("dataset", str), ("normalize", str)):
-            _expect(description[name], kind, name)
+        if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+            raise ValueError("num_points or normalize is out of range")
         if architecture.depth > len(weights):
             raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
         if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing

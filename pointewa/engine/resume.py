@@ -49,13 +49,15 @@ def load_training_state(trainer: "Trainer") -> None:
         trainer.model.load_state_dict(restored.model.state_dict())
         _load_optimizer(trainer.optimizer, state["optimizer"])
         if trainer.averaging:
-            trainer.averaging.load_state_dict(state["averaging"])
+            trainer.averaging.load_state_dict({"steps": _whole(state["averaging"]["steps"], trainer.total_steps)})
         trainer.step = _whole(state["step"], trainer.total_steps)
         trainer.seconds, trainer.skipped = float(state["seconds"]), _whole(state["skipped"], trainer.total_steps)
         if not math.isfinite(trainer.seconds) or state["totals"].shape != trainer.totals.shape:
             raise ValueError("seconds or totals")
         trainer.totals.copy_(state["totals"])
-        random_states = list(state["random_states"])
+        random_states = state["random_states"]
+        if not isinstance(random_states, list):
+            raise TypeError("random_states: expected a list")
         if len(random_states) == trainer.world.size:
             trainer.rng = random_states[trainer.world.rank]
             set_random_state(trainer.rng)
@@ -96,5 +98,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str,
 
 def _whole(value: Any, largest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
-        raise ValueError(f"expected a whole number from 0 to {largest}, found {value!r}")
+        found = value if isinstance(value, int) else type(value).__name__  # printing anything can take forever
+        raise ValueError(f"expected a whole number from 0 to {largest}, found {found}")
     return value

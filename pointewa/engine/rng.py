@@ -37,9 +37,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: not such a state.
     """
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(state["numpy"]))
+    if not all(isinstance(state[name], tuple) for name in ("python", "numpy")):
+        raise TypeError("expected tuples")
+    name, keys, position, *rest = state["numpy"]
+    if type(keys) is not list or type(position) is not int or not 0 <= position <= len(keys):
+        raise ValueError("keys or position: out of range")  # NumPy would read what lies there
+    random.setstate(state["python"])
+    np.random.set_state((name, keys, position, *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import math
 import os
+import re
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -38,12 +41,25 @@ def find_run(config: Config) -> Path:
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name
-    if not folder.exists() or not any(not path.name.startswith(".") for path in folder.iterdir()):
+    try:
+        if not any(not path.name.startswith(".") for path in folder.iterdir()):
+            return folder
+    except FileNotFoundError:
         return folder
+    except (OSError, ValueError) as error:  # a file; a name that is too long, or has characters that no name can have
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ConfigError(f"run.name: {reprlib.repr(str(folder))} cannot be used ({reason})") from None
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"run.name: {folder} exists and is not a run folder: it is left alone; choose another name")
     if not config.run.overwrite:
-        changed = differences(load_config([folder / CONFIG]), config, ignore=_FREE)
+        try:
+            recorded = load_config([folder / CONFIG])
+        except ConfigError as error:
+            raise ConfigError(
+                f"run.name: {folder} has a damaged configuration ({error}): start over with run.overwrite=true, or "
+                "choose another name"
+            ) from None
+        changed = differences(recorded, config, ignore=_FREE)
         if changed:
             raise ConfigError(
                 f"run.name: {folder} was made with another configuration: start over with run.overwrite=true, or "
@@ -119,16 +135,20 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         CheckpointError: damaged.
     """
     try:
+        if not (folder / SUMMARY).exists():
+            return None
+        if not (folder / SUMMARY).is_file():  # a pipe would be waited for
+            raise ValueError("not a file")
         summary = json.loads((folder / SUMMARY).read_text())
         figures = [summary["test"], summary["test_before_folding"] or {"oa": 0, "macc": 0}]
         numbers = [summary[key] for key in ("parameters", "parameters_in_training", "seconds", "epochs")]
         numbers += [one[key] for one in figures for key in ("oa", "macc")] + [summary["largest_logit_difference"]]
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError("not numbers")
-        return summary | {"run": str(folder), "dataset": str(summary["dataset"])}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if not re.fullmatch(r"[\w.-]+", summary["dataset"]):
+            raise ValueError("dataset")
+        return summary | {"run": str(folder)}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / SUMMARY}: damaged ({first_line(error)}): remove it, and the same command makes it again"
         ) from None
@@ -153,6 +173,8 @@ class Logbook:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
         self._path = folder / METRICS
+        if os.path.lexists(self._path) and not self._path.is_file():
+            raise CheckpointError(f"{self._path}: expected a file, found a folder or a device: remove it")
         if self._path.exists():
             lines = [line for line in self._path.read_text(errors="replace").split("\n") if _epoch(line) < first_epoch]
             with atomic_write(self._path) as temporary:
@@ -175,5 +197,5 @@ class Logbook:
 def _epoch(line: str) -> float:
     try:
         return float(json.loads(line)["epoch"])
-    except (ValueError, TypeError, KeyError, RecursionError):  # cut off by whatever ended the run
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # cut off by whatever ended the run
         return float("inf")

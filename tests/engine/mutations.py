@@ -1,11 +1,56 @@
-"""Damage for test_fuzz_runs.py: to bytes, to the structure of checkpoints, JSON and YAML, and to what a path leads to."""
+"""Damage for test_fuzz_runs.py: to bytes, to the structure of checkpoints, JSON and YAML, and to what a path is."""
 
 import copy
 import io
+import json
 import os
+import resource
+import signal
 import zipfile
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import torch
+import yaml
+
+
+class Hangs(BaseException):
+    """Not an `Exception`, so that nothing takes it for one of a damaged file."""
+
+
+@contextmanager
+def bounded():
+    """Neither the time nor the memory that something takes is absurd."""
+
+    def late(*_):
+        raise Hangs("still at it after half a minute")
+
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        lines = [line.split() for line in status.read_text().splitlines()]
+        peak, now = (int(line[1]) for line in lines if line[0] in ("VmHWM:", "VmRSS:"))
+        if peak - now > 500_000:
+            raise AssertionError(f"{peak - now} kB more for a moment")
+
+
+@contextmanager
+def limited():
+    """8 GiB more and no further: a test that fails must not take the machine along."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 8 * 2**30, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def damaged_bytes(content, rng):
@@ -53,13 +98,16 @@ def damaged_pickle(content, rng):
     return target.getvalue(), f"pickle: {what}"
 
 
-def paths(tree, prefix=()):
-    """The way to every value in nested dictionaries, lists and tuples."""
-    if prefix:
-        yield prefix
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    for key, value in pairs:
-        yield from paths(value, (*prefix, key))
+def way(tree, rng, top=None):
+    """The way to a value somewhere in nested dictionaries, lists and tuples; every branch as likely as its sisters."""
+    path = ()
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+        keys = [key for key in keys if path or not top or key in top]
+        path = (*path, keys[rng.integers(len(keys))])
+        tree = tree[path[-1]]
+        if not isinstance(tree, dict | list | tuple) or not tree or not rng.integers(4):
+            return path
 
 
 def replaced(tree, path, change):
@@ -92,9 +140,10 @@ def nested(depth):
 def plain_junk(rng):
     """A value that JSON and YAML can hold."""
     choices = (
-        None, True, False, 0, 1, -1, 2, 7, 10**6, 10**9, 10**12, 2**31, 2**63, 10**30, -(10**30), 10**400, 0.5, -0.0, 1.5,
-        1e308, float("nan"), float("inf"), float("-inf"), "", "x", "12", "a\nb", "\0", "\ud800", "../..", "x" * 500, "[/b]",
-        "\x1b[2J", "${a}", "${train.lr}", "???", [], {}, [[]], [1, 2], ["a", "b"], {"a": 1}, [None] * 50, nested(200),
+        None, True, False, 0, 1, -1, 2, 7, 10**6, 10**9, 10**12, 2**31, 2**63, 10**30, -(10**30), 10**400, 0.5, -0.0,
+        1.5, 1e308, float("nan"), float("inf"), float("-inf"), "", "x", "12", "a\nb", "\0", "\ud800", "../..",
+        "x" * 500, "[/b]", "\x1b[2J", "${a}", "${train.lr}", "???", [], {}, [[]], [1, 2], ["a", "b"], {"a": 1},
+        [None] * 50, nested(200),
     )  # fmt: skip
     return choices[rng.integers(len(choices))]
 
@@ -120,14 +169,14 @@ def damaged_tensor(tensor, rng, others):
         lambda: tensor.to(torch.complex64),
         lambda: tensor.to_sparse(),
         lambda: tensor.to("meta"),
-        lambda: torch.ones(1, dtype=tensor.dtype).expand(tensor.shape),
+        lambda: torch.ones((), dtype=tensor.dtype).expand(tensor.shape),
         lambda: torch.ones(1).expand(10**12),
         lambda: torch.full_like(tensor.float(), float("nan")),
         lambda: torch.full_like(tensor.float(), float("inf")),
         lambda: torch.full_like(tensor, -1 if tensor.dtype.is_signed else 255),
         lambda: tensor.mT if tensor.ndim > 1 else tensor.repeat(2)[::2],
         lambda: torch.nn.Parameter(tensor.float()),
-        lambda: others[rng.integers(len(others))],  # in two places
+        lambda: next((one for one in others if one.shape == tensor.shape and one is not tensor), others[0]),
         lambda: tensor.tolist(),
         lambda: tensor.to(torch.float8_e5m2),
         lambda: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
@@ -136,19 +185,15 @@ def damaged_tensor(tensor, rng, others):
     return choices[number](), number
 
 
-def damaged_tree(tree, rng, junk=junk, top=None):
+def damaged_tree(tree, rng, junk=junk, top=None, tensors="model"):
     """A copy with one entry missing, added, renamed, replaced, or with a tensor that is not what it should be."""
-    choices = [path for path in paths(tree) if top is None or path[0] in top]
-    tops = sorted({path[0] for path in choices}, key=str)  # each as often as the others, however many it holds
-    mine = [path for path in choices if path[0] == tops[rng.integers(len(tops))]]
-    path = mine[rng.integers(len(mine))]
+    path = way(tree, rng, top)
     kind, what = int(rng.integers(6)), ["replaced"]
 
     def change(container, key):
         value = container[key]
         if isinstance(value, torch.Tensor) and kind > 1:
-            others = [one for one in tree["model"].values() if isinstance(one, torch.Tensor)]
-            container[key], number = damaged_tensor(value, rng, others)
+            container[key], number = damaged_tensor(value, rng, list(tree[tensors].values()))
             what[0] = f"tensor {number}"
         elif kind == 0:
             del container[key]
@@ -191,40 +236,66 @@ NOT_A_FILE = {
     "dangling": _dangling,
 }  # fmt: skip
 
+_LETTERS = "abcdefghij"
 _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12)
+    f"{name}: &{name} [*{before}" + f", *{before}" * 8 + "]\n" for before, name in pairwise(_LETTERS)
+)
+_GROWS = "ewa:\n  layers:\n    a: xxxxxxxxxx\n" + "".join(
+    f"    {name}: '" + f"${{ewa.layers.{before}}}" * 10 + "'\n" for before, name in pairwise(_LETTERS)
+)
+_GROWS_BY_ALIASES = "ewa:\n  layers:\n    a: [x]\n" + "".join(
+    f"    {name}: [&{name} '${{ewa.layers.{before}}}'" + f", *{name}" * 9 + "]\n" for before, name in pairwise(_LETTERS)
 )
 HOSTILE_YAML = (
     _LAUGHS, "ewa:\n  layers:\n    " + _LAUGHS.replace("\n", "\n    "), "&a [*a]", "ewa: &a {layers: *a}",
-    "[" * 100_000, "{" * 100_000, "a: " * 5_000, "- " * 5_000, "ewa: {layers: " + "[" * 3_000 + "]" * 3_000 + "}",
+    "[" * 100_000, "{" * 100_000, "[" * 40_000 + "]" * 40_000, "a: " * 5_000, "- " * 5_000,
+    "ewa: {layers: " + "[" * 3_000 + "]" * 3_000 + "}",
     "!!python/object/apply:os.system ['exit']", "train: !!python/object/apply:os.system ['exit']",
     "train: {lr: !!python/name:os.system }", "train: {lr: !!python/object/new:os.system ['exit']}",
     "train: {lr: !!int ''}", "train: {epochs: !!int x}", "train: {lr: !!float x}", "data: {root: !!timestamp x}",
-    "data: {root: !!binary '!'}", "data: {root: !!binary aGk=}", "train: {compile: !!bool maybe}", "data: !!set {root}",
-    "data: !!omap [root: x]", "train: {lr: !foreign 1}", "train: !!str x", "train: !!null", "train: !!seq {a: 1}",
-    "data: {root: 2001-99-99}", "data: {root: 2001-01-01}", "data: {root: '${oc.env:HOME}'}", "data: {root: '${oc.env:X_}'}",
-    "train: {lr: '${train.lr}'}", "train: {lr: '${train.min_lr}', min_lr: '${train.lr}'}", "train: {lr: '${a}'}",
-    "train: {lr: '${'}", "train: {lr: '" + "${" * 3_000 + "'}", "train: ${data}", "train: '${oc.create:{lr: 1}}'",
-    "data: {root: '${oc.decode:\"[1,2]\"}'}", "data: {root: '${run.dir}" + "${run.dir}" * 999 + "'}\nrun: {dir: '"
-    + "${run.name}" * 1000 + "', name: '" + "${train.device}" * 1000 + "'}\ntrain: {device: '" + "${data.name}" * 1000 + "'}",
-    "data: {name: '${.name}'}", "train: {lr: ???}", "run: {name: ???}", "train: ???", "??? : 1", "train.lr: 1", "train:",
-    "train: {lr: 1, lr: 2}", "train: {lr: 1}\ntrain: {lr: 2}", "<<: {train: {lr: 1}}", "<<: 3", "<<: [1]",
-    "? [1, 2]\n: 3", "? {a: 1}\n: 3", "1: 2", "~: 2", "true: 1", ".nan: 1", "!!binary aGk=: 1", "2001-01-01: 1", "1.5: 2",
-    "train: {lr: " + "9" * 5_000 + "}", "train: {epochs: 1" + "0" * 400 + "}", "train: {lr: 1e999}", "train: {epochs: .inf}",
-    "train: {seed: 99999999999999999999999}", "train: {epochs: .nan}", "train: {lr: 0x" + "f" * 400 + "}", "x", "3", "~", "",
-    "- 1", "---\na: 1\n---\nb: 2", "%YAML 9.9\n---\ntrain: {}", "%TAG ! !\n---\n!x y", "\x00", "\ufeff", "train: {lr: \x07}",
-    "\ud800", 'run: {name: "\\0"}', 'run: {dir: "\\0"}', 'run: {name: "\\ud800"}', '"a\\nb": 1', 'train: {"a\\nb": 1}',
-    'train: "a\\nb"', "run: {name: " + "x" * 5_000 + "}", "ewa: {layers: {a: {b: {c: 1}}}}", "data: {stream: [1]}",
-    "train: {save_every: [1, 2]}", "train: {save_every: '" + "9" * 3_000 + "min'}", "train: {lr: 1:1:1:1}", "model: {width: 1_0}",
-    "train: {lr: &a 1, min_lr: *a}", "train: *a", "train: &a", "\t", "a:\n\t- b", "'", '"', "|", "train: {lr: @}", "`",
+    "data: {root: !!binary '!'}", "data: {root: !!binary aGk=}", "train: {compile: !!bool maybe}",
+    "data: !!set {root}", "data: !!omap [root: x]", "train: {lr: !foreign 1}", "train: !!str x", "train: !!null",
+    "train: !!seq {a: 1}", "data: {root: 2001-99-99}", "data: {root: 2001-01-01}", "data: {root: '${oc.env:HOME}'}",
+    "data: {root: '${oc.env:X_}'}", "train: {lr: '${train.lr}'}",
+    "train: {lr: '${train.min_lr}', min_lr: '${train.lr}'}", "train: {lr: '${a}'}", "train: {lr: '${'}",
+    "train: {lr: '" + "${" * 3_000 + "'}", "train: ${data}", "train: '${oc.create:{lr: 1}}'",
+    "data: {root: '${oc.decode:\"[1,2]\"}'}",
+    _GROWS, _GROWS.replace("'", '"').replace("${", "\\x24{"), _GROWS_BY_ALIASES,
+    "data: {root: '" + "${run.dir}" * 999 + "'}",
+    "data: {name: '${.name}'}", "train: {lr: ???}", "run: {name: ???}", "train: ???", "??? : 1", "train.lr: 1",
+    "train:", "train: {lr: 1, lr: 2}", "train: {lr: 1}\ntrain: {lr: 2}", "<<: {train: {lr: 1}}", "<<: 3", "<<: [1]",
+    "? [1, 2]\n: 3", "? {a: 1}\n: 3", "1: 2", "~: 2", "true: 1", ".nan: 1", "!!binary aGk=: 1", "2001-01-01: 1",
+    "1.5: 2", "train: {lr: " + "9" * 5_000 + "}", "train: {epochs: 1" + "0" * 400 + "}", "train: {lr: 1e999}",
+    "train: {epochs: .inf}", "train: {seed: 99999999999999999999999}", "train: {epochs: .nan}",
+    "train: {lr: 0x" + "f" * 400 + "}", "x", "3", "~", "", "- 1", "---\na: 1\n---\nb: 2", "%YAML 9.9\n---\ntrain: {}",
+    "%TAG ! !\n---\n!x y", "\x00", "\ufeff", "train: {lr: \x07}", "\ud800", 'run: {name: "\\0"}', 'run: {dir: "\\0"}',
+    'run: {name: "\\ud800"}', '"a\\nb": 1', 'train: {"a\\nb": 1}', 'train: "a\\nb"',
+    "run: {name: " + "x" * 5_000 + "}", "ewa: {layers: {a: {b: {c: 1}}}}", "data: {stream: [1]}",
+    "train: {save_every: [1, 2]}", "train: {save_every: '" + "9" * 3_000 + "min'}", "train: {lr: 1:1:1:1}",
+    "model: {width: 1_0}", "train: {lr: &a 1, min_lr: *a}", "train: *a", "train: &a", "\t", "a:\n\t- b", "'", '"',
+    "|", "train: {lr: @}", "`",
 )  # fmt: skip
 HOSTILE_JSON = (
-    "[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "-" + "9" * 4_000, "NaN", "Infinity", "null", "[]", "{}", '""', "{", "",
-    "\x00", "\ufeff{}", '{"a": 1e999}', '"\\ud800"', "true", "1 2", "{'a': 1}", "[1, 2", '{"a": 1, "a": 2}', "\ud800",
+    "[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "-" + "9" * 4_000, "NaN", "Infinity", "null", "[]", "{}", '""',
+    "{", "", "\x00", "\ufeff{}", '{"a": 1e999}', '"\\ud800"', "true", "1 2", "{'a': 1}", "[1, 2", '{"a": 1, "a": 2}',
+    "\ud800",
 )  # fmt: skip
 
 
-def encoded(text, rng):
-    """Text as bytes, mostly UTF-8."""
-    codec = "utf-16" if rng.integers(20) == 0 else "utf-8"
-    return text.encode(codec, "surrogatepass")
+def damaged_json(content, rng):
+    """JSON with another value somewhere, or none."""
+    if rng.integers(5) == 0:
+        number = int(rng.integers(len(HOSTILE_JSON)))
+        return HOSTILE_JSON[number].encode("utf-8", "surrogatepass"), f"text {number}"
+    if rng.integers(4) == 0:
+        return damaged_bytes(content, rng)
+    tree, what = damaged_tree(json.loads(content), rng, plain_junk)
+    return json.dumps(tree).encode("utf-16" if rng.integers(20) == 0 else "utf-8"), what
+
+
+def damaged_yaml(content, rng):
+    """YAML with another value somewhere, or none."""
+    if rng.integers(3) == 0:
+        return damaged_bytes(content, rng)
+    tree, what = damaged_tree(yaml.safe_load(content), rng, plain_junk)
+    return yaml.dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass"), what
