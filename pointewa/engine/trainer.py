@@ -230,7 +230,7 @@ class Trainer:
         loss, hits = after[-2:]
         unsound = ~(norm.isfinite() & loss.isfinite())
         _unflatten(torch.where(unsound, before, after[:-2] / world.size), statistics)
-        objects = torch.tensor(len(labels) * world.size, device=self.device)
+        objects = torch.full((), float(len(labels) * world.size), device=self.device)  # made there: no wait
         self.totals += torch.where(unsound, 0, torch.stack([loss, hits, objects, norm * objects]))
         self.unsound.append(unsound)
         self.optimizer.found_inf = unsound.float()  # the fused optimizer and the averaging after it then skip the step
