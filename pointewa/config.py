@@ -223,7 +223,7 @@ def _check_yaml(text: str) -> None:
             resolved += [event.value] * event.value.count("${")
         if depth > _DEEPEST:
             raise ValueError(f"nested deeper than {_DEEPEST} levels")
-        if resolved and (len(resolved) + aliases > _MOST_REFERENCES or len(resolved[-1]) > 1000):
+        if len(resolved) + aliases > _MOST_REFERENCES or (resolved and len(resolved[-1]) > 1000):
             raise ValueError(
                 f"more than {_MOST_REFERENCES} references to other values, or in more than 1000 characters"
             )

@@ -103,7 +103,9 @@ def _check_sums(path: Path) -> None:
     except UnpicklingError:
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
-        raise CheckpointError(f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)})") from None
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
+        ) from None
     if damaged:
         raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged!r} does not fit its checksum")
 
@@ -141,7 +143,9 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of tensors and plain values, or damaged ({first_line(error)}): refused"
         ) from None
     except Exception as error:  # whatever a damaged file makes of torch's reader
-        raise CheckpointError(f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)})") from None
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
+        ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found a {type(state).__name__}")
     return state
@@ -248,15 +252,17 @@ def restore(path: str | Path) -> Restored:
 def _restore(path: Path) -> Restored:
     state = read_state(path)
     if not {"description", "model", "ewa", "step"} <= state.keys():
+        found = sorted(repr(str(key)[:40])[1:-1] for key in state)
         raise CheckpointError(
             f"{path}: not a training state of this library: expected description, model, ewa and step, "
-            f"found {', '.join(sorted(str(key)[:40] for key in state)[:6])}; is it of another codebase? Name it .pth"
+            f"found {', '.join(found[:6])}; is it of another codebase? Name it .pth"
         )
     model = _build(state["description"], state["model"], path).model
     if type(state["step"]) is not int:
         raise CheckpointError(f"{path}: its step is not valid: expected a whole number")
     if state["ewa"] is not None:
         try:
+            _expect(state["ewa"], dict, "ewa")
             experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
             _expect(experts, int, "num_experts")
             _expect(layers, str if isinstance(layers, str) else list, "layers")
@@ -314,6 +320,8 @@ def _read_description(path: Path) -> Any:
 def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
     """The model of a description, its parameters without memory: a wrong description must not ask for a lot of it."""
     try:
+        _expect(description, dict, "the description")
+        _expect(description["architecture"], dict, "architecture")
         for field in fields(Architecture):
             _expect(description["architecture"].get(field.name, field.default), field.type, field.name)
         architecture = Architecture(**description["architecture"])

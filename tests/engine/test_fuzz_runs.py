@@ -43,13 +43,14 @@ class Runs:
     data: Data
     batch: tuple[torch.Tensor, torch.Tensor]
 
-    def put(self, name):
+    def put(self, name, checkpoints=True):
         """The folder of a run, as it was."""
         folder = self.root / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for file, content in self.files[name].items():
-            (folder / file).write_bytes(content)
+            if checkpoints or not file.endswith(".ckpt"):
+                (folder / file).write_bytes(content)
         return folder
 
     def resume(self, folder):
@@ -148,7 +149,7 @@ def fuzz(runs, capfd):
         loaded = 0
         for number in range(count * ROUNDS):
             rng = np.random.default_rng([seed, number, ROUNDS])
-            folder = runs.put(name)
+            folder = runs.put(name, file.endswith((".ckpt", ".pth")))
             path = folder / file
             damaged, what = damage(path.read_bytes(), rng)
             path.write_bytes(damaged)
@@ -287,7 +288,7 @@ def test_configurations(fuzz, runs):
 
 @pytest.mark.parametrize("number", range(len(mutations.HOSTILE_YAML)))
 def test_hostile_configurations(runs, number):
-    path = runs.put("b") / "config.yaml"
+    path = runs.put("b", checkpoints=False) / "config.yaml"
     for use in (use_config, lambda path: find_run(runs.configs["b"])):
         path.write_bytes(mutations.HOSTILE_YAML[number].encode("utf-8", "surrogatepass"))
         attempt(use, path, f"hostile YAML {number}")
@@ -327,13 +328,20 @@ def test_what_is_no_file(runs, kind):
     def begin(path):
         start_run(path.parent, runs.configs["a"]).release()
 
-    entrances = (
-        restore_folder, lambda path: load_model(path.parent), lambda path: find_run(runs.configs[path.parent.name]),
-        lambda path: read_summary(path.parent), use_log, read_weights, load_model, restore, read_state,
-        runs.resume_file, lambda path: init_from(PointTransformerClassifier(Architecture(), 3), str(path)), begin,
-    )  # fmt: skip
-    for file in runs.files["a"]:
-        for number, use in enumerate(entrances):
+    def initial(path):
+        init_from(PointTransformerClassifier(Architecture(), 3), str(path))
+
+    folder = [restore_folder, runs.resume_file, begin]
+    weights = [read_weights, load_model, restore, read_state, initial, *folder]
+    model = [lambda path: load_model(path.parent), *folder]
+    entrances = {
+        "last.ckpt": [*weights, lambda path: load_model(path.parent)], "previous.ckpt": weights, "model.json": model,
+        "model.safetensors": [*weights, *model], "config.yaml": [lambda path: find_run(runs.configs["b"]), *folder],
+        "metrics.jsonl": [use_log, *folder], "summary.json": [lambda path: read_summary(path.parent), *folder],
+    }  # fmt: skip
+    assert entrances.keys() == runs.files["a"].keys()
+    for file, uses in entrances.items():
+        for number, use in enumerate(uses):
             path = runs.put("b" if file in runs.files["b"] else "a") / file
             path.unlink()
             mutations.NOT_A_FILE[kind](path)
