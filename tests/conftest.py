@@ -17,6 +17,11 @@ from pointewa.engine.distributed import ALONE
 from pointewa.engine.runs import find_run
 
 
+# The models here are tiny: threads would only wait for each other, most of all where another process has work too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Prepared clouds are shared by the tests of a session, and never with the user's own cache."""

@@ -57,15 +57,8 @@ def test_the_processes_end_with_the_same_bits_after_partitions_of_their_own(equa
     assert not torch.equal(first["partition"], second["partition"])
 
 
-def test_two_processes_equal_one_that_accumulates_their_halves(equality, make_trainer, monkeypatch, request):
-    """float64, EWA on, the same partitions: parameters and moments after 20 steps agree to 1e-10.
-
-    With as many threads as the processes have: a bias before a batch norm has a gradient of rounding errors only, of
-    which AdamW makes steps.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    request.addfinalizer(lambda: torch.set_num_threads(threads))
+def test_two_processes_equal_one_that_accumulates_their_halves(equality, make_trainer, monkeypatch):
+    """float64, EWA on, the same partitions: parameters and moments after 20 steps agree to 1e-10."""
     trainer = make_trainer(*EXACT, "train.accumulate=2")
     loader = trainer.data.train
     halves = [
