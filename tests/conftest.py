@@ -16,7 +16,6 @@ from pointewa.engine import Data, Trainer
 from pointewa.engine.distributed import ALONE
 from pointewa.engine.runs import find_run
 
-
 # The models here are tiny: threads would only wait for each other, most of all where another process has work too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
