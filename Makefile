@@ -60,8 +60,8 @@ test: .venv/.done  ## run the tests
 lint: .venv/.done  ## check style, names, annotations and docstrings
 	@$(RUFF) check . && $(RUFF) format --check .
 
-bench: .venv/.done  ## measure what EWA costs in a training step: ARGS="--preset point_mae --batch-size 32"
-	@$(PY) -m tools.bench $(ARGS)
+bench: .venv/.done  ## measure training, inference and operators against a plain twin: DEVICE, ARGS="--budget 60"
+	@$(PY) -m tools.bench $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 soak: .venv/.done  ## kill and resume trainings, compare bit for bit: ARGS="--kills 30"
 	@$(PY) -m tools.soak $(ARGS)

@@ -1,28 +1,45 @@
-"""Measure what EWA costs in a training step, against the dense step, interleaved in one process.
+"""Measure training, inference and operators against a plain twin of the published code, part by part, in one process.
 
-python -m tools.bench --preset point_mae --batch-size 32
-python -m tools.bench --preset tiny --rounds 30 --json
+python -m tools.bench
+python -m tools.bench --device cuda --budget 300 --out results/bench_cuda
+python -m tools.bench --preset tiny --only train parts --json
 """
 
+import argparse
+import copy
 import json
-import statistics
-import time
+import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import pointewa.ewa as ewa
+from datasets.transforms import scale_shift
 from pointewa.config import load_config
 from pointewa.engine import Data, Trainer
 from pointewa.engine.device import environment
+from pointewa.errors import ConfigError
 from pointewa.ewa.experts import random_partition
-from tools import cli
+from pointewa.files import atomic_write
+from pointewa.models import fuse_batch_norm
+from pointewa.models.patch_embed import make_patches
+from pointewa.ops import backend, farthest_point_sample, knn
+from pointewa.ops.backend import BACKENDS
+from tools import cli, twin
+from tools.timing import Times, interleave
 
 NUM_POINTS, NUM_CLASSES = 1024, 40
+OPERATORS = {  # what the models ask for, and what preparing a set of 8192 points does
+    "FPS 1024 -> 64": lambda points, name: farthest_point_sample(points[:, :1024], 64, backend=name),
+    "FPS 8192 -> 1200": lambda points, name: farthest_point_sample(points, 1200, backend=name),
+    "kNN 32 of 1024": lambda points, name: knn(points[:, :64], points[:, :1024], 32, backend=name),
+}
 
 
 class _Epoch:
@@ -32,91 +49,249 @@ class _Epoch:
         return 307
 
 
-def trainer(preset: str, batch_size: int, device: str, enabled: bool, console: Console) -> Trainer:
-    """A trainer as `tools.train` makes it, without data."""
-    config = load_config(overrides=[f"model.preset={preset}", f"train.batch_size={batch_size}",
-                                    f"train.device={device}", f"ewa.enabled={enabled}"])  # fmt: skip
-    names = tuple(map(str, range(NUM_CLASSES)))
-    return Trainer(config, Data(_Epoch(), None, (), names), Path(), console)
+class Bench:
+    """What is measured, on one device.
+
+    Args:
+        args: of the command line.
+        console: where to.
+    """
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self.args = args
+        dense, moe = (self._trainer(enabled, console) for enabled in (False, True))
+        self.dense, self.moe, self.device = dense, moe, moe.device
+        self.arch = moe.model.architecture
+        self.twin = twin.PlainClassifier(self.arch, NUM_CLASSES).to(self.device)
+        self.plain_optimizer = twin.plain_optimizer(self.twin)
+        self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
+        self.labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=self.device)
+
+    def _trainer(self, enabled: bool, console: Console) -> Trainer:
+        args = self.args
+        config = load_config(overrides=[f"model.preset={args.preset}", f"train.batch_size={args.batch_size}",
+                                        f"train.device={args.device}", f"ewa.enabled={enabled}",
+                                        f"train.compile={args.compile}"])  # fmt: skip
+        names = tuple(map(str, range(NUM_CLASSES)))
+        trainer = Trainer(config, Data(_Epoch(), None, (), names), Path(), console)
+        if args.compile:
+            trainer.forward = torch.compile(trainer.model)
+        return trainer
+
+    def train(self) -> dict[str, Any]:
+        """Whole training steps. Ours are given augmented points, as the loader makes them, the twin augments itself."""
+
+        def ours(trainer: Trainer) -> Callable[[], None]:
+            generator = torch.Generator(self.device)
+            return lambda: trainer.train_step(scale_shift(self.points, generator), self.labels)
+
+        parts = {
+            "twin": lambda: twin.plain_step(self.twin.train(), self.plain_optimizer, self.points, self.labels),
+            "dense": ours(self.dense),
+            "EWA": ours(self.moe),
+        }
+        times = interleave(parts, self.args.budget, self.device)
+        rows = {name: self._row(times, name, ["twin", "dense"]) for name in parts}
+        for name, run in parts.items():
+            rows[name]["GFLOP"] = _flops(run) / 1e9
+            rows[name]["GFLOP/s"] = rows[name]["GFLOP"] / times.seconds(name).median
+        return rows
+
+    def parts(self) -> dict[str, Any]:
+        """The parts of a training step with EWA, each alone; forward ones keep what the backward pass needs."""
+        model, arch, device = self.moe.model.train(), self.arch, self.device
+        generator, points, step = torch.Generator(device), self.points, self.moe
+        centers = points[:, : arch.num_groups].contiguous()
+        patches, _ = make_patches(points, arch.num_groups, arch.group_size, check_finite=False)
+        x = torch.randn(len(points), 1 + arch.num_groups, arch.width, device=device, requires_grad=True)
+        features = torch.randn(len(points), 2 * arch.width, device=device)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        tokens, layers = x.shape[0] * x.shape[1], list(ewa.moe_layers(model).values())
+
+        def cast(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            def inside() -> Tensor:
+                with torch.autocast(device.type, step.precision, enabled=step.precision != torch.float32):
+                    return run()
+
+            return inside
+
+        def loss() -> Tensor:
+            return torch.nn.functional.cross_entropy(model.cls_head_finetune(features), self.labels)
+
+        def forward_backward() -> None:
+            cast(lambda: torch.nn.functional.cross_entropy(model(points), self.labels))().backward()
+
+        def partition() -> None:
+            for moe in layers:
+                token_of_slot, slot_of_token = random_partition(tokens, moe.num_experts, device)
+                flat = x.flatten(0, 1)
+                flat[token_of_slot][slot_of_token].backward(flat.detach())
+
+        parts: dict[str, Callable[[], Any]] = {
+            "augmentation": lambda: scale_shift(points, generator),
+            "FPS": lambda: farthest_point_sample(points, arch.num_groups, check_finite=False),
+            "kNN": lambda: knn(centers, points, arch.group_size, check_finite=False),
+            "patch encoder, forward": cast(lambda: model.encoder(patches)),
+            "blocks, forward": cast(lambda: model.blocks(x, x)),
+            "head and loss, forward": cast(loss),
+            "forward and backward": forward_backward,
+            "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0),
+            "AdamW": lambda: _without_averaging(step),
+            "averaging": step.averaging.step,
+            "partition": partition,
+            "EWA step": lambda: step.train_step(points, self.labels),
+        }
+        times = interleave(parts, self.args.budget, device)
+        step.optimizer.zero_grad()
+        return {name: self._row(times, name, ["EWA step"]) for name in parts}
+
+    def inference(self) -> dict[str, Any]:
+        """The folded model against the twin's: a batch, a single cloud, and the throughput of the best batch."""
+        folded = ewa.fold(self.moe.model).eval()
+        fused, plain = fuse_batch_norm(folded), copy.deepcopy(self.twin).eval()
+        models = {"twin": plain, "folded": folded, "folded, batch norms fused": fused}
+        if self.args.compile:
+            models["fused and compiled"] = torch.compile(fused, dynamic=False)
+        rows = {}
+        for size in (self.args.batch_size, 1):
+            points = self.points[:size]
+            runs = {name: torch.inference_mode()(lambda m=model, p=points: m(p)) for name, model in models.items()}
+            times = interleave(runs, self.args.budget / 2, self.device)
+            rows |= {f"{name}, batch {size}": self._row(times, name, ["twin"]) for name in models}
+        best = (0.0, 0)
+        for size in (8, 32, 128, 512)[: 2 if self.device.type == "cpu" else 4]:
+            points = self.points[:1].expand(size, -1, -1).contiguous()
+            run = {"fused": torch.inference_mode()(lambda p=points: fused(p))}
+            best = max(best, (size / interleave(run, 1, self.device).seconds("fused").median, size))
+        rows["throughput"] = {"clouds/s": best[0], "batch": best[1]}
+        return rows
+
+    def operators(self) -> dict[str, Any]:
+        """Each operator by each implementation, for a batch; the base is pytorch3d's."""
+        points = torch.randn(self.args.batch_size, 8192, 3, device=self.device)
+        names = [name for name in BACKENDS if name == "torch" or backend() == "pytorch3d"]
+        rows = {}
+        for operator, run in OPERATORS.items():
+            runs = {name: lambda r=run, n=name: r(points, n) for name in names} | {
+                "ours": lambda r=run: r(points, None)
+            }
+            times = interleave(runs, self.args.budget / 4, self.device)
+            rows |= {f"{operator}, {name}": self._row(times, name, [names[0]]) for name in runs}
+        return rows
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of weights, gradients, moments, and what the forward pass keeps; on a GPU also the peak of a step."""
+        rows = {}
+        for name, step in (("dense", self.dense), ("EWA", self.moe)):
+            step.train_step(self.points, self.labels)
+            weights = sum(parameter.nbytes for parameter in step.model.parameters())
+            moments = sum(value.nbytes for state in step.optimizer.state.values() for value in state.values())
+            kept: dict[int, int] = {}
+
+            def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            known = {parameter.untyped_storage().data_ptr() for parameter in step.model.parameters()}
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = step.model.train()(self.points).sum()
+            rows[name] = {
+                "weights, gradients, moments MB": (2 * weights + moments) / 1e6,
+                "kept for backward MB": sum(size for pointer, size in kept.items() if pointer not in known) / 1e6,
+            }
+            del loss
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                step.train_step(self.points, self.labels)
+                rows[name]["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
+        return rows
+
+    def machine(self) -> dict[str, Any]:
+        """What this machine's own matrix product and copy reach, in the same run."""
+        big = [torch.randn(4096, 4096, device=self.device) for _ in range(2)]
+        runs = {"float32": lambda: big[0] @ big[1]}
+        if self.moe.precision == torch.bfloat16:
+            half = [one.bfloat16() for one in big]
+            runs["bfloat16"] = lambda: half[0] @ half[1]
+        source, target = (torch.empty(64 * 2**20, device=self.device) for _ in range(2))
+        runs["copy"] = lambda: target.copy_(source)
+        times = interleave(runs, self.args.budget / 8, self.device)
+        rows = {f"{name} matmul": {"GFLOP/s": 2 * 4096**3 / times.seconds(name).median / 1e9}
+                for name in runs if name != "copy"}  # fmt: skip
+        return rows | {"copy": {"GB/s": 2 * source.nbytes / times.seconds("copy").median / 1e9}}
+
+    @staticmethod
+    def _row(times: Times, name: str, bases: list[str]) -> dict[str, Any]:
+        row: dict[str, Any] = {"ms": times.seconds(name).text(factor=1000), "rounds": len(times.rounds)}
+        return row | {f"of {base}": times.ratio(name, base).text(".3f") for base in bases if base in times.rounds[0]}
 
 
-def partition(model: torch.nn.Module, tokens: int, width: int, device: torch.device) -> Callable[[], None]:
-    """What the random partition adds to the FFNs of a step: drawing, dealing and collecting, forward and backward."""
-    layers = list(ewa.moe_layers(model).values())
-    x = torch.randn(tokens, width, device=device, requires_grad=True)
+def _without_averaging(trainer: Trainer) -> None:
+    trainer.averaging.detach()
+    trainer.optimizer.step()
+    trainer.averaging.attach(trainer.optimizer)
 
-    def run() -> None:
-        for moe in layers:
-            token_of_slot, slot_of_token = random_partition(tokens, moe.num_experts, device)
-            x[token_of_slot][slot_of_token].backward(x.detach())
 
-    return run
+def _flops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def markdown(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The tables."""
+    lines = []
+    for section, rows in figures.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines += [f"**{section}**", "", f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        for name, row in rows.items():
+            cells = [f"{row[column]:.4g}" if isinstance(row.get(column), float) else str(row.get(column, ""))
+                     for column in columns]  # fmt: skip
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
+    sections = ("machine", "train", "parts", "inference", "operators", "memory")
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--preset", default="point_mae")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--budget", type=float, default=60, help="seconds a section (default 60); at least 3 rounds")
+    parser.add_argument("--compile", action="store_true", help="our models through torch.compile")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections; default: all")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and bench.json there")
     args = parser.parse_args(argv)
+    if args.batch_size < 2 or args.budget < 0:
+        raise ConfigError("--batch-size and --budget: expected at least 2 and 0 (batch norm needs two objects)")
     console = Console(stderr=args.json)
-
-    dense, moe = (trainer(args.preset, args.batch_size, args.device, on, console) for on in (False, True))
-    device, arch = dense.device, moe.model.architecture
-    points = torch.randn(args.batch_size, NUM_POINTS, 3, device=device)
-    labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=device)
-    parts: dict[str, Callable[[], None]] = {
-        "dense step": lambda: dense.train_step(points, labels),
-        "EWA step": lambda: moe.train_step(points, labels),
-        "averaging": moe.averaging.step,
-        "partition": partition(moe.model, args.batch_size * (1 + arch.num_groups), arch.width, device),
-    }
-
-    def seconds(run: Callable[[], None]) -> float:
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    for run in parts.values():
-        seconds(run)
-    rounds = track(range(args.rounds), "measuring", console=console, transient=True, disable=not console.is_terminal)
-    times = [{name: seconds(run) for name, run in parts.items()} for _ in rounds]
-    for one in times:
-        one["averaging + partition"] = one["averaging"] + one["partition"]
-
-    def spread(values: list[float]) -> dict[str, float]:
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-        return {"median": middle, "lower_quartile": low, "upper_quartile": high}
-
-    figures = {
-        name: {
-            "seconds": spread([one[name] for one in times]),
-            "of_dense_step": spread([one[name] / one["dense step"] for one in times]),
-        }
-        for name in times[0]
-    }
+    bench = Bench(args, console)
+    figures = {}
+    for name in args.only:
+        figures[name] = getattr(bench, name)()
+        console.print(markdown({name: figures[name]}), highlight=False, markup=False, soft_wrap=True)
+    setting = {key: getattr(args, key) for key in ("preset", "batch_size", "budget", "compile")}
+    report = setting | environment(bench.device) | {"cpu": _cpu(), "precision": str(bench.moe.precision)}
+    result = json.dumps(report | {"figures": figures}, indent=1)
     if args.json:
-        setting = {"preset": args.preset, "batch_size": args.batch_size, "rounds": args.rounds}
-        print(json.dumps({**setting, "precision": str(dense.precision), "figures": figures, **environment(device)}))
-        return
-    table = Table(
-        title=f"{args.preset}, batch {args.batch_size}, {args.rounds} rounds on {device.type}, median (quartiles)"
-    )
-    for column in ("", "milliseconds", "of the dense step of the same round"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, figure in figures.items():
-        ms, ratio = ([figure[key][q] for q in ("median", "lower_quartile", "upper_quartile")]
-                     for key in ("seconds", "of_dense_step"))  # fmt: skip
-        table.add_row(
-            name,
-            "{:.1f} ({:.1f} to {:.1f})".format(*(1000 * value for value in ms)),
-            "{:.3f} ({:.3f} to {:.3f})".format(*ratio),
-        )
-    console.print(table)
+        print(result)
+    if args.out:
+        head = f"# Bench\n\n`python -m tools.bench --device {bench.device.type} ...`:\n\n"
+        head += "\n".join(f"- {key}: {value}" for key, value in report.items())
+        for file, text in (("README.md", f"{head}\n\n{markdown(figures)}"), ("bench.json", f"{result}\n")):
+            with atomic_write(args.out / file) as temporary:
+                temporary.write_text(text)
+
+
+def _cpu() -> str:
+    try:
+        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):  # not Linux
+        return platform.processor()
 
 
 if __name__ == "__main__":

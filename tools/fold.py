@@ -1,6 +1,7 @@
 """Fold an EWA run, finished or not, into a dense model: weights as safetensors, the rest as JSON beside them.
 
 python -m tools.fold runs/shapes-tiny-ewa-seed0 dense.safetensors
+python -m tools.fold runs/shapes-tiny-ewa-seed0 for_inference.safetensors --fuse-batch-norm
 """
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from pointewa.engine import load_model, save_model
 from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError
+from pointewa.models import fuse_batch_norm
 from tools import cli
 
 
@@ -17,6 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, or its last.ckpt")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser.add_argument(
+        "--fuse-batch-norm",
+        action="store_true",
+        help="make batch norms part of the layers before them: faster, for inference only",
+    )
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":
         raise ConfigError(f"out: expected a file name ending in .safetensors, found {str(args.out)!r}")
@@ -24,7 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     state, path = restored.state, restored.path
     if not state["ewa"]:
         raise CheckpointError(f"{path}: nothing to fold: the run was dense (ewa.enabled=false)")
-    save_model(args.out, load_model(path))
+    loaded = load_model(path)
+    if args.fuse_batch_norm:
+        loaded.model = fuse_batch_norm(loaded.model)
+    save_model(args.out, loaded)
     figures = {"out": str(args.out), "experts": state["ewa"]["num_experts"], "step": state["step"]}
     print(json.dumps(figures) if args.json else f"folded {path} after {state['step']} steps into {args.out}")
 

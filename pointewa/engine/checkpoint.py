@@ -19,7 +19,7 @@ import torch
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
 from pointewa.files import atomic_write
-from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
+from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, fuse_batch_norm, load_weights
 from pointewa.models.foreign import classifier_state
 
 MODEL, LAST, PREVIOUS = "model.safetensors", "last.ckpt", "previous.ckpt"
@@ -56,12 +56,14 @@ class LoadedModel:
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
+        fused = not any(isinstance(module, torch.nn.BatchNorm1d) for module in self.model.modules())
         return {
             "architecture": asdict(self.model.architecture),
             "class_names": list(self.class_names),
             "num_points": self.num_points,
             "dataset": self.dataset,
             "normalize": self.normalize,
+            "fused_batch_norm": fused,
         }
 
 
@@ -338,6 +340,8 @@ def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
         names = tuple(description["class_names"])
         with torch.device("meta"):
             model = PointTransformerClassifier(architecture, len(names)).eval()
+            if description.get("fused_batch_norm"):  # older files do not say
+                model = fuse_batch_norm(model)
         return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None

@@ -2,6 +2,7 @@
 
 from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.foreign import LoadReport, load_weights
+from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.presets import PRESETS, Architecture
 
-__all__ = ["PRESETS", "Architecture", "LoadReport", "PointTransformerClassifier", "load_weights"]
+__all__ = ["PRESETS", "Architecture", "LoadReport", "PointTransformerClassifier", "fuse_batch_norm", "load_weights"]

@@ -52,14 +52,19 @@ class PatchEncoder(nn.Module):
         batch, num_groups, group_size, _ = patches.shape
         conv, norm, act, last = self.first_conv
         x = _conv(last, act(norm(_conv(conv, patches.flatten(0, 2)))))  # (BGK, 2w)
-        pooled = x.unflatten(0, (-1, group_size)).amax(1)  # (BG, 2w)
+        pooled = _maximum(x.unflatten(0, (-1, group_size)))  # (BG, 2w)
         conv, norm, act, last = self.second_conv
         of_patch, of_point = conv.weight.squeeze(-1).chunk(2, dim=1)  # (4w, 2w) each
         x = F.linear(x, of_point, conv.bias).unflatten(0, (-1, group_size))
         x = (x + F.linear(pooled, of_patch).unsqueeze(1)).flatten(0, 1)  # (BGK, 4w)
         x = _conv(last, act(norm(x)))  # (BGK, out)
-        return x.unflatten(0, (batch, num_groups, group_size)).amax(2)
+        return _maximum(x.unflatten(0, (-1, group_size))).unflatten(0, (batch, num_groups))
 
 
 def _conv(conv: nn.Conv1d, x: Tensor) -> Tensor:
     return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+
+
+def _maximum(x: Tensor) -> Tensor:
+    """``[BG, K, C] -> [BG, C]``. Its backward pass scatters, where that of `amax` compares and divides all of ``x``."""
+    return x.max(1).values

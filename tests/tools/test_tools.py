@@ -83,13 +83,42 @@ def test_fold_gives_the_model_that_training_folded(runs, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"out": str(out), "experts": 4, "step": 2}
 
 
-def test_bench_gives_a_ratio_for_every_part(capsys):
-    bench.main(["--preset", "tiny", "--batch-size", "2", "--rounds", "2", "--device", "cpu", "--json"])
-    figures = json.loads(capsys.readouterr().out)["figures"]
-    assert list(figures) == ["dense step", "EWA step", "averaging", "partition", "averaging + partition"]
-    for figure in figures.values():
-        assert 0 < figure["of_dense_step"]["lower_quartile"] <= figure["of_dense_step"]["upper_quartile"]
-    assert figures["dense step"]["of_dense_step"]["median"] == 1
+def test_fold_for_inference_makes_the_batch_norms_part_of_other_layers(runs, tmp_path):
+    out = tmp_path / "fused.safetensors"
+    fold.main([str(runs / "ewa"), str(out), "--fuse-batch-norm"])
+    fused, plain = load_model(out).model, load_model(runs / "ewa").model
+    assert sum("running_mean" in name for name in plain.state_dict()) == 4
+    assert not any("running_mean" in name for name in fused.state_dict())
+    points = torch.randn(3, 64, 3)
+    torch.testing.assert_close(fused(points), plain(points), rtol=0, atol=1e-5)
+
+
+def test_bench_measures_every_section_against_the_twin(tmp_path, capsys):
+    small = ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu"]
+    bench.main([*small, "--only", "machine", "train", "parts", "inference", "memory", "--out", str(tmp_path), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "bench.json").read_text())
+    figures = result["figures"]
+    assert list(figures["train"]) == ["twin", "dense", "EWA"]
+    assert figures["train"]["twin"]["of twin"] == "1.000 (1.000 to 1.000)"
+    # The factorised convolution: a quarter less arithmetic in a part of the model; EWA's is the dense model's.
+    assert 0.8 < figures["train"]["dense"]["GFLOP"] / figures["train"]["twin"]["GFLOP"] < 0.95
+    assert figures["train"]["EWA"]["GFLOP"] == pytest.approx(figures["train"]["dense"]["GFLOP"], rel=0.01)
+    assert figures["machine"]["copy"]["GB/s"] > 0
+    # Four experts in three of six blocks: three further copies of those FFNs, each with gradient and two moments.
+    more = 4 * 4 * 3 * 3 * (2 * 192 * 768 + 192 + 768) / 1e6
+    state = [row["weights, gradients, moments MB"] for row in figures["memory"].values()]
+    assert state[1] - state[0] == pytest.approx(more, rel=1e-3)
+    kept = [row["kept for backward MB"] for row in figures["memory"].values()]
+    assert kept[1] == pytest.approx(kept[0], rel=0.05)
+    assert {"folded, batch norms fused, batch 1", "throughput"} <= figures["inference"].keys()
+    assert "| EWA |" in (tmp_path / "README.md").read_text()
+
+
+def test_bench_compares_the_operators(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "OPERATORS", {"FPS": lambda points, name: bench.farthest_point_sample(points, 4)})
+    bench.main(["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "operators"])
+    assert "FPS, ours" in capsys.readouterr().out
 
 
 def fails(main, argv, capsys):

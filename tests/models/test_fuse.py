@@ -1,0 +1,32 @@
+"""Batch norms folded into the layers before them: the same function in evaluation mode."""
+
+import pytest
+import torch
+from torch import nn
+
+from pointewa.models import Architecture, PointTransformerClassifier, fuse_batch_norm
+
+
+@pytest.mark.parametrize("head", ["point_mae", "point_bert"])
+def test_the_fused_model_is_the_same_function_without_batch_norms(head):
+    arch = Architecture(width=24, depth=2, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24, head=head)
+    model = PointTransformerClassifier(arch, 5).double()
+    for _ in range(3):
+        model.train()(3 * torch.randn(16, 64, 3, dtype=torch.float64))  # statistics of their own
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+        nn.init.uniform_(norm.weight, -2, 2)
+        nn.init.normal_(norm.bias)
+    points = torch.randn(4, 64, 3, dtype=torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = fuse_batch_norm(model.eval())
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in fused.modules())
+    torch.testing.assert_close(fused(points), model(points), rtol=0, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    other = torch.randn(4, 64, 3, dtype=torch.float64)
+    assert (fused(other) - model(points)).abs().max() > 1e-6
+
+
+def test_a_model_in_training_is_refused():
+    model = PointTransformerClassifier(Architecture(width=24, depth=1, heads=2), 5)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        fuse_batch_norm(model.train())
