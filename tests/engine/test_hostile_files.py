@@ -125,7 +125,7 @@ def test_the_bombs_are_bombs(tmp_path):
         marker.unlink()
     for name, form in FORMS.items():
         (tmp_path / "bomb").write_bytes(form(Bomb(open, str(marker), "w")))
-        with suppress(Exception):
+        with suppress(Exception):  # the one unguarded read, of a file made here: else the refusals below prove nothing
             torch.load(tmp_path / "bomb", weights_only=False)
         assert marker.exists(), name
         marker.unlink()
