@@ -20,19 +20,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pointewa.ewa as ewa
+from datasets.base import PointClouds
+from datasets.loader import TrainLoader
 from datasets.transforms import scale_shift
 from pointewa.config import load_config
 from pointewa.engine import Data, Trainer
 from pointewa.engine.device import environment
 from pointewa.errors import ConfigError
-from pointewa.ewa.experts import random_partition
 from pointewa.files import atomic_write
-from pointewa.models import fuse_batch_norm
+from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import make_patches
 from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
 from tools import cli, twin
-from tools.timing import Times, interleave
+from tools.timing import Aside, Times, interleave
 
 NUM_POINTS, NUM_CLASSES = 1024, 40
 OPERATORS = {  # what the models ask for, and what preparing a set of 8192 points does
@@ -40,6 +41,19 @@ OPERATORS = {  # what the models ask for, and what preparing a set of 8192 point
     "FPS 8192 -> 1200": lambda points, name: farthest_point_sample(points, 1200, backend=name),
     "kNN 32 of 1024": lambda points, name: knn(points[:, :64], points[:, :1024], 32, backend=name),
 }
+
+
+def twin_parts(arch: Architecture, batch_size: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """What the plain twin does: a training step, inference of a batch and of a single cloud."""
+    model = twin.PlainClassifier(arch, NUM_CLASSES).to(device)
+    optimizer = twin.plain_optimizer(model)
+    points = torch.randn(batch_size, NUM_POINTS, 3, device=device)
+    labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
+    return {
+        "step": lambda: twin.plain_step(model.train(), optimizer, points, labels),
+        f"batch {batch_size}": torch.inference_mode()(lambda: model.eval()(points)),
+        "batch 1": torch.inference_mode()(lambda: model.eval()(points[:1])),
+    }
 
 
 class _Epoch:
@@ -62,8 +76,10 @@ class Bench:
         dense, moe = (self._trainer(enabled, console) for enabled in (False, True))
         self.dense, self.moe, self.device = dense, moe, moe.device
         self.arch = moe.model.architecture
-        self.twin = twin.PlainClassifier(self.arch, NUM_CLASSES).to(self.device)
-        self.plain_optimizer = twin.plain_optimizer(self.twin)
+        self.twin = twin_parts(self.arch, args.batch_size, self.device)
+        # On a CPU the twin runs in a process without our memory settings: as its users run it.
+        on_cpu = self.device.type == "cpu" and not {"train", "inference"}.isdisjoint(args.only)
+        self.aside = Aside(twin_parts, self.arch, args.batch_size, self.device) if on_cpu else None
         self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
         self.labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=self.device)
 
@@ -78,6 +94,10 @@ class Bench:
             trainer.forward = torch.compile(trainer.model)
         return trainer
 
+    def _twin(self, name: str) -> dict[str, Callable[[], object]]:
+        here = self.twin[name]
+        return {"twin": self.aside.part(name), "twin, memory kept": here} if self.aside else {"twin": here}
+
     def train(self) -> dict[str, Any]:
         """Whole training steps. Ours are given augmented points, as the loader makes them, the twin augments itself."""
 
@@ -85,14 +105,10 @@ class Bench:
             generator = torch.Generator(self.device)
             return lambda: trainer.train_step(scale_shift(self.points, generator), self.labels)
 
-        parts = {
-            "twin": lambda: twin.plain_step(self.twin.train(), self.plain_optimizer, self.points, self.labels),
-            "dense": ours(self.dense),
-            "EWA": ours(self.moe),
-        }
+        parts = self._twin("step") | {"dense": ours(self.dense), "EWA": ours(self.moe)}
         times = interleave(parts, self.args.budget, self.device)
         rows = {name: self._row(times, name, ["twin", "dense"]) for name in parts}
-        for name, run in parts.items():
+        for name, run in (parts | {"twin": self.twin["step"]}).items():
             rows[name]["GFLOP"] = _flops(run) / 1e9
             rows[name]["GFLOP/s"] = rows[name]["GFLOP"] / times.seconds(name).median
         return rows
@@ -107,7 +123,9 @@ class Bench:
         features = torch.randn(len(points), 2 * arch.width, device=device)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        tokens, layers = x.shape[0] * x.shape[1], list(ewa.moe_layers(model).values())
+        dealing = [copy.deepcopy(moe) for moe in ewa.moe_layers(model).values()]
+        for moe in dealing:
+            moe.experts = torch.nn.Identity()
 
         def cast(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
             def inside() -> Tensor:
@@ -123,10 +141,8 @@ class Bench:
             cast(lambda: torch.nn.functional.cross_entropy(model(points), self.labels))().backward()
 
         def partition() -> None:
-            for moe in layers:
-                token_of_slot, slot_of_token = random_partition(tokens, moe.num_experts, device)
-                flat = x.flatten(0, 1)
-                flat[token_of_slot][slot_of_token].backward(flat.detach())
+            for moe in dealing:
+                moe(x).backward(x.detach())
 
         parts: dict[str, Callable[[], Any]] = {
             "augmentation": lambda: scale_shift(points, generator),
@@ -149,16 +165,17 @@ class Bench:
     def inference(self) -> dict[str, Any]:
         """The folded model against the twin's: a batch, a single cloud, and the throughput of the best batch."""
         folded = ewa.fold(self.moe.model).eval()
-        fused, plain = fuse_batch_norm(folded), copy.deepcopy(self.twin).eval()
-        models = {"twin": plain, "folded": folded, "folded, batch norms fused": fused}
+        fused = fuse_batch_norm(folded)
+        models = {"folded": folded, "folded, batch norms fused": fused}
         if self.args.compile:
             models["fused and compiled"] = torch.compile(fused, dynamic=False)
         rows = {}
         for size in (self.args.batch_size, 1):
             points = self.points[:size]
-            runs = {name: torch.inference_mode()(lambda m=model, p=points: m(p)) for name, model in models.items()}
+            runs = self._twin(f"batch {size}")
+            runs |= {name: torch.inference_mode()(lambda m=model, p=points: m(p)) for name, model in models.items()}
             times = interleave(runs, self.args.budget / 2, self.device)
-            rows |= {f"{name}, batch {size}": self._row(times, name, ["twin"]) for name in models}
+            rows |= {f"{name}, batch {size}": self._row(times, name, ["twin"]) for name in runs}
         best = (0.0, 0)
         for size in (8, 32, 128, 512)[: 2 if self.device.type == "cpu" else 4]:
             points = self.points[:1].expand(size, -1, -1).contiguous()
@@ -208,6 +225,18 @@ class Bench:
                 rows[name]["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
         return rows
 
+    def epochs(self) -> dict[str, Any]:
+        """An epoch's batches, drawn and augmented, from sets of different size; what follows costs the same a batch."""
+        loaders = {}
+        for size in (1000, 3000, 10_000):
+            points = torch.randn(size, NUM_POINTS, 3, device=self.device)
+            labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+            clouds = PointClouds(points, labels, ("none",), ("none",) * size, "random")
+            loaders[str(size)] = TrainLoader(clouds, self.args.batch_size, NUM_POINTS, "scale_shift", seed=0)
+        runs = {name: lambda one=loader: [None for _ in one.epoch(0)] for name, loader in loaders.items()}
+        times = interleave(runs, self.args.budget / 8, self.device)
+        return {f"{name} objects": self._row(times, name, ["1000"]) for name in loaders}
+
     def machine(self) -> dict[str, Any]:
         """What this machine's own matrix product and copy reach, in the same run."""
         big = [torch.randn(4096, 4096, device=self.device) for _ in range(2)]
@@ -256,7 +285,7 @@ def markdown(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    sections = ("machine", "train", "parts", "inference", "operators", "memory")
+    sections = ("machine", "train", "parts", "inference", "operators", "memory", "epochs")
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--preset", default="point_mae")
     parser.add_argument("--batch-size", type=int, default=32)

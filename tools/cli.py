@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import datasets
 from pointewa.config import Config, load_config
-from pointewa.engine.device import select_device
+from pointewa.engine.device import keep_freed_memory, select_device
 from pointewa.engine.distributed import launched
 from pointewa.errors import Stopped, UserError
 
@@ -68,6 +68,7 @@ def run(main: Callable[[], None]) -> None:
             os._exit(code)
         sys.exit(code)
 
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: world.first and print(f"warning: {message}", file=sys.stderr)
     try:

@@ -1,9 +1,12 @@
 """Times as ratios: what is compared runs in turn, round after round, and each round is compared with itself."""
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -71,3 +74,46 @@ def interleave(parts: dict[str, Callable[[], object]], budget: float, device: to
     while len(rounds) < LEAST or time.perf_counter() - started < budget:
         rounds.append({name: seconds(run) for name, run in parts.items()})
     return Times(rounds)
+
+
+class Aside:
+    """Parts that run in a process of their own, with the settings that a fresh process has.
+
+    Args:
+        build: called there with ``args``; returns the parts by name. Importable, as the arguments can be pickled.
+        args: of ``build``.
+    """
+
+    def __init__(self, build: Callable[..., dict[str, Callable[[], object]]], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, build, args), daemon=True)
+        self._process.start()
+        other.close()
+
+    def part(self, name: str) -> Callable[[], None]:
+        """A part, as something to call: it returns when the part has run.
+
+        Raises:
+            RuntimeError: the process has ended; what went wrong is on its stderr.
+        """
+
+        def call() -> None:
+            try:
+                self._pipe.send(name)
+                self._pipe.recv()
+            except (EOFError, BrokenPipeError):
+                raise RuntimeError(f"the process beside this one that runs {name!r} has ended") from None
+
+        return call
+
+
+def _serve(pipe: Connection, build: Callable[..., dict[str, Callable[[], object]]], args: tuple[Any, ...]) -> None:
+    parts = build(*args)
+    while True:
+        try:
+            name = pipe.recv()
+        except EOFError:  # the other process has ended
+            return
+        parts[name]()
+        pipe.send(None)

@@ -365,7 +365,8 @@ def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
                 raise RuntimeError(f"{name}: expected {expected.dtype}, found {found.dtype}, {found.layout}")
         if len({value.data_ptr() for value in weights.values()}) < len(weights):
             raise RuntimeError("two tensors share their memory")
-        model.load_state_dict(weights, assign=True)
+        # Copies: a tensor in a mapped file is not aligned, on which the last digits of a matrix product may depend.
+        model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split()[:40])
         raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from None

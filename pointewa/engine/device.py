@@ -1,5 +1,6 @@
 """What the machine offers."""
 
+import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,21 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "ops": backend(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for its next use of it. Only for glibc; elsewhere nothing happens.
+
+    By default glibc asks the kernel for every large tensor and hands it back, and the kernel fills each page with
+    zeros again: on a CPU that took a tenth of a training step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # another C library, another system
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 @contextmanager

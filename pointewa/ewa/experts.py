@@ -7,6 +7,7 @@ and element-wise functions can be an expert, gated ones included.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,10 @@ class StackedLinear(_Stacked):
     def forward(self, x: Tensor) -> Tensor:
         """``[N or 1, T, in] -> [N or 1, T, out]``."""
         weight, bias = self._rows(self.weight, x), self._rows(self.bias, x)
+        # W x^T rather than x W^T: the gradient of W then has W's own layout, and need not be copied into it.
         if bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            return torch.bmm(weight, x.mT).mT
+        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT
 
 
 class StackedLayerNorm(_Stacked):
@@ -150,8 +152,9 @@ class RandomPartitionMoE(nn.Module):
         tokens = x.flatten(0, -2)  # [T, D]
         if self.training:
             token_of_slot, slot_of_token = random_partition(len(tokens), self.num_experts, tokens.device)
-            groups = tokens[token_of_slot].unflatten(0, (self.num_experts, -1))  # [N, ceil(T/N), D]
-            out = self.experts(groups).flatten(0, 1)[slot_of_token]  # [T, D']
+            groups = _Deal.apply(tokens, token_of_slot, slot_of_token).unflatten(0, (self.num_experts, -1))
+            out = self.experts(groups)  # [N, ceil(T/N), D']
+            out = _Collect.apply(out.flatten(0, 1), token_of_slot, slot_of_token)  # [T, D']
         else:
             out = self.experts(tokens.unsqueeze(0)).squeeze(0)
         return out.unflatten(0, x.shape[:-1])
@@ -168,6 +171,38 @@ class RandomPartitionMoE(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"num_experts={self.num_experts}"
+
+
+class _Deal(torch.autograd.Function):
+    """Tokens ``[T, D]`` to slots ``[S, D]``. Both ways a gather: what autograd makes of indexing is a sum by index."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(token_of_slot, slot_of_token)
+        return tokens[token_of_slot]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Collect.apply(grad, *ctx.saved_tensors), None, None  # of an idle slot there is no gradient
+
+
+class _Collect(torch.autograd.Function):
+    """Slots ``[S, D]`` to tokens ``[T, D]``, leaving idle slots aside."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(token_of_slot, slot_of_token)
+        return slots[slot_of_token]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        token_of_slot, slot_of_token = ctx.saved_tensors
+        slots = _Deal.apply(grad, token_of_slot, slot_of_token)
+        if len(token_of_slot) > len(slot_of_token):
+            idle = torch.ones_like(token_of_slot, dtype=torch.bool)
+            idle[slot_of_token] = False
+            slots = slots.masked_fill(idle.unsqueeze(1), 0)
+        return slots, None, None
 
 
 def random_partition(num_tokens: int, num_experts: int, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """From a cloud to tokens: farthest point sampling, nearest neighbours, and a mini-PointNet on each patch."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,10 +31,12 @@ class PatchEncoder(nn.Module):
     """The mini-PointNet that makes a token of each patch.
 
     As published: two 1x1 convolutions, the maximum over the patch joined to every point, two more convolutions, the
-    maximum again. The third convolution's input is ``[patch maximum, point]``, whose first half is the same for all
-    points of a patch, so it is computed as  W_g max (once a patch) + W_l point  (once a point): the same function for
-    a quarter less arithmetic. The convolutions keep their published names and shapes and run as matrix products on
-    ``[points, channels]``.
+    maximum again. The same function for less arithmetic, without changing the convolutions' names or shapes:
+
+    - The third convolution's input is ``[patch maximum, point]``, whose first half is the same for all points of a
+      patch: W_g max is computed once a patch, W_l point once a point.
+    - Nothing lies between the second convolution W and W_l, so the latter acts on W's input as the product W_l W.
+    - W and the last convolution then feed nothing but a maximum: see `linear_max`.
     """
 
     def __init__(self, width: int, out: int) -> None:
@@ -50,21 +54,67 @@ class PatchEncoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``[B, G, K, 3] -> [B, G, out]``."""
         batch, num_groups, group_size, _ = patches.shape
-        conv, norm, act, last = self.first_conv
-        x = _conv(last, act(norm(_conv(conv, patches.flatten(0, 2)))))  # (BGK, 2w)
-        pooled = _maximum(x.unflatten(0, (-1, group_size)))  # (BG, 2w)
+        conv, norm, act, second = self.first_conv
+        weight = second.weight.squeeze(-1)
+        x = act(norm(F.linear(patches.flatten(0, 2), conv.weight.squeeze(-1), conv.bias)))  # (BGK, w)
+        pooled = linear_max(x, weight, second.bias, group_size)  # (BG, 2w)
         conv, norm, act, last = self.second_conv
         of_patch, of_point = conv.weight.squeeze(-1).chunk(2, dim=1)  # (4w, 2w) each
-        x = F.linear(x, of_point, conv.bias).unflatten(0, (-1, group_size))
-        x = (x + F.linear(pooled, of_patch).unsqueeze(1)).flatten(0, 1)  # (BGK, 4w)
-        x = _conv(last, act(norm(x)))  # (BGK, out)
-        return _maximum(x.unflatten(0, (-1, group_size))).unflatten(0, (batch, num_groups))
+        x = F.linear(x.unflatten(0, (-1, group_size)), of_point @ weight)  # (BG, K, 4w)
+        x += F.linear(pooled, of_patch, conv.bias + of_point @ second.bias).unsqueeze(1)
+        x = act(norm(x.flatten(0, 1)))  # (BGK, 4w)
+        return linear_max(x, last.weight.squeeze(-1), last.bias, group_size).unflatten(0, (batch, num_groups))
 
 
-def _conv(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tensor:
+    """The maximum over each group of rows of ``x @ weight.T + bias``.
+
+    Its gradient reaches one row in ``group_size`` a channel. On a CPU in float32 or float64 the backward pass gathers
+    those rows instead of multiplying zeros; elsewhere a dense product is the faster way.
+
+    Args:
+        x: ``[G * group_size, I]``, group by group.
+        weight: ``[O, I]``.
+        bias: ``[O]``.
+        group_size: rows in a group.
+
+    Returns:
+        ``[G, O]``.
+    """
+    if not torch.is_grad_enabled():
+        return F.linear(x, weight).unflatten(0, (-1, group_size)).amax(1) + bias
+    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return _LinearMax.apply(x, weight, group_size) + bias
+    # `max` keeps indices: its backward pass scatters, where that of `amax` compares and divides everything.
+    return F.linear(x, weight).unflatten(0, (-1, group_size)).max(1).values + bias
 
 
-def _maximum(x: Tensor) -> Tensor:
-    """``[BG, K, C] -> [BG, C]``. Its backward pass scatters, where that of `amax` compares and divides all of ``x``."""
-    return x.max(1).values
+class _LinearMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, group_size: int) -> Tensor:
+        values, winner = (x @ weight.T).unflatten(0, (-1, group_size)).max(1)
+        ctx.save_for_backward(x, weight, winner)
+        ctx.group_size = group_size
+        return values
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, winner = ctx.saved_tensors  # winner: (G, O), which row of its group each channel comes from
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            # Row r of a group receives the sum of grad[g, c] weight[c] over the channels c that it won.
+            channels = winner.argsort(1)
+            wins = torch.zeros(len(winner), ctx.group_size, dtype=torch.int64)
+            wins = wins.scatter_add_(1, winner, torch.ones_like(winner)).flatten()
+            of_x = _weighted_sums(weight, channels.flatten(), grad.gather(1, channels).flatten(), wins.cumsum(0) - wins)
+        if ctx.needs_input_grad[1]:
+            # Channel c receives the sum of grad[g, c] x[row] over the rows that won it.
+            rows = winner + torch.arange(0, len(x), ctx.group_size).unsqueeze(1)
+            of_weight = _weighted_sums(x, rows.T.contiguous(), grad.T.contiguous())
+        return of_x, of_weight, None
+
+
+def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Sums of ``weights * rows[index]``: along the last dimension of ``index``, or over runs of it from ``starts``."""
+    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)

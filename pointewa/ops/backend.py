@@ -11,7 +11,7 @@ BACKENDS = ("pytorch3d", "torch")
 
 @functools.cache
 def backend() -> str:
-    """The backend in use, chosen at the first call: ``POINTEWA_OPS`` if set, else pytorch3d if it loads, else torch.
+    """The backend at hand, chosen at the first call: ``POINTEWA_OPS`` if set, else pytorch3d if it loads, else torch.
 
     Raises:
         ValueError: ``POINTEWA_OPS`` is set to something else.
@@ -26,6 +26,13 @@ def backend() -> str:
     except ImportError:
         return "torch"
     return "pytorch3d"
+
+
+def choose(asked: str | None, torch_is_faster: bool) -> str:
+    """The backend of one call: the one asked for there or by ``POINTEWA_OPS``, else the faster of those installed."""
+    if asked is None and torch_is_faster and "POINTEWA_OPS" not in os.environ:
+        return "torch"
+    return asked or backend()
 
 
 def check_points(name: str, points: Tensor, check_finite: bool) -> None:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from pointewa.ops.backend import backend as default_backend
-from pointewa.ops.backend import check_points
+from pointewa.ops.backend import check_points, choose
 
 
 @torch.no_grad()
@@ -20,7 +19,7 @@ def farthest_point_sample(
     Args:
         points: ``[B, N, 3]``.
         num_samples: K >= 1.
-        backend: "pytorch3d" or "torch"; None for the installed one.
+        backend: "pytorch3d" or "torch"; None for the faster of those installed.
         check_finite: look for NaN and infinities first. Costs a wait for the device.
 
     Returns:
@@ -34,27 +33,29 @@ def farthest_point_sample(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     points = points.float()
     distinct = min(num_samples, points.shape[1])
-    if (backend or default_backend()) == "pytorch3d":
-        picks = _pytorch3d(points, distinct)
-    else:
-        picks = _torch(points, distinct)
+    # On a CPU pytorch3d's kernel works on one cloud at a time, in one thread; the loop below on all, from this size on
+    # faster than it (`make bench ARGS="--only operators"`).
+    on_cpu = points.device.type == "cpu" and points.shape[:2].numel() >= 2**15
+    sample = _pytorch3d if choose(backend, torch_is_faster=on_cpu) == "pytorch3d" else _torch
+    picks = sample(points, distinct)
     if distinct < num_samples:
         picks = picks[:, torch.arange(num_samples, device=picks.device) % distinct]
     return picks
 
 
 def _torch(points: Tensor, num_samples: int) -> Tensor:
-    batch = torch.arange(len(points), device=points.device)
-    picks = torch.zeros(len(points), num_samples, dtype=torch.int64, device=points.device)
-    distance = torch.full(points.shape[:2], torch.inf, device=points.device)  # squared, to the nearest pick
-    x, y, z = points.unbind(-1)  # contiguity pays: this loop is memory-bound
-    x, y, z = x.contiguous(), y.contiguous(), z.contiguous()
+    batch, num_points, _ = points.shape
+    planes = points.transpose(1, 2).contiguous()  # (B, 3, N): this loop is memory-bound, and its buffers are reused
+    difference, distance = torch.empty_like(planes), points.new_empty(batch, num_points)
+    nearest = torch.full_like(distance, torch.inf)  # squared distance to the nearest pick
+    picks = torch.zeros(batch, num_samples, dtype=torch.int64, device=points.device)
     for k in range(1, num_samples):
-        last = picks[:, k - 1]
-        px, py, pz = points[batch, last].unsqueeze(-1).unbind(1)  # (B, 1) each
-        distance = torch.minimum(distance, (x - px).square_() + (y - py).square_() + (z - pz).square_())
-        distance[batch, last] = -1.0  # below the 0 of a point that coincides with a pick
-        picks[:, k] = distance.argmax(1)
+        last = picks[:, k - 1 : k]
+        torch.sub(planes, planes.gather(2, last.unsqueeze(1).expand(-1, 3, -1)), out=difference)
+        torch.sum(difference.square_(), 1, out=distance)
+        torch.minimum(nearest, distance, out=nearest)
+        nearest.scatter_(1, last, -1.0)  # below the 0 of a point that coincides with a pick
+        picks[:, k] = nearest.max(1).indices  # faster than argmax, and the first as well
     return picks
 
 
@@ -62,8 +63,11 @@ def _pytorch3d(points: Tensor, num_samples: int) -> Tensor:
     from pytorch3d.ops import sample_farthest_points
 
     picks = sample_farthest_points(points.contiguous(), K=num_samples)[1]
-    # Where all points left coincide with a pick the kernel repeats index 0 (facebookresearch/pytorch3d#1486).
-    repeated = (picks.sort(1).values.diff(dim=1) == 0).any(1)
-    if repeated.any():
-        picks[repeated] = _torch(points[repeated], num_samples)
-    return picks
+    # Where all points left coincide with a pick the kernel repeats itself (facebookresearch/pytorch3d#1486): put the
+    # points not picked yet there. Without a condition, for which a GPU would have to wait.
+    position = torch.arange(num_samples, device=points.device).expand_as(picks)
+    first = torch.full(points.shape[:2], num_samples, device=points.device)
+    first.scatter_reduce_(1, picks, position, "amin")
+    repeated = first.gather(1, picks) < position
+    unpicked = (first < num_samples).int().argsort(dim=1, stable=True)
+    return torch.where(repeated, unpicked.gather(1, (repeated.cumsum(1) - 1).clamp_min(0)), picks)

@@ -95,6 +95,19 @@ def test_training_forward_and_gradients_equal_a_loop_over_tokens(ffn, shape, num
         torch.testing.assert_close(stacked.grad, torch.stack(loop_grads), rtol=0, atol=1e-12)
 
 
+def test_second_derivatives_are_right():
+    """Dealing and collecting have backward passes of their own; with idle slots too."""
+    moe = make_moe(nn.Sequential(nn.Linear(D, 4), nn.Tanh()).double(), 3)
+
+    def forward(x):
+        torch.manual_seed(1)
+        return moe(x)
+
+    x = torch.randn(5, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(forward, x)
+    assert torch.autograd.gradgradcheck(forward, x)
+
+
 @pytest.mark.parametrize(("tokens", "num_experts"), [(12, 4), (13, 4), (15, 4), (3, 4), (1, 2), (1000, 7)])
 def test_partition_deals_every_token_once_in_groups_that_differ_by_at_most_one(tokens, num_experts):
     token_of_slot, slot_of_token = random_partition(tokens, num_experts, "cpu")

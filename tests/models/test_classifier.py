@@ -6,7 +6,7 @@ from torch import nn
 
 from pointewa.models import PRESETS, Architecture, PointTransformerClassifier
 from pointewa.models.layers import Attention, DropPath
-from pointewa.models.patch_embed import PatchEncoder, make_patches
+from pointewa.models.patch_embed import PatchEncoder, linear_max, make_patches
 
 SMALL = Architecture(width=24, depth=3, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24)
 
@@ -48,6 +48,36 @@ def test_patch_encoder_equals_the_published_form(training):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-11, msg=name)
     for a, b in zip(cheap.buffers(), plain.buffers(), strict=True):  # the running statistics of the batch norms
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_maximum_of_a_linear_layer_equals_its_plain_form(training):
+    """On the path with gradients, where they are gathered, and on the one without. Two rows of a group are equal."""
+    x = torch.randn(5 * 7, 6, dtype=torch.float64)
+    x[8] = x[11]
+    weight, bias = torch.randn(9, 6, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    plain = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    ours = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    expected = nn.functional.linear(*plain).view(5, 7, 9).max(1).values
+    with torch.set_grad_enabled(training):
+        out = linear_max(*ours, 7)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
+    if training:
+        upstream = torch.randn_like(out)
+        out.backward(upstream)
+        expected.backward(upstream)
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-13)
+
+
+def test_the_maximum_of_a_linear_layer_has_gradients_for_what_needs_them():
+    x, weight, bias = torch.randn(12, 3), torch.randn(4, 3), torch.zeros(4)
+    linear_max(x, weight.requires_grad_(), bias, 6).sum().backward()
+    winners = (x @ weight.detach().T).view(2, 6, 4).argmax(1)
+    torch.testing.assert_close(weight.grad, x[winners[0]] + x[6 + winners[1]])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_max(x, weight, bias, 6)
+    torch.testing.assert_close(out.float(), linear_max(x, weight, bias, 6), rtol=0.02, atol=0.02)
 
 
 def test_attention_equals_the_formula():

@@ -1,5 +1,7 @@
 """The operators against naive twins, both backends, and what they refuse."""
 
+import sys
+
 import pytest
 import torch
 
@@ -60,6 +62,12 @@ def test_knn_equals_sorting_all_distances(ops, clouds, k):
     assert torch.equal(knn(queries, clouds, k, **ops), distance.argsort(-1)[..., :k])
 
 
+def test_knn_works_through_many_clouds_in_parts(monkeypatch, clouds):
+    whole = knn(clouds[:, :6], clouds, 5, backend="torch")
+    monkeypatch.setattr(sys.modules["pointewa.ops.knn"], "_CHUNK", 1)
+    assert torch.equal(knn(clouds[:, :6], clouds, 5, backend="torch"), whole)
+
+
 def test_knn_starts_over_beyond_the_last_point(ops, clouds):
     few = clouds[:, :4]
     neighbors = knn(few, few, 6, **ops)
@@ -81,6 +89,31 @@ def test_selection_is_in_float32_within_autocast_and_for_half_precision(ops, clo
         assert torch.equal(farthest_point_sample(clouds.bfloat16(), 20, **ops), of_half)
         assert torch.equal(knn(clouds[:, :3], clouds, 9, **ops), neighbors)
         assert torch.equal(knn(clouds[:, :3].double(), clouds.double(), 9, **ops), neighbors)
+
+
+@pytest.mark.skipif("pytorch3d" not in AVAILABLE, reason="needs pytorch3d")
+def test_without_a_wish_the_faster_backend_is_taken(monkeypatch):
+    """On a CPU torch for neighbours and for large batches; where one is asked for, that one."""
+    taken = []
+    for name in ("fps", "knn"):
+        module = sys.modules[f"pointewa.ops.{name}"]
+        original = module._torch
+        monkeypatch.setattr(module, "_torch", lambda *args, n=name, f=original: taken.append(n) or f(*args))
+    large = torch.randn(32, 1024, 3)
+    for backend_asked, expected in (
+        (None, ["fps", "knn", "knn"]),
+        ("pytorch3d", []),
+        ("torch", ["fps", "fps", "knn", "knn"]),
+    ):
+        taken.clear()
+        for points in (large, large[:2]):
+            farthest_point_sample(points, 4, backend=backend_asked)
+            knn(points[:, :3], points, 4, backend=backend_asked)
+        assert sorted(taken) == expected
+    monkeypatch.setenv("POINTEWA_OPS", "pytorch3d")
+    taken.clear()
+    knn(large[:, :3], large, 4)
+    assert not taken
 
 
 def test_group_gathers_with_gradients():
