@@ -34,7 +34,8 @@ class DataConfig:
     num_points: int = 1024
     augment: str = "scale_shift"  # or "rotate_up", "none"
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
-    val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything
+    val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
+    train_fraction: float = 1.0  # of each class of the training split, trained on; fixed objects whatever the seed
 
 
 @dataclass
@@ -280,6 +281,11 @@ def _check_values(config: Config) -> None:
     for key, value in (("data.val_fraction", data.val_fraction), ("train.label_smoothing", train.label_smoothing)):
         if not 0 <= value < 1:
             raise ConfigError(f"{key}: expected a fraction in [0, 1), found {value}")
+    if not 0 < data.train_fraction <= 1:
+        raise ConfigError(f"data.train_fraction: expected a fraction in (0, 1], found {data.train_fraction}")
+    if data.val_fraction and data.train_fraction < 1 and data.val_fraction + data.train_fraction > 1:
+        raise ConfigError(f"data.train_fraction: expected at most 1 - data.val_fraction = {1 - data.val_fraction:g}, "
+                          f"found {data.train_fraction}")  # fmt: skip
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip

@@ -64,6 +64,7 @@ def test_presets_with_overrides():
         ("train.warmup_epochs=301", "train.warmup_epochs: expected 0 to train.epochs"),
         ("train.precision=fp16", "train.precision: expected one of auto, bfloat16, float32, found 'fp16'"),
         ("ewa.schedule=cosine", "ewa.schedule: expected one of constant, linear, found 'cosine'"),
+        ("data.train_fraction=0", "data.train_fraction: expected a fraction in (0, 1]"),
         ("data.val_fraction=1", "data.val_fraction: expected a fraction in [0, 1)"),
         ("model.preset=big", "model.preset: expected one of point_bert, point_mae, small, tiny, found 'big'"),
         ("model.heads=5", "model.width must be a multiple of heads, got 192 and 5"),

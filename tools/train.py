@@ -27,8 +27,10 @@ def load_data(config: Config, world: World) -> Data:
     data, val, share = config.data, None, (world.rank, world.size)
     train, test = cli.load(config, "train"), cli.load(config, "test")
     if data.val_fraction:
-        train, held_out = train.split(data.val_fraction, seed=config.train.seed)
+        train, held_out = train.split(data.val_fraction, seed=0)
         val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points, None, *share)
+    if data.train_fraction < 1:
+        train = train.split(data.train_fraction / (1 - data.val_fraction), seed=0)[1]
     return Data(
         TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
         val,

@@ -13,7 +13,9 @@ import torch
 
 import datasets
 from datasets import shapes
+from pointewa.config import load_config
 from pointewa.engine import load_model
+from pointewa.engine.distributed import ALONE
 from tools import bench, cli, evaluate, fold, train
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,21 @@ def test_fold_for_inference_makes_the_batch_norms_part_of_other_layers(runs, tmp
     assert not any("running_mean" in name for name in fused.state_dict())
     points = torch.randn(3, 64, 3)
     torch.testing.assert_close(fused(points), plain(points), rtol=0, atol=1e-5)
+
+
+def test_a_fraction_of_the_training_split_is_the_same_objects_for_every_seed():
+    def objects(*overrides):
+        config = load_config(overrides=["data.name=shapes", "data.num_points=64", "train.batch_size=16", *overrides])
+        data = train.load_data(config, ALONE)
+        held_out = data.val.clouds.object_names if data.val else ()
+        return data.train.clouds.object_names, held_out, data.train.clouds.labels.bincount()
+
+    everything, _, counts = objects()
+    part, held_out, part_counts = objects("data.train_fraction=0.25", "data.val_fraction=0.5")
+    assert objects("data.train_fraction=0.25", "data.val_fraction=0.5", "train.seed=1")[0] == part
+    assert not set(part) & set(held_out)
+    assert set(part) | set(held_out) < set(everything)
+    assert (part_counts - counts / 4).abs().max() <= 1
 
 
 def test_bench_measures_every_section_against_the_twin(tmp_path, capsys):
