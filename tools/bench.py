@@ -10,6 +10,8 @@ import copy
 import json
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from pointewa.engine.device import environment
 from pointewa.errors import ConfigError
 from pointewa.files import atomic_write
 from pointewa.models import Architecture, fuse_batch_norm
-from pointewa.models.patch_embed import make_patches
+from pointewa.models.patch_embed import linear_max, make_patches
 from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
 from tools import cli, twin
@@ -121,6 +123,9 @@ class Bench:
         patches, _ = make_patches(points, arch.num_groups, arch.group_size, check_finite=False)
         x = torch.randn(len(points), 1 + arch.num_groups, arch.width, device=device, requires_grad=True)
         features = torch.randn(len(points), 2 * arch.width, device=device)
+        last = model.encoder.second_conv[-1]
+        weight, rows = last.weight.squeeze(-1), arch.num_groups * arch.group_size * len(points)
+        of_points = torch.randn(rows, last.in_channels, device=device, requires_grad=True)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         dealing = [copy.deepcopy(moe) for moe in ewa.moe_layers(model).values()]
@@ -140,6 +145,9 @@ class Bench:
         def forward_backward() -> None:
             cast(lambda: torch.nn.functional.cross_entropy(model(points), self.labels))().backward()
 
+        def maximum(run: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Callable[[], None]:
+            return lambda: cast(lambda: run(of_points, weight, last.bias, arch.group_size).sum())().backward()
+
         def partition() -> None:
             for moe in dealing:
                 moe(x).backward(x.detach())
@@ -149,6 +157,8 @@ class Bench:
             "FPS": lambda: farthest_point_sample(points, arch.num_groups, check_finite=False),
             "kNN": lambda: knn(centers, points, arch.group_size, check_finite=False),
             "patch encoder, forward": cast(lambda: model.encoder(patches)),
+            "its last convolution and maximum, forward and backward": maximum(linear_max),
+            "the same, plain": maximum(_plain_linear_max),
             "blocks, forward": cast(lambda: model.blocks(x, x)),
             "head and loss, forward": cast(loss),
             "forward and backward": forward_backward,
@@ -263,6 +273,10 @@ def _without_averaging(trainer: Trainer) -> None:
     trainer.averaging.attach(trainer.optimizer)
 
 
+def _plain_linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias).unflatten(0, (-1, group_size)).max(1).values
+
+
 def _flops(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
@@ -309,7 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(result)
     if args.out:
-        head = f"# Bench\n\n`python -m tools.bench --device {bench.device.type} ...`:\n\n"
+        command = shlex.join(sys.argv[1:] if argv is None else argv)
+        head = f"# Bench\n\n`python -m tools.bench {command}`:\n\n"
         head += "\n".join(f"- {key}: {value}" for key, value in report.items())
         for file, text in (("README.md", f"{head}\n\n{markdown(figures)}"), ("bench.json", f"{result}\n")):
             with atomic_write(args.out / file) as temporary:
