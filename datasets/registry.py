@@ -2,13 +2,14 @@
 
 import torch
 
-from datasets import folder, modelnet40, prepare, scanobjectnn, shapes
+from datasets import folder, modelnet40, prepare, scanobjectnn, shapenet55, shapes
 from datasets.base import Clouds
 from datasets.source import Source
 from datasets.transforms import pool_size
 from pointewa.errors import DataError
 
-NAMES = {module.__name__.rpartition(".")[2]: module for module in (folder, modelnet40, scanobjectnn, shapes)}
+_MODULES = (folder, modelnet40, scanobjectnn, shapenet55, shapes)
+NAMES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 _ANY = 1024  # points of an object that are kept where its source has any number and nobody says how many
 
 

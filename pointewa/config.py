@@ -49,11 +49,12 @@ class ModelConfig:
     num_groups: int | None = None
     group_size: int | None = None
     drop_path: float | None = None
+    head: str | None = None  # "point_mae", "point_bert" or "linear"
 
 
 @dataclass
 class EwaConfig:
-    """Experts Weights Averaging during training."""
+    """Experts Weights Averaging during training, and what it is compared with: see configs/arm."""
 
     enabled: bool = True
     num_experts: int = 4
@@ -61,6 +62,9 @@ class EwaConfig:
     share_rate: float = 0.3  # b of Eq. 6, or where it rises to
     schedule: str = "linear"  # or "constant"
     until: float = 1.0  # fraction of the training after which averaging is off
+    router: str = "random"  # partition, then fold; or "top_k": learned, the experts stay (the naive MoE)
+    top_k: int = 1  # experts a token, behind that router
+    balance: float = 0.01  # weight of its load-balancing loss
     init: str = "auto"  # "independent" experts, or a "copy" of the FFN; auto: copy with train.init_from
 
 
@@ -85,6 +89,9 @@ class TrainConfig:
     save_every: Any = "15min"  # between checkpoints within an epoch: iterations or minutes; 0: only at its end
     max_skipped: int = 10  # steps of a run that may be skipped because the loss or a gradient was not finite
     init_from: str | None = None  # weights to start from: a run, or a checkpoint of ours, Point-MAE or Point-BERT
+    layer_decay: float = 1.0  # factor of the learning rate from one block to the one before it
+    freeze_backbone: bool = False  # train the head only (probing)
+    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is then what is evaluated; 0: none
 
 
 @dataclass
@@ -273,27 +280,36 @@ def _check_values(config: Config) -> None:
         ("train.weight_decay", train.weight_decay, 0),
         ("train.clip_norm", train.clip_norm, 0),
         ("train.seed", train.seed, 0),
+        ("ewa.balance", ewa.balance, 0),
     ):
         if not value >= low:
             raise ConfigError(f"{key}: expected at least {low}, found {value}")
         if isinstance(value, int) and value >= 2**63:
             raise ConfigError(f"{key}: expected less than 2**63")
-    for key, value in (("data.val_fraction", data.val_fraction), ("train.label_smoothing", train.label_smoothing)):
+    for key, value in (
+        ("data.val_fraction", data.val_fraction),
+        ("train.label_smoothing", train.label_smoothing),
+        ("train.ema_decay", train.ema_decay),
+    ):
         if not 0 <= value < 1:
             raise ConfigError(f"{key}: expected a fraction in [0, 1), found {value}")
-    if not 0 < data.train_fraction <= 1:
-        raise ConfigError(f"data.train_fraction: expected a fraction in (0, 1], found {data.train_fraction}")
+    for key, value in (("data.train_fraction", data.train_fraction), ("train.layer_decay", train.layer_decay)):
+        if not 0 < value <= 1:
+            raise ConfigError(f"{key}: expected a fraction in (0, 1], found {value}")
     if data.val_fraction and data.train_fraction < 1 and data.val_fraction + data.train_fraction > 1:
         raise ConfigError(f"data.train_fraction: expected at most 1 - data.val_fraction = {1 - data.val_fraction:g}, "
                           f"found {data.train_fraction}")  # fmt: skip
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip
+    if train.freeze_backbone and ewa.enabled:
+        raise ConfigError("train.freeze_backbone: a frozen backbone leaves no experts to train: set ewa.enabled=false")
     save_interval(train)
     if train.warmup_epochs is not None and not 0 <= train.warmup_epochs <= train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
     for key, value, choices in (
         ("ewa.schedule", ewa.schedule, ("constant", "linear")),
+        ("ewa.router", ewa.router, ("random", "top_k")),
         ("ewa.init", ewa.init, ("auto", "copy", "independent")),
         ("train.precision", train.precision, ("auto", "bfloat16", "float32")),
         ("data.stream", data.stream, ("auto", True, False)),

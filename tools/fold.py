@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     restored = restore(args.checkpoint)
     state, path = restored.state, restored.path
     if not state["ewa"]:
-        raise CheckpointError(f"{path}: nothing to fold: the run was dense (ewa.enabled=false)")
+        raise CheckpointError(
+            f"{path}: nothing to fold: the run was dense (ewa.enabled=false) or has gated experts, which stay"
+        )
     loaded = load_model(path)
     if args.fuse_batch_norm:
         loaded.model = fuse_batch_norm(loaded.model)

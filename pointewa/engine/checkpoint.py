@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -38,7 +39,7 @@ _MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to
 
 @dataclass
 class LoadedModel:
-    """A dense classifier and what must be known to use it.
+    """A classifier, dense or with gated experts, and what must be known to use it.
 
     Args:
         model: ``points [B, P, 3] -> logits [B, C]``, in evaluation mode.
@@ -56,7 +57,10 @@ class LoadedModel:
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
-        fused = not any(isinstance(module, torch.nn.BatchNorm1d) for module in self.model.modules())
+        fused = not any(isinstance(module, torch.nn.BatchNorm1d) for module in self.model.encoder.modules())
+        gated = {number: block.mlp for number, block in enumerate(self.model.blocks.blocks)
+                 if isinstance(block.mlp, ewa.TopKMoE)}  # fmt: skip
+        layer = next(iter(gated.values()), None)
         return {
             "architecture": asdict(self.model.architecture),
             "class_names": list(self.class_names),
@@ -64,6 +68,7 @@ class LoadedModel:
             "dataset": self.dataset,
             "normalize": self.normalize,
             "fused_batch_norm": fused,
+            "experts": layer and {"num_experts": layer.num_experts, "top_k": layer.top_k, "layers": list(gated)},
         }
 
 
@@ -186,6 +191,11 @@ def load_model(path: str | Path) -> LoadedModel:
         _load_state(loaded.model, weights, path)
         return loaded
     restored = restore(path)
+    if restored.state.get("ema") is not None:  # what counts of such a run
+        if not isinstance(restored.state["ema"], dict):
+            raise CheckpointError(f"{restored.path}: its average of the weights is not valid")
+        average = {str(name): value for name, value in restored.state["ema"].items() if name != "n_averaged"}
+        _load_state(restored.model, {name.removeprefix("module."): average[name] for name in average}, path)
     loaded = _build(restored.state["description"], restored.state["model"], path)
     loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
     return loaded
@@ -342,9 +352,21 @@ def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
             model = PointTransformerClassifier(architecture, len(names)).eval()
             if description.get("fused_batch_norm"):  # older files do not say
                 model = fuse_batch_norm(model)
+            if description.get("experts"):
+                model = _gated(model, description["experts"])
         return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
+
+
+def _gated(model: torch.nn.Module, experts: Any) -> torch.nn.Module:
+    _expect(experts, dict, "experts")
+    for name, kind in (("num_experts", int), ("top_k", int), ("layers", list)):
+        _expect(experts[name], kind, name)
+    for layer in experts["layers"]:
+        _expect(layer, int, "layers")
+    mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
+    return ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", inplace=True, mixture=mixture)
 
 
 def _expect(value: Any, kind: type, name: str) -> None:

@@ -1,6 +1,7 @@
 """The optimizer, its learning rate, and what is left out of weight decay."""
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -24,14 +25,32 @@ def no_decay(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the weights only."""
-    excluded = no_decay(model)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for name, p in trained if name not in excluded], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trained if name in excluded], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    """AdamW with weight decay on the weights only; a group's "lr_scale" is its factor of the learning rate.
+
+    With ``layer_decay`` d the head and the last norm have the whole rate, block i of n the fraction d^(n - i), i from
+    0, and what comes before the blocks d^(n + 1) (BEiT, Bao et al., 2021).
+    """
+    excluded, depth = no_decay(model), 0
+    if config.layer_decay < 1:
+        depth = len(model.blocks.blocks)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = config.layer_decay ** (depth + 1 - _layer(name, depth)) if depth else 1.0
+            groups.setdefault((scale, 0.0 if name in excluded else config.weight_decay), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr_scale": scale, "weight_decay": decay} for (scale, decay), parameters in ordered],
+        lr=config.lr,
+        fused=True,
+    )
+
+
+def _layer(name: str, depth: int) -> int:
+    block = re.match(r"blocks\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return depth + 1 if name.startswith(("norm.", "cls_head_finetune.")) else 0
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

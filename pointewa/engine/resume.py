@@ -23,13 +23,14 @@ def training_state(trainer: "Trainer") -> dict[str, Any]:
 
     The order of the data and the learning rate are not in it: they follow from the seed and the step.
     """
-    scheme = trainer.config.ewa
+    scheme, foldable = trainer.config.ewa, trainer.averaging is not None and not trainer.gated
     return {
         "description": trainer.loaded(trainer.model).description(),
-        "ewa": {"num_experts": scheme.num_experts, "layers": scheme.layers} if trainer.averaging else None,
+        "ewa": {"num_experts": scheme.num_experts, "layers": scheme.layers} if foldable else None,
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict()["state"],
         "averaging": trainer.averaging.state_dict() if trainer.averaging else None,
+        "ema": trainer.ema.state_dict() if trainer.ema else None,
         "step": trainer.step,
         "seconds": trainer.seconds,
         "skipped": trainer.skipped,
@@ -50,6 +51,8 @@ def load_training_state(trainer: "Trainer") -> None:
         _load_optimizer(trainer.optimizer, state["optimizer"])
         if trainer.averaging:
             trainer.averaging.load_state_dict({"steps": _whole(state["averaging"]["steps"], trainer.total_steps)})
+        if trainer.ema:
+            trainer.ema.load_state_dict(state["ema"])
         trainer.step = _whole(state["step"], trainer.total_steps)
         trainer.seconds, trainer.skipped = float(state["seconds"]), _whole(state["skipped"], trainer.total_steps)
         if not math.isfinite(trainer.seconds) or state["totals"].shape != trainer.totals.shape:

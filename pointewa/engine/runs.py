@@ -36,7 +36,7 @@ def find_run(config: Config) -> Path:
     """
     root, name = Path(config.run.dir), config.run.name
     if name is None:
-        scheme = "ewa" if config.ewa.enabled else "dense"
+        scheme = ("moe" if config.ewa.router == "top_k" else "ewa") if config.ewa.enabled else "dense"
         base = f"{config.data.name}-{config.model.preset}-{scheme}-seed{config.train.seed}"
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())

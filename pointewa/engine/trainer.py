@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config, build_architecture, save_interval
-from pointewa.engine.checkpoint import LAST, MODEL, LoadedModel, init_from, save_model, save_state
+from pointewa.config import Config, save_interval
+from pointewa.engine.build import build_averaging, build_ema, build_model
+from pointewa.engine.checkpoint import LAST, MODEL, LoadedModel, save_model, save_state
 from pointewa.engine.device import environment, select_device, select_precision
 from pointewa.engine.distributed import ALONE, World
 from pointewa.engine.evaluate import Evaluation, evaluate
@@ -28,7 +29,6 @@ from pointewa.engine.rng import random_state, seed_all, set_random_state
 from pointewa.engine.runs import Claim, Logbook, can_resume, start_run, write_summary
 from pointewa.engine.signals import StopSignals
 from pointewa.errors import ConfigError, Stopped, TrainingError
-from pointewa.models import PointTransformerClassifier
 
 
 class TrainBatches(Protocol):
@@ -95,7 +95,8 @@ class Trainer:
         self.model = self._build_model().to(self.device)
         self.model.blocks.activation_checkpointing = config.train.activation_checkpointing
         self.optimizer = build_optimizer(self.model, config.train)
-        self.averaging = self._build_averaging()
+        self.averaging = build_averaging(config, self.model, self.optimizer, self.total_steps)
+        self.ema = build_ema(self.model, config.train.ema_decay)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.totals = torch.zeros(4, device=self.device)  # sums over the epoch: loss, hits, objects, gradient norm
         self.unsound: list[Tensor] = []  # for each step since the last look: was it skipped?
@@ -110,33 +111,12 @@ class Trainer:
         self.look_every = 1 if self.device.type == "cpu" else 10  # a look makes a GPU wait
 
     def _build_model(self) -> torch.nn.Module:
-        train, scheme = self.config.train, self.config.ewa
-        model = PointTransformerClassifier(build_architecture(self.config.model), len(self.data.class_names))
-        if train.init_from and not self.resumed:
-            report = init_from(model, train.init_from)
-            self._say(f"{train.init_from}: {len(report.loaded)} tensors loaded")
+        model, report = build_model(self.config, len(self.data.class_names), load=not self.resumed)
+        if report:
+            self._say(f"{self.config.train.init_from}: {len(report.loaded)} tensors loaded")
             if report.fresh:
                 self._say(f"freshly initialised: {', '.join(report.fresh)}")
-        if not scheme.enabled:
-            return model
-        init = ("copy" if train.init_from else "independent") if scheme.init == "auto" else scheme.init
-        try:
-            return ewa.to_moe(model, scheme.num_experts, scheme.layers, init, inplace=True)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"ewa: {error}") from None
-
-    def _build_averaging(self) -> ewa.ExpertAveraging | None:
-        scheme = self.config.ewa
-        if not scheme.enabled:
-            return None
-        try:
-            rise = self.total_steps if scheme.schedule == "linear" else 0
-            schedule = ewa.ShareRate(scheme.share_rate, rise)
-            if scheme.until != 1:
-                schedule = ewa.until(schedule, scheme.until, self.total_steps)
-            return ewa.ExpertAveraging(self.model, schedule).attach(self.optimizer)
-        except ValueError as error:
-            raise ConfigError(f"ewa: {error}") from None
+        return model
 
     def fit(self) -> None:
         """Train to the end, from wherever the run is.
@@ -208,8 +188,10 @@ class Trainer:
         """
         config, world = self.config.train, self.world
         self.model.train()
+        if config.freeze_backbone:  # its batch norms keep their statistics, nothing is dropped
+            self.model.eval().cls_head_finetune.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps_per_epoch, config)
+            group["lr"] = group["lr_scale"] * learning_rate(self.step, self.steps_per_epoch, config)
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]  # of the batch norms
         before = _flat(statistics)
         sums, parts = torch.zeros(2, device=self.device), config.accumulate
@@ -221,7 +203,8 @@ class Trainer:
                     torch.promote_types(logits.dtype, torch.float32)
                 )  # a softmax wants more than bfloat16
                 loss = F.cross_entropy(logits, truth, label_smoothing=config.label_smoothing)
-                (loss / parts).backward()
+                balance = self.config.ewa.balance * ewa.balance_loss(self.model) if self.gated else 0.0
+                ((loss + balance) / parts).backward()
             sums += torch.stack([loss.detach() * len(truth), (logits.argmax(1) == truth).sum()])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
         # The processes have the same gradients now. The batch norms' statistics become the mean of theirs: each step,
@@ -236,6 +219,8 @@ class Trainer:
         self.optimizer.found_inf = unsound.float()  # the fused optimizer and the averaging after it then skip the step
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update_parameters(self.model)
         self.step += 1
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager:
@@ -282,23 +267,24 @@ class Trainer:
         figures = {"ewa/share_rate": self.averaging.share_rate}
         for name, value in ewa.disagreement(self.model).items():
             figures[f"ewa/disagreement/{name}"] = value
-        probe = next(self.data.train.epoch(0))[0]
-        for name, value in ewa.fold_gap(self.model, probe).items():
-            figures[f"ewa/fold_gap/{name}"] = value
+        if not self.gated:
+            probe = next(self.data.train.epoch(0))[0]
+            for name, value in ewa.fold_gap(self.model, probe).items():
+                figures[f"ewa/fold_gap/{name}"] = value
         return figures
 
     def _validation(self) -> dict[str, float]:
         if self.data.val is None:
             return {}
-        result = evaluate(self.model, self.data.val, self.world)
+        result = evaluate(self.evaluated, self.data.val, self.world)
         return {"val/loss": result.loss, "val/oa": result.oa, "val/macc": result.macc}
 
     def finish(self) -> dict[str, Any]:
-        """Fold, evaluate on the test split, write the dense model and ``summary.json``; returns the summary."""
-        config = self.config
-        in_training = evaluate(self.model, self.data.test, self.world)
-        dense = ewa.fold(self.model) if self.averaging else self.model
-        result = evaluate(dense, self.data.test, self.world) if self.averaging else in_training
+        """Fold, evaluate on the test split, write the model and ``summary.json``; returns the summary."""
+        config, foldable = self.config, self.averaging is not None and not self.gated
+        in_training = evaluate(self.evaluated, self.data.test, self.world)
+        final = ewa.fold(self.evaluated) if foldable else self.evaluated
+        result = evaluate(final, self.data.test, self.world) if foldable else in_training
         summary = {
             "run": str(self.folder),
             "dataset": config.data.name,
@@ -307,10 +293,10 @@ class Trainer:
             "epochs": config.train.epochs,
             "seed": config.train.seed,
             "test": _test_figures(result),
-            "test_before_folding": _test_figures(in_training) if self.averaging else None,
+            "test_before_folding": _test_figures(in_training) if foldable else None,
             "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
             "parameters_in_training": _count(self.model),
-            "parameters": _count(dense),
+            "parameters": _count(final),
             "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
             "precision": str(self.precision).removeprefix("torch."),
@@ -318,9 +304,19 @@ class Trainer:
             "environment": environment(self.device),
         }
         if self.world.first:
-            save_model(self.folder / MODEL, self.loaded(dense.eval()))
+            save_model(self.folder / MODEL, self.loaded(final.eval()))
             write_summary(self.folder, summary)
         return summary
+
+    @property
+    def gated(self) -> bool:
+        """Whether the experts are behind a router, and stay."""
+        return self.config.ewa.enabled and self.config.ewa.router == "top_k"
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The model whose figures count: the one in training, or the average of its weights."""
+        return self.ema.module if self.ema else self.model
 
     def loaded(self, model: torch.nn.Module) -> LoadedModel:
         """A model of this training with what must be known to use it."""
@@ -337,7 +333,8 @@ class Trainer:
         """Say what is about to run, and about how long it will take, by timing steps of a copy of the model."""
         config = self.config
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
-        scheme = f"EWA, {config.ewa.num_experts} experts" if self.averaging else "dense"
+        kind = "gated MoE" if self.gated else "EWA"
+        scheme = f"{kind}, {config.ewa.num_experts} experts" if self.averaging else "dense"
         precision = str(self.precision).removeprefix("torch.")
         place = f"on {self.device.type}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
@@ -353,7 +350,8 @@ class Trainer:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             trainer.model = trainer.ddp = trainer.forward = copy.deepcopy(self.model)
             trainer.optimizer = build_optimizer(trainer.model, self.config.train)
-            trainer.averaging = trainer._build_averaging()
+            trainer.averaging = build_averaging(self.config, trainer.model, trainer.optimizer, self.total_steps)
+            trainer.ema = None
             batches = self.data.train.epoch(0)
             for count, (points, labels) in enumerate(batches):
                 if count == 1:  # the first step warms up

@@ -142,7 +142,7 @@ class ExpertAveraging:
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         # asked for anew each time: load_state_dict(..., assign=True) puts other ones in their place
-        return (parameter for moe in self._layers for parameter in moe.parameters())
+        return (parameter for moe in self._layers for parameter in moe.experts.parameters())
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "ExpertAveraging":
         """Run after every step of ``optimizer`` from now on; returns self.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from pointewa.ewa.experts import RandomPartitionMoE, moe_layers, swap_modules
+from pointewa.ewa.experts import MixtureOfExperts, RandomPartitionMoE, moe_layers, swap_modules
 
 
 def is_ffn(name: str, module: nn.Module) -> bool:
@@ -35,8 +35,9 @@ def to_moe(
     init: str = "independent",
     predicate: Callable[[str, nn.Module], bool] = is_ffn,
     inplace: bool = False,
+    mixture: Callable[[nn.Module, int, str], MixtureOfExperts] = RandomPartitionMoE,
 ) -> nn.Module:
-    """Replace FFNs of a dense model by mixtures of experts with random uniform partition.
+    """Replace FFNs of a dense model by mixtures of experts, by default with random uniform partition.
 
     Build the optimizer afterwards: the experts are new parameters.
 
@@ -46,15 +47,16 @@ def to_moe(
         layers: which of the model's FFNs, counted from 0 in module order: "every_other" (1, 3, 5, ...), "all", or
             their numbers.
         init: "independent" experts (training from scratch) or "copy" of a trained FFN (fine-tuning); see
-            `RandomPartitionMoE`.
+            `MixtureOfExperts`.
         predicate: ``(name, module) -> bool`` saying which modules are FFNs, called from the outside in.
         inplace: change ``model`` itself instead of a copy.
+        mixture: ``(ffn, num_experts, init) -> layer``; for gated experts `TopKMoE`.
 
     Returns:
-        The model with MoE layers. In evaluation mode its output is that of the folded model.
+        The model with MoE layers. With random partition its output in evaluation mode is that of the folded model.
 
     Raises:
-        ValueError: no FFN found, a layer number out of range, or what `RandomPartitionMoE` refuses.
+        ValueError: no FFN found, a layer number out of range, or what the mixture refuses.
     """
     if moe_layers(model):
         raise ValueError("the model has MoE layers already")
@@ -65,7 +67,7 @@ def to_moe(
         raise ValueError("no FFN of a known form in the model: say which modules they are with predicate=")
     chosen = {ffns[index] for index in _layer_numbers(layers, len(ffns))}
     moes = {  # all of them before the model is touched: one that is refused must not leave it half converted
-        ffn: RandomPartitionMoE(_pieces(ffn), num_experts, init) for ffn in ffns if ffn in chosen
+        ffn: mixture(_pieces(ffn), num_experts, init) for ffn in ffns if ffn in chosen
     }
     for ffn, moe in moes.items():
         if isinstance(ffn, nn.TransformerEncoderLayer):
@@ -86,10 +88,12 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     equals the MoE model's in evaluation mode. The MoE model is left as it is, unless ``inplace``.
 
     Raises:
-        ValueError: the model has no MoE layers.
+        ValueError: the model has no MoE layers, or gated ones, whose experts differ and stay.
     """
     if not moe_layers(model):
         raise ValueError("nothing to fold: the model has no MoE layers")
+    if not all(isinstance(moe, RandomPartitionMoE) for moe in moe_layers(model).values()):
+        raise ValueError("nothing to fold: experts behind a router stay experts at inference")
     if not inplace:
         model = copy.deepcopy(model)
     for encoder in _encoders(model):
@@ -147,7 +151,7 @@ def _pieces(ffn: nn.Module) -> nn.Module:
     return _EncoderLayerFFN(ffn) if isinstance(ffn, nn.TransformerEncoderLayer) else ffn
 
 
-def _put_into_encoder_layer(layer: nn.TransformerEncoderLayer, moe: RandomPartitionMoE) -> None:
+def _put_into_encoder_layer(layer: nn.TransformerEncoderLayer, moe: MixtureOfExperts) -> None:
     _set_pieces(layer, [moe, nn.Identity(), nn.Identity(), nn.Identity()])
     layer.activation_relu_or_gelu = 0
 

@@ -15,7 +15,7 @@ def disagreement(model: nn.Module) -> dict[str, float]:
     result = {}
     for name, moe in moe_layers(model).items():
         mean_square, spread_square = 0.0, 0.0
-        for stacked in moe.parameters():
+        for stacked in moe.experts.parameters():
             mean = stacked.mean(0, keepdim=True)
             mean_square += mean.square().sum()
             spread_square += (stacked - mean).square().flatten(1).sum(1)  # (N,)
@@ -25,7 +25,8 @@ def disagreement(model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def fold_gap(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
-    """For each MoE layer ``||mean_i f(x; W_i) - f(x; m)|| / ||f(x; m)||`` on the tokens x that ``inputs`` bring to it.
+    """``||mean_i f(x; W_i) - f(x; m)|| / ||f(x; m)||`` on the tokens x that ``inputs`` bring to a layer, for each layer
+    with random partition.
 
     How much the mean of the experts' outputs differs from the folded FFN's output; second order in W_i - m.
     The model is run once in evaluation mode and left in the mode it was in.
@@ -40,6 +41,7 @@ def fold_gap(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
     hooks = [
         moe.register_forward_hook(lambda moe, args, output, name=name: measure(name, moe, args[0], output))
         for name, moe in moe_layers(model).items()
+        if isinstance(moe, RandomPartitionMoE)
     ]
     modes = {module: module.training for module in model.modules()}
     try:

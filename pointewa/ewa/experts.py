@@ -1,9 +1,9 @@
 """A mixture of experts without a router: tokens go to experts by random uniform partition (arXiv 2308.06093).
 
-The N experts of a layer are copies of one FFN module in which every parameter is stacked to ``[N, ...]``:
-`RandomPartitionMoE` deals the tokens into ``[N, tokens/N, D]`` and runs the FFN's *own* forward code on that
-tensor, whose linear layers have become batched matrix products. So any FFN made of linear layers, layer norms
-and element-wise functions can be an expert, gated ones included.
+The N experts of a layer are copies of one FFN module in which every parameter is stacked to ``[N, ...]``: the tokens
+are dealt into ``[N, tokens/N, D]``, and the FFN's *own* forward code runs on that tensor, its linear layers having
+become batched matrix products. So any FFN made of linear layers, layer norms and element-wise functions can be an
+expert, gated ones included.
 """
 
 import copy
@@ -110,15 +110,8 @@ def _stack(ffn: nn.Module, num_experts: int) -> nn.Module:
     return swap_modules(ffn, stacked)
 
 
-class RandomPartitionMoE(nn.Module):
-    """N experts in the place of one FFN, for training.
-
-    *Training*: all tokens of the batch, flattened, are dealt to the experts by a fresh uniform permutation at every
-    forward, in groups whose sizes differ by at most one. No router, no balance loss, no output scaling.
-    *Evaluation*: the expert with the mean weights sees every token: exactly the FFN that `fuse` returns.
-
-    The permutation comes from torch's default generator of the input's device, so it follows `torch.manual_seed`
-    and is drawn again identically by `torch.utils.checkpoint`.
+class MixtureOfExperts(nn.Module):
+    """N experts in the place of one FFN; which tokens go where is the subclass's business.
 
     Args:
         ffn: the dense FFN. Not changed; every expert starts as a copy of it.
@@ -147,14 +140,30 @@ class RandomPartitionMoE(nn.Module):
                     shuffle = torch.randperm(expert.numel(), device=expert.device)
                     expert.copy_(expert.flatten()[shuffle].view_as(expert))
 
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"num_experts={self.num_experts}"
+
+
+class RandomPartitionMoE(MixtureOfExperts):
+    """The paper's mixture, for training: no router, no balance loss, no output scaling.
+
+    *Training*: all tokens of the batch, flattened, are dealt to the experts by a fresh uniform permutation at every
+    forward, in groups whose sizes differ by at most one.
+    *Evaluation*: the expert with the mean weights sees every token: exactly the FFN that `fuse` returns.
+
+    The permutation comes from torch's default generator of the input's device, so it follows `torch.manual_seed`
+    and is drawn again identically by `torch.utils.checkpoint`.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., D']``."""
         tokens = x.flatten(0, -2)  # [T, D]
         if self.training:
             token_of_slot, slot_of_token = random_partition(len(tokens), self.num_experts, tokens.device)
-            groups = _Deal.apply(tokens, token_of_slot, slot_of_token).unflatten(0, (self.num_experts, -1))
+            groups = deal(tokens, token_of_slot, slot_of_token).unflatten(0, (self.num_experts, -1))
             out = self.experts(groups)  # [N, ceil(T/N), D']
-            out = _Collect.apply(out.flatten(0, 1), token_of_slot, slot_of_token)  # [T, D']
+            out = collect(out.flatten(0, 1), token_of_slot, slot_of_token)  # [T, D']
         else:
             out = self.experts(tokens.unsqueeze(0)).squeeze(0)
         return out.unflatten(0, x.shape[:-1])
@@ -168,14 +177,21 @@ class RandomPartitionMoE(nn.Module):
         ffn = copy.deepcopy(self.experts)
         return swap_modules(ffn, {layer: layer.fuse() for layer in ffn.modules() if isinstance(layer, _Stacked)})
 
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f"num_experts={self.num_experts}"
+
+def deal(tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
+    """Tokens ``[T, D]`` to slots ``[S, D]``; see `random_partition`. Of an idle slot there must be no gradient."""
+    return _Deal.apply(tokens, token_of_slot, slot_of_token)
+
+
+def collect(slots: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
+    """Slots ``[S, D]`` to tokens ``[T, D]``, leaving idle slots aside."""
+    return _Collect.apply(slots, token_of_slot, slot_of_token)
+
+
+# Both ways a gather: what autograd makes of indexing is a sum by index, for which a GPU sorts.
 
 
 class _Deal(torch.autograd.Function):
-    """Tokens ``[T, D]`` to slots ``[S, D]``. Both ways a gather: what autograd makes of indexing is a sum by index."""
-
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
         ctx.save_for_backward(token_of_slot, slot_of_token)
@@ -183,12 +199,10 @@ class _Deal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Collect.apply(grad, *ctx.saved_tensors), None, None  # of an idle slot there is no gradient
+        return _Collect.apply(grad, *ctx.saved_tensors), None, None
 
 
 class _Collect(torch.autograd.Function):
-    """Slots ``[S, D]`` to tokens ``[T, D]``, leaving idle slots aside."""
-
     @staticmethod
     def forward(ctx: Any, slots: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
         ctx.save_for_backward(token_of_slot, slot_of_token)
@@ -222,9 +236,9 @@ def random_partition(num_tokens: int, num_experts: int, device: torch.device | s
     return token_of_slot, slot_of_token
 
 
-def moe_layers(model: nn.Module) -> dict[str, RandomPartitionMoE]:
+def moe_layers(model: nn.Module) -> dict[str, MixtureOfExperts]:
     """The MoE layers of a model by their module names (shared ones once)."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, RandomPartitionMoE)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, MixtureOfExperts)}
 
 
 def stacked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -233,4 +247,8 @@ def stacked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     A rule such as "no weight decay for 1-D parameters" must look past their first dimension: a stacked bias is 2-D.
     """
     layers = moe_layers(model).items()
-    return {f"{layer}.{name}": parameter for layer, moe in layers for name, parameter in moe.named_parameters()}
+    return {
+        f"{layer}.experts.{name}": parameter
+        for layer, moe in layers
+        for name, parameter in moe.experts.named_parameters()
+    }

@@ -3,6 +3,16 @@
 from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
+from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
 from pointewa.models.presets import PRESETS, Architecture
 
-__all__ = ["PRESETS", "Architecture", "LoadReport", "PointTransformerClassifier", "fuse_batch_norm", "load_weights"]
+__all__ = [
+    "PRESETS",
+    "Architecture",
+    "LoadReport",
+    "MaskedAutoencoder",
+    "PointTransformerClassifier",
+    "Reconstruction",
+    "fuse_batch_norm",
+    "load_weights",
+]

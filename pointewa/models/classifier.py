@@ -55,6 +55,8 @@ class PointTransformerClassifier(nn.Module):
 
 def _head(arch: Architecture, num_classes: int) -> nn.Sequential:
     features, hidden = 2 * arch.width, 256
+    if arch.head == "linear":
+        return nn.Sequential(nn.Linear(features, num_classes))
     if arch.head == "point_bert":
         return nn.Sequential(
             nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(hidden, num_classes)

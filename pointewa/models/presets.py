@@ -16,7 +16,7 @@ class Architecture:
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
         patch_width: first width of the mini-PointNet; the following are 2, 4 and 4 times that.
         patch_out: width of its output; where it is not ``width``, a linear layer ``reduce_dim`` follows.
-        head: "point_mae" (two hidden layers with batch norm) or "point_bert" (one hidden layer).
+        head: "point_mae" (two hidden layers with batch norm), "point_bert" (one hidden layer) or "linear".
         mlp_ratio: hidden width of the FFNs over ``width``.
 
     Raises:
@@ -42,8 +42,8 @@ class Architecture:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
-        if self.head not in ("point_mae", "point_bert"):
-            raise ValueError(f'head must be "point_mae" or "point_bert", got {self.head!r}')
+        if self.head not in ("point_mae", "point_bert", "linear"):
+            raise ValueError(f'head must be "point_mae", "point_bert" or "linear", got {self.head!r}')
 
 
 PRESETS = {

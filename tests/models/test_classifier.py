@@ -162,7 +162,7 @@ def test_evaluation_refuses_points_that_are_not_finite():
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"heads": 5}, "width must be a multiple of heads, got 384 and 5"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\)"),
-        ({"head": "linear"}, 'head must be "point_mae" or "point_bert"'),
+        ({"head": "mlp"}, 'head must be "point_mae", "point_bert" or "linear", got \'mlp\''),
     ],
 )
 def test_architectures_out_of_range_are_refused(wrong, message):
