@@ -11,7 +11,7 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup data train eval fold test lint tensorboard bench soak clean
+.PHONY: help setup data train pretrain study eval fold test lint tensorboard bench soak clean
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,13 @@ ENDED  = $(if $(NPROC),|| { echo 'error: the processes have ended; see above. Th
 
 train: .venv/.done  ## train, fold, evaluate, or go on with RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
 	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS) $(ENDED)
+
+pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
+	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml --config configs/pretrain.yaml $(KEYS) $(ENDED)
+
+study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"
+	@$(if $(STUDY),,echo 'error: say which study: make study STUDY=configs/study/quick.yaml' >&2; exit 2)
+	@$(PY) -m tools.study $(STUDY) $(ARGS) $(DATA) $(MACH)
 
 eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split, or on that of DATASET
 	@$(if $(CKPT),,echo 'error: say which model: make eval CKPT=runs/x' >&2; exit 2)

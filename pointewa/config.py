@@ -49,6 +49,8 @@ class ModelConfig:
     num_groups: int | None = None
     group_size: int | None = None
     drop_path: float | None = None
+    mask_ratio: float = 0.6  # of the patches, in pre-training
+    decoder_depth: int = 4  # blocks of the decoder, in pre-training
     head: str | None = None  # "point_mae", "point_bert" or "linear"
 
 
@@ -72,6 +74,7 @@ class EwaConfig:
 class TrainConfig:
     """The training recipe. Defaults: Point-BERT's and Point-MAE's for ModelNet40."""
 
+    task: str = "classification"  # or "pretraining": masked autoencoding, without labels
     epochs: int = 300
     batch_size: int = 32  # over all processes
     accumulate: int = 1  # parts a batch is worked through in, to save memory
@@ -159,7 +162,8 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    overrides = {key: value for key, value in asdict(config).items() if key != "preset" and value is not None}
+    own = ("preset", "mask_ratio", "decoder_depth")  # no field of an architecture
+    overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if "width" in overrides and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
         values["patch_out"] = values["width"]  # a preset without reduce_dim stays without it
@@ -309,6 +313,7 @@ def _check_values(config: Config) -> None:
         raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
     for key, value, choices in (
         ("ewa.schedule", ewa.schedule, ("constant", "linear")),
+        ("train.task", train.task, ("classification", "pretraining")),
         ("ewa.router", ewa.router, ("random", "top_k")),
         ("ewa.init", ewa.init, ("auto", "copy", "independent")),
         ("train.precision", train.precision, ("auto", "bfloat16", "float32")),

@@ -14,11 +14,13 @@ from rich.table import Table
 
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
-from pointewa.engine import Data, Trainer
+from pointewa.engine import Data, MaskedPretraining, Trainer
 from pointewa.engine.device import memory_advice
 from pointewa.engine.distributed import World, process_group
 from pointewa.engine.runs import find_run, read_summary
 from pointewa.errors import ConfigError
+from pointewa.files import atomic_write
+from pointewa.viz.reconstruction import reconstruction_figure
 from tools import cli
 
 
@@ -52,9 +54,26 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     if summary:
         console.print(f"{folder} is finished already; run.overwrite=true starts it over", highlight=False)
         return summary
-    trainer = world.first_then_others(lambda: Trainer(config, load_data(config, world), folder, console, world))
+    kind = MaskedPretraining if config.train.task == "pretraining" else Trainer
+    trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))
     trainer.fit()
-    return trainer.finish()
+    summary = trainer.finish()
+    if kind is MaskedPretraining and world.first:
+        show_reconstruction(trainer)
+    return summary
+
+
+def show_reconstruction(trainer: MaskedPretraining) -> None:
+    """Four clouds of the test split, as ``reconstruction.png`` in the run folder and in TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    points = next(iter(trainer.data.test))[0]
+    model = trainer.evaluated.eval()
+    figure = reconstruction_figure(model.reconstruct(points[:: max(1, len(points) // 4)][:4]))
+    with atomic_write(trainer.folder / "reconstruction.png") as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    with SummaryWriter(str(trainer.folder)) as board:
+        board.add_figure("reconstruction", figure, trainer.step)
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -64,15 +83,19 @@ def table(summary: dict[str, Any]) -> Table:
     result.add_column("")
     if before:
         result.add_column("in training (MoE)", justify="right")
-    result.add_column("folded (dense)" if before else "dense", justify="right")
+    gated = summary["ewa"] and not before
+    result.add_column("folded (dense)" if before else "gated MoE" if gated else "dense", justify="right")
 
     def row(name: str, *values: str) -> None:
         result.add_row(name, *(values if before else values[-1:]))
 
-    row("overall accuracy", f"{before['oa']:.2f} %" if before else "", f"{after['oa']:.2f} %")
-    row("mean-class accuracy", f"{before['macc']:.2f} %" if before else "", f"{after['macc']:.2f} %")
+    if summary.get("task") == "pretraining":
+        row("Chamfer distance of masked patches", f"{before['loss']:.3e}" if before else "", f"{after['loss']:.3e}")
+    else:
+        row("overall accuracy", f"{before['oa']:.2f} %" if before else "", f"{after['oa']:.2f} %")
+        row("mean-class accuracy", f"{before['macc']:.2f} %" if before else "", f"{after['macc']:.2f} %")
     row("parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}")
-    if before:
+    if "largest_logit_difference" in summary and before:
         row("largest difference of logits", "", f"{summary['largest_logit_difference']:.1e}")
     row(
         "seconds of training",

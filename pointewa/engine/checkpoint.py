@@ -7,8 +7,7 @@ import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -18,12 +17,13 @@ import safetensors.torch
 import torch
 
 import pointewa.ewa as ewa
+from pointewa.engine.description import LoadedModel, described_model, expect
 from pointewa.errors import CheckpointError, first_line
 from pointewa.files import atomic_write
-from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, fuse_batch_norm, load_weights
+from pointewa.models import Architecture, LoadReport, MaskedAutoencoder, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
 
-MODEL, LAST, PREVIOUS = "model.safetensors", "last.ckpt", "previous.ckpt"
+MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
 
 # What torch.save writes for dense tensors and plain containers. torch's own list is longer, and with what else is on it
 # a file of a few bytes can take any amount of memory: bytearray(10**12), a conversion of a tensor of stride 0.
@@ -34,42 +34,6 @@ _ADMITTED = {
     *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
     *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
 }  # fmt: skip
-_MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to 16,384
-
-
-@dataclass
-class LoadedModel:
-    """A classifier, dense or with gated experts, and what must be known to use it.
-
-    Args:
-        model: ``points [B, P, 3] -> logits [B, C]``, in evaluation mode.
-        class_names: C names.
-        num_points: P of its training.
-        dataset: name of the set it was trained on.
-        normalize: what was done to its clouds: "unit_sphere" (centred, scaled to largest norm 1) or "none".
-    """
-
-    model: PointTransformerClassifier
-    class_names: tuple[str, ...]
-    num_points: int
-    dataset: str
-    normalize: str
-
-    def description(self) -> dict[str, Any]:
-        """All but the weights, as plain values."""
-        fused = not any(isinstance(module, torch.nn.BatchNorm1d) for module in self.model.encoder.modules())
-        gated = {number: block.mlp for number, block in enumerate(self.model.blocks.blocks)
-                 if isinstance(block.mlp, ewa.TopKMoE)}  # fmt: skip
-        layer = next(iter(gated.values()), None)
-        return {
-            "architecture": asdict(self.model.architecture),
-            "class_names": list(self.class_names),
-            "num_points": self.num_points,
-            "dataset": self.dataset,
-            "normalize": self.normalize,
-            "fused_batch_norm": fused,
-            "experts": layer and {"num_experts": layer.num_experts, "top_k": layer.top_k, "layers": list(gated)},
-        }
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -174,20 +138,35 @@ def save_model(path: Path, loaded: LoadedModel) -> None:
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The dense model of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (folded on the way).
+    """The classifier of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (folded on the way).
+
+    Raises:
+        CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture, or a
+            pre-training.
+    """
+    loaded = load_any(path)
+    if isinstance(loaded.model, MaskedAutoencoder):
+        raise CheckpointError(f"{path}: a pre-trained autoencoder, which has no classes: train a classifier from it "
+                              f"with train.init_from={path}")  # fmt: skip
+    return loaded
+
+
+def load_any(path: str | Path) -> LoadedModel:
+    """As `load_model`, of a pre-training its autoencoder.
 
     Raises:
         CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture.
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / MODEL).is_file() and not has_state(path):
+        found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
+        if not found and not has_state(path):
             raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
-        path = path / MODEL if (path / MODEL).is_file() else path
+        path = found[0] if found else path
     if path.suffix == ".safetensors":
         description = _read_description(path.with_suffix(".json"))
         weights = read_weights(path)
-        loaded = _build(description, weights, path)
+        loaded = described_model(description, weights, path)
         _load_state(loaded.model, weights, path)
         return loaded
     restored = restore(path)
@@ -196,7 +175,7 @@ def load_model(path: str | Path) -> LoadedModel:
             raise CheckpointError(f"{restored.path}: its average of the weights is not valid")
         average = {str(name): value for name, value in restored.state["ema"].items() if name != "n_averaged"}
         _load_state(restored.model, {name.removeprefix("module."): average[name] for name in average}, path)
-    loaded = _build(restored.state["description"], restored.state["model"], path)
+    loaded = described_model(restored.state["description"], restored.state["model"], path)
     loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
     return loaded
 
@@ -269,15 +248,15 @@ def _restore(path: Path) -> Restored:
             f"{path}: not a training state of this library: expected description, model, ewa and step, "
             f"found {', '.join(found[:6])}; is it of another codebase? Name it .pth"
         )
-    model = _build(state["description"], state["model"], path).model
+    model = described_model(state["description"], state["model"], path).model
     if type(state["step"]) is not int:
         raise CheckpointError(f"{path}: its step is not valid: expected a whole number")
     if state["ewa"] is not None:
         try:
-            _expect(state["ewa"], dict, "ewa")
+            expect(state["ewa"], dict, "ewa")
             experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
-            _expect(experts, int, "num_experts")
-            _expect(layers, str if isinstance(layers, str) else list, "layers")
+            expect(experts, int, "num_experts")
+            expect(layers, str if isinstance(layers, str) else list, "layers")
             model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
@@ -293,7 +272,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     """
     path = Path(path)
     if path.is_dir() or path.name in (LAST, PREVIOUS):
-        return load_model(path).model.state_dict()
+        return load_any(path).model.state_dict()
     if path.suffix != ".safetensors":
         return read_state(path)
     if not path.is_file():
@@ -329,54 +308,8 @@ def _read_description(path: Path) -> Any:
         raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from None
 
 
-def _build(description: Any, weights: Any, path: Path) -> LoadedModel:
-    """The model of a description, its parameters without memory: a wrong description must not ask for a lot of it."""
-    try:
-        _expect(description, dict, "the description")
-        _expect(description["architecture"], dict, "architecture")
-        for field in fields(Architecture):
-            _expect(description["architecture"].get(field.name, field.default), field.type, field.name)
-        architecture = Architecture(**description["architecture"])
-        for name, kind in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
-            _expect(description[name], kind, name)
-        for name in description["class_names"]:
-            _expect(name, str, "class_names")
-        if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
-            raise ValueError("num_points or normalize is out of range")
-        if architecture.depth > len(weights):
-            raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
-        if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
-            raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
-        names = tuple(description["class_names"])
-        with torch.device("meta"):
-            model = PointTransformerClassifier(architecture, len(names)).eval()
-            if description.get("fused_batch_norm"):  # older files do not say
-                model = fuse_batch_norm(model)
-            if description.get("experts"):
-                model = _gated(model, description["experts"])
-        return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
-
-
-def _gated(model: torch.nn.Module, experts: Any) -> torch.nn.Module:
-    _expect(experts, dict, "experts")
-    for name, kind in (("num_experts", int), ("top_k", int), ("layers", list)):
-        _expect(experts[name], kind, name)
-    for layer in experts["layers"]:
-        _expect(layer, int, "layers")
-    mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
-    return ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", inplace=True, mixture=mixture)
-
-
-def _expect(value: Any, kind: type, name: str) -> None:
-    # The type itself: True is an int, and printing what else may be there can take forever.
-    if type(value) is not kind and (type(value), kind) != (int, float):
-        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
-
-
 def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
-    """Give a model of `_build` its weights."""
+    """Give a model of `described_model` its weights."""
     try:
         weights = {name: value.detach() for name, value in state.items()}
         for name, expected in model.state_dict().items():

@@ -25,7 +25,9 @@ class TrainingProgress:
 
     def update(self, epoch: int, step: int, scalars: dict[str, float]) -> str:
         """Show the figures of an epoch so far; returns them as text."""
-        text = f"epoch {epoch + 1}/{self.epochs}  loss {scalars['train/loss']:.3f}  acc {scalars['train/oa']:.1f} %"
+        text = f"epoch {epoch + 1}/{self.epochs}  loss {scalars['train/loss']:.3g}"
+        if "train/oa" in scalars:  # pre-training has no labels
+            text = f"epoch {epoch + 1}/{self.epochs}  loss {scalars['train/loss']:.3f}  acc {scalars['train/oa']:.1f} %"
         self.bar.update(self._task, completed=step, description=text)
         return text
 
@@ -33,6 +35,7 @@ class TrainingProgress:
         """Leave a line; ``seconds`` is what the ``step`` steps have taken."""
         text = self.update(epoch, step, scalars)
         val = f"  val {scalars['val/oa']:.1f} %" if "val/oa" in scalars else ""
+        val = f"  val {scalars['val/loss']:.3g}" if "val/loss" in scalars and not val else val
         say(self.console, f"{text}{val}  {duration(seconds / step * (self.total_steps - step))} left")
 
 

@@ -37,7 +37,8 @@ def find_run(config: Config) -> Path:
     root, name = Path(config.run.dir), config.run.name
     if name is None:
         scheme = ("moe" if config.ewa.router == "top_k" else "ewa") if config.ewa.enabled else "dense"
-        base = f"{config.data.name}-{config.model.preset}-{scheme}-seed{config.train.seed}"
+        task = "pretraining-" if config.train.task == "pretraining" else ""
+        base = f"{config.data.name}-{config.model.preset}-{task}{scheme}-seed{config.train.seed}"
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name
@@ -140,9 +141,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         if not (folder / SUMMARY).is_file():  # a pipe would be waited for
             raise ValueError("not a file")
         summary = json.loads((folder / SUMMARY).read_text())
-        figures = [summary["test"], summary["test_before_folding"] or {"oa": 0, "macc": 0}]
+        figures = [summary["test"], summary["test_before_folding"] or summary["test"]]
         numbers = [summary[key] for key in ("parameters", "parameters_in_training", "seconds", "epochs")]
-        numbers += [one[key] for one in figures for key in ("oa", "macc")] + [summary["largest_logit_difference"]]
+        if summary.get("task") == "pretraining":
+            numbers += [one["loss"] for one in figures]
+        else:
+            numbers += [one[key] for one in figures for key in ("oa", "macc")] + [summary["largest_logit_difference"]]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError("not numbers")
         if not re.fullmatch(r"[\w.-]+", summary["dataset"]):

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 import pointewa.ewa as ewa
 from pointewa.config import Config, save_interval
 from pointewa.engine.build import build_averaging, build_ema, build_model
-from pointewa.engine.checkpoint import LAST, MODEL, LoadedModel, save_model, save_state
+from pointewa.engine.checkpoint import LAST, MODEL, save_model, save_state
+from pointewa.engine.description import LoadedModel
 from pointewa.engine.device import environment, select_device, select_precision
 from pointewa.engine.distributed import ALONE, World
 from pointewa.engine.evaluate import Evaluation, evaluate
@@ -198,14 +199,11 @@ class Trainer:
         for number, (part, truth) in enumerate(zip(points.chunk(parts), labels.chunk(parts), strict=True), 1):
             with self._reduce_gradients(number == parts):
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                    logits = self.forward(part)
-                logits = logits.to(
-                    torch.promote_types(logits.dtype, torch.float32)
-                )  # a softmax wants more than bfloat16
-                loss = F.cross_entropy(logits, truth, label_smoothing=config.label_smoothing)
+                    output = self.forward(part)
+                loss, hits = self._loss(output, truth)
                 balance = self.config.ewa.balance * ewa.balance_loss(self.model) if self.gated else 0.0
                 ((loss + balance) / parts).backward()
-            sums += torch.stack([loss.detach() * len(truth), (logits.argmax(1) == truth).sum()])
+            sums += torch.stack([loss.detach() * len(truth), hits])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
         # The processes have the same gradients now. The batch norms' statistics become the mean of theirs: each step,
         # so that what is saved or evaluated does not depend on when.
@@ -222,6 +220,12 @@ class Trainer:
         if self.ema:
             self.ema.update_parameters(self.model)
         self.step += 1
+
+    def _loss(self, output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of a part of the batch, and the number of objects recognised."""
+        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # a softmax wants more than bfloat16
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
+        return loss, (logits.argmax(1) == labels).sum()
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager:
         """Gradients are summed over the processes once a step, with the last part of the batch."""
@@ -281,20 +285,29 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Fold, evaluate on the test split, write the model and ``summary.json``; returns the summary."""
-        config, foldable = self.config, self.averaging is not None and not self.gated
+        foldable = self.averaging is not None and not self.gated
         in_training = evaluate(self.evaluated, self.data.test, self.world)
         final = ewa.fold(self.evaluated) if foldable else self.evaluated
         result = evaluate(final, self.data.test, self.world) if foldable else in_training
-        summary = {
+        summary = self._summary(final) | {
+            "test": _test_figures(result),
+            "test_before_folding": _test_figures(in_training) if foldable else None,
+            "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
+        }
+        if self.world.first:
+            save_model(self.folder / MODEL, self.loaded(final.eval()))
+            write_summary(self.folder, summary)
+        return summary
+
+    def _summary(self, final: torch.nn.Module) -> dict[str, Any]:
+        config = self.config
+        return {
             "run": str(self.folder),
             "dataset": config.data.name,
             "model": config.model.preset,
             "ewa": config.ewa.enabled,
             "epochs": config.train.epochs,
             "seed": config.train.seed,
-            "test": _test_figures(result),
-            "test_before_folding": _test_figures(in_training) if foldable else None,
-            "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
             "parameters_in_training": _count(self.model),
             "parameters": _count(final),
             "skipped_steps": self.skipped,
@@ -303,10 +316,6 @@ class Trainer:
             "processes": self.world.size,
             "environment": environment(self.device),
         }
-        if self.world.first:
-            save_model(self.folder / MODEL, self.loaded(final.eval()))
-            write_summary(self.folder, summary)
-        return summary
 
     @property
     def gated(self) -> bool:

@@ -49,6 +49,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, architecture: Architecture, mask_ratio: float = 0.6, decoder_depth: int = 4) -> None:
         super().__init__()
         arch = self.architecture = architecture
+        self.mask_ratio = mask_ratio
         self.num_masked = int(mask_ratio * arch.num_groups) if 0 < mask_ratio < 1 else 0
         self.num_visible = arch.num_groups - self.num_masked
         if not self.num_masked:
