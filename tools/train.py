@@ -17,6 +17,7 @@ from pointewa.config import Config
 from pointewa.engine import Data, MaskedPretraining, Trainer
 from pointewa.engine.device import memory_advice
 from pointewa.engine.distributed import World, process_group
+from pointewa.engine.progress import say
 from pointewa.engine.runs import find_run, read_summary
 from pointewa.errors import ConfigError
 from pointewa.files import atomic_write
@@ -52,7 +53,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     folder = world.tell(world.first and find_run(config))
     summary = None if config.run.overwrite else read_summary(folder)
     if summary:
-        console.print(f"{folder} is finished already; run.overwrite=true starts it over", highlight=False)
+        say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
     kind = MaskedPretraining if config.train.task == "pretraining" else Trainer
     trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))

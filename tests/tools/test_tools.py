@@ -186,7 +186,7 @@ def fails(main, argv, capsys):
         (["ewa.share_rate=0.9"], "share_rate must be between 0 and (N-1)/N = 0.75"),
         (["ewa.num_experts=1"], "num_experts must be at least 2"),
         (["data.name=modelnet40", "data.root=nowhere"], "ModelNet40 was not found"),
-        (["data.name=modelnet10"], "data.name: expected one of folder, modelnet40, scanobjectnn, shapes"),
+        (["data.name=modelnet10"], "data.name: expected one of folder, modelnet40, scanobjectnn, shapenet55, shapes"),
         (["data.num_points=2000"], "data.num_points asks for 2000"),
         (["train.batch_size=1000"], "train.batch_size: expected 1 to 136"),
         (["train.device=tpu"], "train.device: 'tpu' cannot be used here"),
