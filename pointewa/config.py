@@ -65,6 +65,7 @@ class EwaConfig:
     schedule: str = "linear"  # or "constant"
     until: float = 1.0  # fraction of the training after which averaging is off
     router: str = "random"  # partition, then fold; or "top_k": learned, the experts stay (the naive MoE)
+    scope: str = "batch"  # of the random partition: all tokens of a batch at once, or those of each "sample"
     top_k: int = 1  # experts a token, behind that router
     balance: float = 0.01  # weight of its load-balancing loss
     init: str = "auto"  # "independent" experts, or a "copy" of the FFN; auto: copy with train.init_from
@@ -314,6 +315,7 @@ def _check_values(config: Config) -> None:
     for key, value, choices in (
         ("ewa.schedule", ewa.schedule, ("constant", "linear")),
         ("train.task", train.task, ("classification", "pretraining")),
+        ("ewa.scope", ewa.scope, ("batch", "sample")),
         ("ewa.router", ewa.router, ("random", "top_k")),
         ("ewa.init", ewa.init, ("auto", "copy", "independent")),
         ("train.precision", train.precision, ("auto", "bfloat16", "float32")),

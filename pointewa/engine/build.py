@@ -42,8 +42,8 @@ def with_experts(model: nn.Module, config: Config) -> nn.Module:
     if not scheme.enabled:
         return model
     init = ("copy" if config.train.init_from else "independent") if scheme.init == "auto" else scheme.init
-    gated = partial(ewa.TopKMoE, top_k=scheme.top_k)
-    mixture = gated if scheme.router == "top_k" else ewa.RandomPartitionMoE
+    gated, dealt = partial(ewa.TopKMoE, top_k=scheme.top_k), partial(ewa.RandomPartitionMoE, scope=scheme.scope)
+    mixture = gated if scheme.router == "top_k" else dealt
     try:
         return ewa.to_moe(model, scheme.num_experts, scheme.layers, init, inplace=True, mixture=mixture)
     except (ValueError, TypeError) as error:

@@ -154,13 +154,30 @@ class RandomPartitionMoE(MixtureOfExperts):
 
     The permutation comes from torch's default generator of the input's device, so it follows `torch.manual_seed`
     and is drawn again identically by `torch.utils.checkpoint`.
+
+    Args:
+        ffn: the dense FFN. Not changed.
+        num_experts: N >= 2.
+        init: of the experts, see `MixtureOfExperts`.
+        scope: "batch", or "sample" to deal the tokens of each sample, along the first dimension, by a permutation of
+            its own, so that every expert gets its share of every sample.
+
+    Raises:
+        ValueError: an unknown ``scope``, or what `MixtureOfExperts` refuses.
     """
+
+    def __init__(self, ffn: nn.Module, num_experts: int, init: str = "independent", scope: str = "batch") -> None:
+        super().__init__(ffn, num_experts, init)
+        if scope not in ("batch", "sample"):
+            raise ValueError(f'scope must be "batch" or "sample", got {scope!r}')
+        self.scope = scope
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., D']``."""
         tokens = x.flatten(0, -2)  # [T, D]
         if self.training:
-            token_of_slot, slot_of_token = random_partition(len(tokens), self.num_experts, tokens.device)
+            samples = len(x) if self.scope == "sample" else 1
+            token_of_slot, slot_of_token = random_partition(len(tokens), self.num_experts, tokens.device, samples)
             groups = deal(tokens, token_of_slot, slot_of_token).unflatten(0, (self.num_experts, -1))
             out = self.experts(groups)  # [N, ceil(T/N), D']
             out = collect(out.flatten(0, 1), token_of_slot, slot_of_token)  # [T, D']
@@ -219,20 +236,44 @@ class _Collect(torch.autograd.Function):
         return slots, None, None
 
 
-def random_partition(num_tokens: int, num_experts: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def random_partition(
+    num_tokens: int, num_experts: int, device: torch.device | str, samples: int = 1
+) -> tuple[Tensor, Tensor]:
     """Deal tokens to experts uniformly at random, in groups whose sizes differ by at most one.
 
     Every expert has ``ceil(T/N)`` slots; where T is no multiple of N the last slot of the later experts is idle: it
     holds token 0, and nothing reads its output, so it has no effect on any value or gradient.
 
+    Args:
+        num_tokens: T.
+        num_experts: N.
+        device: of the result.
+        samples: equal parts of the tokens, each dealt by itself in groups whose sizes differ by at most one.
+
     Returns:
         token_of_slot int64 ``[N * ceil(T/N)]`` and slot_of_token int64 ``[T]``, its inverse on the slots in use.
     """
     size = -(-num_tokens // num_experts)
-    shuffled = torch.randperm(num_tokens, device=device)
-    slot_of_token = shuffled % num_experts * size + shuffled // num_experts  # dealt like cards, one round after another
-    token_of_slot = shuffled.new_zeros(num_experts * size)
-    token_of_slot[slot_of_token] = torch.arange(num_tokens, device=device)
+    if samples == 1:
+        shuffled = torch.randperm(num_tokens, device=device)
+        # dealt like cards, one round after another
+        return _with_inverse(shuffled % num_experts * size + shuffled // num_experts, num_experts * size)
+    rank = torch.rand(samples, num_tokens // samples, device=device).argsort(1)
+    # Each sample's cards begin where those of the one before it ended, so that all together come out even too.
+    dealt = torch.arange(samples, device=device).unsqueeze(1) * rank.shape[1] + rank
+    return _with_inverse((dealt % num_experts * size + dealt // num_experts).flatten(), num_experts * size)
+
+
+def slots_by_expert(expert: Tensor, num_experts: int, size: int) -> tuple[Tensor, Tensor]:
+    """As `random_partition`, for tokens whose experts are given, ``[T]``, at most ``size`` for each expert."""
+    taken = F.one_hot(expert, num_experts)  # (T, N)
+    place = (taken.cumsum(0) - taken).gather(1, expert.unsqueeze(1)).squeeze(1)  # among those of the same expert
+    return _with_inverse(expert * size + place, num_experts * size)
+
+
+def _with_inverse(slot_of_token: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    token_of_slot = slot_of_token.new_zeros(num_slots)
+    token_of_slot[slot_of_token] = torch.arange(len(slot_of_token), device=slot_of_token.device)
     return token_of_slot, slot_of_token
 
 

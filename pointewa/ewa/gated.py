@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.ewa.experts import MixtureOfExperts, collect, deal, moe_layers
+from pointewa.ewa.experts import MixtureOfExperts, collect, deal, moe_layers, slots_by_expert
 
 
 class TopKMoE(MixtureOfExperts):
@@ -49,16 +49,10 @@ class TopKMoE(MixtureOfExperts):
         weight, expert = probability.topk(self.top_k, dim=-1)  # (T, k)
         if self.top_k > 1:
             weight = weight / weight.sum(-1, keepdim=True)
-        taken = F.one_hot(expert.flatten(), self.num_experts)  # (T k, N)
+        count = torch.bincount(expert.flatten(), minlength=self.num_experts)
         if self.training:
-            share = taken.sum(0) / len(taken)
-            self.balance = self.num_experts * (share * probability.mean(0)).sum()
-        # Slot of each (token, expert): its place among those of the same expert.
-        size = int(taken.sum(0).max())
-        place = (taken.cumsum(0) - taken).gather(1, expert.view(-1, 1)).squeeze(1)
-        slot_of_token = expert.flatten() * size + place
-        token_of_slot = torch.zeros(self.num_experts * size, dtype=torch.int64, device=x.device)
-        token_of_slot[slot_of_token] = torch.arange(len(slot_of_token), device=x.device)
+            self.balance = self.num_experts * (count / expert.numel() * probability.mean(0)).sum()
+        token_of_slot, slot_of_token = slots_by_expert(expert.flatten(), self.num_experts, int(count.max()))
         slots = deal(tokens.repeat_interleave(self.top_k, 0), token_of_slot, slot_of_token)
         out = self.experts(slots.unflatten(0, (self.num_experts, -1))).flatten(0, 1)
         out = collect(out, token_of_slot, slot_of_token).unflatten(0, (-1, self.top_k))  # (T, k, D')

@@ -12,7 +12,7 @@ def reconstruction_figure(clouds: Reconstruction) -> Figure:
         clouds: of `MaskedAutoencoder.reconstruct`.
     """
     rows = len(clouds.visible)
-    figure = Figure((9, 3 * rows), layout="constrained")
+    figure = Figure((9, 2.6 * rows), layout="constrained")
     for row in range(rows):
         seen = clouds.visible[row].flatten(0, 1)
         for column, (title, added) in enumerate(
@@ -26,7 +26,8 @@ def reconstruction_figure(clouds: Reconstruction) -> Figure:
                 if points is not None:
                     x, y, z = points.float().cpu().unbind(-1)
                     axes.scatter(x, -z, y, s=2, color=color, depthshade=False)
-            axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), box_aspect=(1, 1, 1))
+            axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
+            axes.set_box_aspect((1, 1, 1), zoom=1.6)
             axes.view_init(elev=20, azim=-60)
             axes.set_axis_off()
             if row == 0:

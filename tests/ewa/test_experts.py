@@ -119,6 +119,35 @@ def test_partition_deals_every_token_once_in_groups_that_differ_by_at_most_one(t
     assert torch.equal(token_of_slot[slot_of_token], torch.arange(tokens))
 
 
+@pytest.mark.parametrize(("samples", "tokens", "num_experts"), [(4, 9, 4), (3, 8, 4), (5, 33, 4), (6, 2, 5), (2, 7, 3)])
+def test_partition_by_sample_is_even_within_each_sample_and_over_all(samples, tokens, num_experts):
+    token_of_slot, slot_of_token = random_partition(samples * tokens, num_experts, "cpu", samples)
+    assert torch.equal(token_of_slot[slot_of_token], torch.arange(samples * tokens))
+    expert = (slot_of_token // -(-samples * tokens // num_experts)).view(samples, tokens)
+    for part in (*expert, expert.flatten()):
+        counts = torch.bincount(part, minlength=num_experts)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_partition_by_sample_is_uniform():
+    torch.manual_seed(0)
+    draws = torch.stack([random_partition(10, 4, "cpu", 2)[1] // 3 for _ in range(4000)])  # (4000, 10) experts
+    for token in range(10):
+        share = torch.bincount(draws[:, token], minlength=4) / 4000
+        expected = torch.tensor([2, 1, 1, 1] if token < 5 else [1, 2, 1, 1]) / 5  # the fifth card's expert gets two
+        assert (share - expected).abs().max() < 0.03
+
+
+def test_a_layer_deals_by_sample():
+    moe = ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1, bias=False)), 4, scope="sample").train()
+    with torch.no_grad():
+        moe.experts[0].weight.copy_(torch.arange(4.0).view(4, 1, 1).expand(4, 1, D) / D)  # says who has worked
+    experts = moe(torch.ones(3, 8, D)).squeeze(-1).round().long()
+    assert all(torch.bincount(sample, minlength=4).tolist() == [2, 2, 2, 2] for sample in experts)
+    with pytest.raises(ValueError, match='scope must be "batch" or "sample"'):
+        ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1)), 4, scope="cloud")
+
+
 def test_partition_is_uniform():
     tokens, num_experts, draws = 7, 3, 6000
     experts = torch.stack([expert_of_token(tokens, num_experts) for _ in range(draws)])  # (draws, T)
