@@ -133,7 +133,7 @@ def load_config(
     """
     merged = OmegaConf.structured(Config)
     layers = [("base", OmegaConf.create(dict(base or {})))]
-    layers += [(str(file), _read_yaml(Path(file))) for file in files]
+    layers += [(str(file), read_yaml(Path(file))) for file in files]
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -206,7 +206,12 @@ def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """The mapping in a YAML file, as omegaconf holds it; nothing in the file can take long or run code.
+
+    Raises:
+        ConfigError: no file, no YAML, no mapping, or too large.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)

@@ -1,0 +1,302 @@
+"""Studies by the real command line: their numbers, being killed and going on; queues of stubs in place of trainings."""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from datasets import shapes
+from pointewa.engine.checkpoint import LAST
+from pointewa.engine.runs import METRICS, SUMMARY, Claim
+from pointewa.engine.study import load_study, time_left
+from tools import cli, soak, study, train
+
+ROOT = Path(__file__).parents[2]
+OBJECTS = {"train": 12, "test": 4}  # of a class, in the trainings too, which are processes of their own
+TRAIN = f"from datasets import shapes; shapes.PER_CLASS = {OBJECTS}; from tools import cli, train; cli.run(train.main)"
+TOOL = "import sys; from tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
+STUDY = """
+description: Does it help?
+settings:
+  model: {width: 24, depth: 2, heads: 2, num_groups: 4, group_size: 4}
+  data: {num_points: 64, val_fraction: 0.25}
+  train: {epochs: 6, batch_size: 8, lr: 3e-3, save_every: 8, warmup_epochs: 0}
+arms:
+  dense: {ewa: {enabled: false}}
+  ewa:
+seeds: [0, 1]
+"""
+RUNS = ["dense-seed0", "ewa-seed0", "dense-seed1", "ewa-seed1"]
+MACHINE = "train.device=cpu"
+# In place of a training: ends as its arm says, and leaves what a finished run leaves.
+STUB = """
+import json, pathlib, signal, sys, time
+keys = dict(word.split("=", 1) for word in sys.argv[1:])
+name, root = json.loads(keys["run.name"]), pathlib.Path(json.loads(keys["run.dir"]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+with open(root / "order", "a") as file:
+    print(name, file=file)
+if name.startswith("bad"):
+    print("all is well"), sys.exit("error: no such thing\\n\\n")
+if name.startswith("slow"):
+    time.sleep(60)
+(root / name).mkdir()
+test = {"oa": 50 + int(keys["train.seed"]), "macc": 40, "loss": 1}
+summary = {"dataset": "shapes", "epochs": 3, "test": test, "test_before_folding": None, "seconds": 2.5,
+           "largest_logit_difference": 0, "parameters": 7, "parameters_in_training": 9}
+(root / name / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_commit():
+    """The commit is part of the report, and may change while the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_DIR", os.devnull)
+        yield
+
+
+@pytest.fixture
+def stubs(monkeypatch, tmp_path):
+    """From arms, options and seeds to the tool's arguments; the trainings are stubs."""
+    monkeypatch.setattr(study, "TRAIN", (sys.executable, "-S", "-c", STUB))
+
+    def arguments(arms, *options, seeds="[0, 1]"):
+        own = "".join(f"  {arm}: {{train: {{epochs: {number}}}}}\n" for number, arm in enumerate(arms, 1))
+        (tmp_path / "s.yaml").write_text(f"settings: {{train: {{warmup_epochs: 0}}}}\narms:\n{own}seeds: {seeds}\n")
+        return [str(tmp_path / "s.yaml"), f"run.dir={tmp_path}", "--out", str(tmp_path / "out"), *options]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The study file, and the folder of its runs and its report, when nothing came between."""
+    root = tmp_path_factory.mktemp("straight")
+    (root / "small.yaml").write_text(STUDY)
+    keys = [MACHINE, f"run.dir={root}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "PER_CLASS", OBJECTS)
+        for run in load_study(root / "small.yaml", keys).runs:
+            train.main([*run.arguments, "--json"])
+    study.main([str(root / "small.yaml"), *keys, "--out", str(root / "out"), "--json"])
+    return root / "small.yaml", root
+
+
+def test_the_report_has_the_numbers_of_the_runs(straight, capsys):
+    path, root = straight
+    out = root / "out"
+    summaries = {name: json.loads((root / "small" / name / SUMMARY).read_text()) for name in RUNS}
+    epochs = {name: list(map(json.loads, (root / "small" / name / METRICS).read_text().splitlines())) for name in RUNS}
+    rows = {f"{row['arm']}-seed{row['seed']}": row for row in csv.DictReader((out / "results.csv").open())}
+    assert sorted(rows) == sorted(RUNS)
+    for name, row in rows.items():
+        assert {key: float(row[f"test_{key}"]) for key in ("oa", "macc", "loss")} == summaries[name]["test"]
+        vals = [epoch["val/oa"] for epoch in epochs[name]]
+        assert (float(row["val_oa_last"]), float(row["val_oa_best"])) == (vals[-1], max(vals))
+        assert int(row["val_best_epoch"]) == vals.index(max(vals)) + 1
+    oa = [[summaries[f"{arm}-seed{seed}"]["test"]["oa"] for seed in (0, 1)] for arm in ("dense", "ewa")]
+    assert len({*oa[0], *oa[1]}) > 2  # else there is nothing to see
+    differences = [ewa - dense for dense, ewa in zip(*oa, strict=True)]
+    mean, half = sum(differences) / 2, abs(differences[0] - differences[1]) / 2 * math.tan(math.pi * 0.475)
+    text = (out / "README.md").read_text()
+    for values in oa:
+        assert f"| 2 | {sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / math.sqrt(2):.2f} |" in text
+    assert f"| {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} |" in text
+    count = summaries["ewa-seed0"]
+    assert f"| {count['parameters_in_training']:,} | {count['parameters']:,} |" in text
+    for part in ("All 4 runs are finished.", "Does it help?", "shapes, 6 epochs", f"\npython -m tools.study {path}\n",
+                 "Commit unknown. Machine: cpu", "![curves](curves.png)"):  # fmt: skip
+        assert part in text
+    assert not any(word in text for word in (MACHINE, "run.dir", "nan"))
+    assert (out / "study.yaml").read_text() == STUDY
+    costs = {f"{row['arm']}-seed{row['seed']}": row for row in csv.DictReader((out / "costs.csv").open())}
+    assert {name: float(row["seconds"]) for name, row in costs.items()} == {
+        name: summary["seconds"] for name, summary in summaries.items()
+    }
+    curves = list(csv.DictReader((out / "curves.csv").open()))
+    assert len(curves) == 4 * 6
+    assert [bool(row["disagreement"]) for row in curves] == [False] * 12 + [True] * 12
+
+
+def test_the_report_is_the_same_every_time(straight, tmp_path, capsys):
+    path, root = straight
+    study.main([str(path), MACHINE, f"run.dir={root}", "--out", str(tmp_path), "--report-only", "--json"])
+    arms = json.loads(capsys.readouterr().out)
+    assert [arm["arm"] for arm in arms] == ["dense", "ewa"]
+    made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert made == {file.name: file.read_bytes() for file in (root / "out").iterdir()}
+    assert {"curves.png", "disagreement.png", "differences.png"} < made.keys()
+
+
+def test_a_study_that_is_killed_goes_on_to_the_same_report(straight, tmp_path, capsys, monkeypatch):
+    """Killed: first the tool, whose training then ends by itself; then all its processes at once; then by a budget.
+
+    Of the four runs two are there already, to save time.
+    """
+    path, root = straight
+    token = f"POINTEWA_TEST_STUDY={tmp_path}"
+    arguments = [str(path), MACHINE, f"run.dir={tmp_path}", "--out", str(tmp_path / "out")]
+    environment = os.environ | dict([token.split("=")])
+    for run in RUNS[:2]:
+        shutil.copytree(root / "small" / run, tmp_path / "small" / run)
+    for run, kill in zip(RUNS[2:], (os.kill, os.killpg), strict=True):
+        command = [sys.executable, "-c", TOOL.format(TRAIN), *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+        wait_for((tmp_path / "small" / run / LAST).exists)
+        kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        wait_for(lambda: not soak.processes_of(token))
+    log = (tmp_path / "small" / f"{RUNS[2]}.log").read_text()
+    assert re.search(r"stopped by SIGTERM: \d+ of \d+ steps are saved", log)
+    assert "going on with" in log
+    assert not (tmp_path / "small" / RUNS[3] / SUMMARY).exists()
+    monkeypatch.setattr(study, "TRAIN", (sys.executable, "-c", TRAIN))
+    capsys.readouterr()
+    study.main([*arguments, "--budget", "2"])
+    out = capsys.readouterr().out
+    assert "The budget of 2 s is used up: " in out
+    assert "the same command goes on" in out
+    assert f"{RUNS[3]}: goes on" in out
+    study.main(arguments)
+    assert "4 of 4 runs done" in capsys.readouterr().out
+    for name in ("README.md", "results.csv", "curves.csv", "curves.png", "differences.png", "study.yaml"):
+        assert (tmp_path / "out" / name).read_bytes() == (root / "out" / name).read_bytes()
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(stubs, tmp_path, capsys):
+    error = fails(stubs(["good", "bad", "fine"]), capsys, out=True)
+    assert "error: 2 of 6 runs failed:" in error
+    assert f"bad-seed0: exit code 1: error: no such thing ({tmp_path}/s/bad-seed0.log)" in error
+    order = (tmp_path / "s" / "order").read_text().split()
+    assert order == [f"{arm}-seed{seed}" for seed in (0, 1) for arm in ("good", "bad", "fine")]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "4 of 6 runs are finished; missing: bad-seed0, bad-seed1." in text
+    assert "| good | 2 | 50.50 ± 0.71 | 40.00 ± 0.00 | baseline | - | - |" in text
+    assert "| bad | 0 | - | - | - | - | - |" in text
+    assert "| fine | 2 | 50.50 ± 0.71 | 40.00 ± 0.00 | +0.00 | +0.00 to +0.00 | - |" in text
+
+
+def test_only_some_arms_by_two_at_a_time(stubs, tmp_path, capsys):
+    study.main([*stubs(["a", "b", "c"], seeds="[3]"), "--jobs", "2", "--only", "a", "c", "train.lr=1e-3"])
+    assert sorted((tmp_path / "s" / "order").read_text().split()) == ["a-seed3", "c-seed3"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| c | 1 | 53.00 | 40.00 | - | - | - |" in text
+    assert f"python -m tools.study {tmp_path}/s.yaml train.lr=1e-3\n" in text
+
+
+def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):
+    arguments = stubs(["slow", "a"])
+    study.main([*arguments, "--budget", "0.5"])  # ends long before the stub would
+    assert "The budget of 0.5 s is used up: 0 of 4 runs done; the same command goes on" in capsys.readouterr().out
+    for number in (signal.SIGTERM, signal.SIGINT):
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        message = fails([*arguments, "--jobs", "2"], capsys, 128 + number, out=True)
+        assert f"stopped by {number.name}: " in message
+        assert "the same command goes on" in message
+        for path in (tmp_path / "s").glob("a-*/*"):
+            path.unlink()
+            path.parent.rmdir()
+
+
+def test_no_two_at_the_same_runs(stubs, tmp_path, capsys):
+    arguments = stubs(["a", "b"], seeds="[0]")
+    (tmp_path / "s" / "a-seed0").mkdir(parents=True)
+    with Claim(tmp_path / "s"):
+        assert "another process is training" in fails(arguments, capsys)
+    claim = Claim(tmp_path / "s" / "a-seed0")  # as a training has that an earlier call left behind
+    study.main([*arguments, "--budget", "1"])
+    assert "a-seed0: another process trains in" in capsys.readouterr().out
+    assert (tmp_path / "s" / "order").read_text().split() == ["b-seed0"]
+    claim.release()
+
+
+def test_the_time_left(stubs, tmp_path):
+    arguments = stubs(["a", "b"])
+    runs = load_study(arguments[0], [arguments[1]]).runs  # a has one epoch, b two
+    assert time_left(runs) is None
+    runs[1].folder.mkdir(parents=True)
+    (runs[1].folder / METRICS).write_text('{"epoch": 0, "seconds": 6}\n{"epoch": 1, "sec')
+    assert time_left(runs) == 6 + 2 * 6 + 1 * 6 + 1 * 6
+    assert time_left(runs, 2) == 15
+
+
+def fails(arguments, capsys, code=2, out=False):
+    """The message of a command that the user got wrong, or stopped."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda: study.main(arguments))
+    captured = capsys.readouterr()
+    assert exit_.value.code == code
+    assert "Traceback" not in captured.err
+    assert out or (captured.out == "" and captured.err.startswith("error: "))
+    return captured.err
+
+
+GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, [], "cannot read the configuration"),
+        ("arms: [", [], "not valid YAML"),
+        ("", [], "s.yaml: arms: expected a mapping of names to config keys, found nothing"),
+        ("arms: {a: {}}", [], "s.yaml: seeds: expected a list of numbers, such as [0, 1, 2], found nothing"),
+        ("arms: {a: {}}\nseeds: [0, 0]", [], "s.yaml: seeds: expected different numbers from 0 on, found [0, 0]"),
+        ("arms: {a: {}}\nseeds: [-1]", [], "seeds: expected different numbers from 0 on"),
+        ("arms: {a: {}}\nseeds: [yes]", [], "seeds: expected a list of numbers"),
+        (GOOD + "arm: 1", [], "s.yaml: unknown key 'arm': expected one of description, configs, settings, arms, seeds"),
+        (GOOD + "configs: x.yaml", [], "configs: expected a list of files"),
+        (GOOD + "configs: [x.yaml]", [], "x.yaml: cannot read the configuration"),
+        (GOOD + "settings: [1]", [], "settings: expected a mapping of config keys, found [1]"),
+        (GOOD + "settings: {train: {epoch: 3}}", [], "arms.a, seed 0: unknown key train.epoch: did you mean"),
+        (GOOD + "settings: {train: {epochs: many}}", [], "train.epochs: Value 'many' of type 'str' could not"),
+        (GOOD + "settings: {train: {seed: 3}}", [], "settings: train.seed: the study says it, for each of its runs"),
+        (GOOD + "settings: {run: {name: x}}", [], "settings: run.name: the study says it"),
+        (GOOD + "settings: {model: {preset: huge}}", [], "model.preset: expected one of point_bert, "),
+        ("arms: {a: {}, a: {}}\nseeds: [0]", [], "not valid YAML"),
+        ("arms: {a/b: {}}\nseeds: [0]", [], "arms: expected a name of letters, digits, '.', '_', '+', '-', found"),
+        ("arms: {1: {}}\nseeds: [0]", [], "arms: expected a name of letters"),
+        ("arms: {a: 3}\nseeds: [0]", [], "arms.a: expected a mapping of config keys, found 3"),
+        ("arms: {a: {}, b: {}}\nseeds: [0]", [], "arms.b: the configuration is that of a: the same run twice"),
+        (GOOD, ["ewa.enabled=true"], "arms.b: the configuration is that of a"),
+        (GOOD, ["train.seed=1"], "train.seed: the study says it"),
+        (GOOD, ["run.overwrite=true"], "run.overwrite: the study says it"),
+        (GOOD, ["--only", "c"], "--only: expected some of a, b, found 'c'"),
+        (GOOD, ["--jobs", "0"], "--jobs: expected at least 1, found 0"),
+        (GOOD, ["--budget", "-1"], "--budget: expected seconds, found -1"),
+        (GOOD, ["--report-only"], "no run of "),
+    ],
+)  # fmt: skip
+def test_studies_that_cannot_be(tmp_path, capsys, text, arguments, message):
+    if text is not None:
+        (tmp_path / "s.yaml").write_text(text)
+    arguments = [str(tmp_path / "s.yaml"), *arguments, f"run.dir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    assert message in fails(arguments, capsys)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_run_that_was_made_otherwise(straight, tmp_path, capsys):
+    path, root = straight
+    arguments = [str(path), MACHINE, f"run.dir={root}", f"--out={tmp_path}", "train.lr=1e-2"]
+    error = fails(arguments, capsys)
+    assert "arms.dense, seed 0: run.name: " in error
+    assert "train.lr: 0.003 -> 0.01" in error
+    assert f"In a study: remove {root}/small/dense-seed0, or rename {path}" in error

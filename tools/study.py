@@ -1,0 +1,105 @@
+"""Train arms x seeds one after the other, go on wherever that was stopped, and report what differs.
+
+python -m tools.study studies/layers.yaml data.root=/data
+python -m tools.study studies/layers.yaml --jobs 2 --budget 3600 train.device=cuda
+python -m tools.study studies/layers.yaml --report-only
+
+A study file:
+
+    description: Does averaging help, and in which layers?
+    configs: [configs/modelnet40.yaml]  # as for tools.train --config
+    settings: {model: {preset: tiny}, train: {epochs: 10}, data: {val_fraction: 0.1}}  # of all arms
+    arms:  # the first is the baseline
+      dense: {ewa: {enabled: false}}
+      ewa:
+      ewa-all: {ewa: {layers: all}}
+    seeds: [0, 1, 2]
+
+Each run is a run folder runs/STUDY/ARM-seedK, with what it prints in runs/STUDY/ARM-seedK.log. Whatever ends the tool
+ends its trainings too, and the same command goes on. The report has all finished runs, in results/STUDY.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pointewa.engine.progress import say
+from pointewa.engine.queue import Outcome, QueueProgress, work
+from pointewa.engine.runs import Claim
+from pointewa.engine.study import Study, load_study
+from pointewa.errors import ConfigError, Stopped
+from pointewa.viz.study import table, write_report
+from tools import cli
+
+TRAIN = (sys.executable, "-m", "tools.train")
+
+
+def train(study: Study, console: Console, only: list[str], jobs: int, budget: float | None) -> Outcome:
+    """Train what is not finished.
+
+    Raises:
+        ConfigError: arms that the study has not; no jobs; a negative budget.
+        CheckpointError: another process works on this study.
+        Stopped: SIGTERM or SIGINT came; the trainings have saved and ended.
+    """
+    if unknown := [arm for arm in only if arm not in study.arms]:
+        raise ConfigError(f"--only: expected some of {', '.join(study.arms)}, found {unknown[0]!r}")
+    if jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, found {jobs}")
+    if budget is not None and not budget >= 0:
+        raise ConfigError(f"--budget: expected seconds, found {budget}")
+    runs = [run for run in study.runs if not only or run.arm in only]
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with Claim(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
+        progress.say(f"{study.name}: {progress.state()}")
+        outcome = work(runs, TRAIN, progress, budget)
+        state = progress.state()
+    if outcome.signal:
+        raise Stopped(outcome.signal, f"{state}; the same command goes on")
+    if outcome.out_of_time:
+        say(console, f"The budget of {budget:g} s is used up: {state}; the same command goes on")
+    return outcome
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("study", metavar="STUDY.yaml", help="the study file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default 1)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop, able to go on, when they have passed")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="train only these; the report has all")
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the report (default results/STUDY)")
+    args = parser.parse_intermixed_args(argv)
+    # What follows --only is taken for arms, and no arm's name has a '='.
+    overrides = args.overrides + [word for word in args.only if "=" in word]
+    study = load_study(args.study, overrides)
+    console, out = Console(stderr=args.json), args.out or Path("results", study.name)
+    if not console.is_terminal:
+        console.width = 140  # the table as it is, where nothing has an edge
+    outcome = Outcome()
+    if not args.report_only:
+        outcome = train(study, console, [arm for arm in args.only if "=" not in arm], args.jobs, args.budget)
+    some = args.report_only or any(run.summary() for run in study.runs)
+    arms = write_report(study, out) if some else []
+    if args.json:
+        print(json.dumps([arm.figures() for arm in arms]))
+    elif arms:
+        rows = [{key: row[key] for key in list(row)[:7]} for row in table(arms)]
+        result = Table(*rows[0], title=f"{study.name}: mean ± standard deviation over seeds")
+        for row in rows:
+            result.add_row(*row.values())
+        console.print(result)
+    if arms:
+        say(console, f"report: {out / 'README.md'}")
+    if outcome.failures:
+        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
+        raise ConfigError(f"{len(lines)} of {len(study.runs)} runs failed:\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    cli.run(main)
