@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from pointewa.config import build_architecture, differences, load_config, to_yaml
+from pointewa.engine.study import load_study
 from pointewa.errors import ConfigError
 from pointewa.models import PRESETS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = [path for folder in ("arm", "task") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))]
 
 
 def test_later_layers_win(tmp_path):
@@ -26,6 +29,20 @@ def test_committed_configurations_load_and_name_their_data_set(path):
     config = load_config([path])
     assert config.data.name == path.stem.partition("_")[0]
     build_architecture(config.model)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)
+def test_committed_overlays_load_on_top_of_a_data_set(path):
+    config = load_config([CONFIGS[0], path])
+    build_architecture(config.model)
+    assert config.train.freeze_backbone == path.stem.endswith("_probe")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.name)
+def test_committed_studies_are_valid(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    study = load_study(path, [f"run.dir={tmp_path}"])
+    assert len(study.runs) == len(study.arms) * len(study.seeds)
 
 
 def test_yaml_reads_back(tmp_path):

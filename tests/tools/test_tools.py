@@ -99,10 +99,10 @@ def test_pretraining_leaves_a_picture_and_goes_into_a_classifier(tmp_path, capsy
     small = ["data.name=shapes", "data.num_points=64", "model.width=24", "model.depth=2", "model.heads=2",
              "model.num_groups=8", "model.group_size=8", "train.epochs=1", "train.device=cpu", f"run.dir={tmp_path}",
              "data.train_fraction=0.1", "ewa.enabled=false"]  # fmt: skip
-    train.main(["--config", "configs/pretrain.yaml", *small, "train.batch_size=16", "run.name=p"])
+    train.main(["--config", "configs/task/pretraining.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "Chamfer distance of masked patches" in capsys.readouterr().out
     assert (tmp_path / "p" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
-    train.main(["--config", "configs/pretrain.yaml", *small, "train.batch_size=16", "run.name=p"])
+    train.main(["--config", "configs/task/pretraining.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "finished already" in capsys.readouterr().out
     train.main([*small, "train.batch_size=16", f"train.init_from={tmp_path / 'p'}", "run.name=c"])
     assert "freshly initialised: cls_token" in capsys.readouterr().out
