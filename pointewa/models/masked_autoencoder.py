@@ -82,6 +82,12 @@ class MaskedAutoencoder(nn.Module):
         _, predicted, true, _ = self._predict(points, None)
         return chamfer_distance(predicted.flatten(0, 1), true.flatten(0, 1))
 
+    def features(self, points: Tensor) -> Tensor:
+        """``points [B, P, 3] -> features [B, 2 * width]``: maximum and mean over all patches' tokens, unmasked."""
+        arch = self.architecture
+        x = self.MAE_encoder(*make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training))
+        return torch.cat([x.amax(1), x.mean(1)], dim=-1)
+
     @torch.no_grad()
     def reconstruct(self, points: Tensor, order: Tensor | None = None) -> Reconstruction:
         """Masked clouds and what the model makes of them, for pictures. Call ``eval()`` first, as for any prediction.
