@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,14 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "ops": backend(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch had allocated on a GPU, or that this process had in memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _commit() -> str:

@@ -20,7 +20,7 @@ from pointewa.config import Config, save_interval
 from pointewa.engine.build import build_averaging, build_ema, build_model
 from pointewa.engine.checkpoint import LAST, MODEL, save_model, save_state
 from pointewa.engine.description import LoadedModel
-from pointewa.engine.device import environment, select_device, select_precision
+from pointewa.engine.device import environment, peak_memory, select_device, select_precision
 from pointewa.engine.distributed import ALONE, World
 from pointewa.engine.evaluate import Evaluation, evaluate
 from pointewa.engine.optim import build_optimizer, learning_rate
@@ -286,12 +286,15 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Fold, evaluate on the test split, write the model and ``summary.json``; returns the summary."""
         foldable = self.averaging is not None and not self.gated
-        in_training = evaluate(self.evaluated, self.data.test, self.world)
         final = ewa.fold(self.evaluated) if foldable else self.evaluated
-        result = evaluate(final, self.data.test, self.world) if foldable else in_training
+        started = time.perf_counter()
+        result = evaluate(final, self.data.test, self.world)
+        seconds = time.perf_counter() - started
+        in_training = evaluate(self.evaluated, self.data.test, self.world) if foldable else result
         summary = self._summary(final) | {
             "test": _test_figures(result),
             "test_before_folding": _test_figures(in_training) if foldable else None,
+            "evaluation_seconds": round(seconds, 3),
             "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
         }
         if self.world.first:
@@ -312,6 +315,7 @@ class Trainer:
             "parameters": _count(final),
             "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
+            "peak_memory_mb": round(peak_memory(self.device) / 1e6),
             "precision": str(self.precision).removeprefix("torch."),
             "processes": self.world.size,
             "environment": environment(self.device),

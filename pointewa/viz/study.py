@@ -107,6 +107,8 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
             "arm": arm.name,
             "seeds": str(len(seconds)),
             "seconds of training": _spread(*mean_std(seconds), digits=1),
+            "peak memory, MB": _spread(*mean_std(_known(arm, "peak_memory_mb")), digits=0),
+            "seconds of evaluating the test split": _spread(*mean_std(_known(arm, "evaluation_seconds")), digits=2),
             f"relative to {arms[0].name}": _spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
         })  # fmt: skip
     return "\n".join([
@@ -114,6 +116,11 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
         "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
         "Runs side by side, or other work on the machine, make all of them slower. `costs.csv` has a line a run.", "",
     ])  # fmt: skip
+
+
+def _known(arm: Arm, figure: str) -> list[float]:
+    """A figure that summaries of earlier versions lack."""
+    return [result.summary[figure] for result in arm.results.values() if figure in result.summary]
 
 
 def _result_row(result: Result) -> dict[str, Any]:
