@@ -11,7 +11,7 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup data train pretrain study eval fold test lint tensorboard bench soak clean
+.PHONY: help setup data train pretrain study eval fold predict export doctor test lint tensorboard bench soak clean
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,17 @@ eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split,
 fold: .venv/.done  ## fold an EWA run CKPT=runs/x into OUT=model.safetensors
 	@$(if $(and $(CKPT),$(OUT)),,echo 'error: make fold CKPT=runs/x OUT=model.safetensors' >&2; exit 2)
 	@$(PY) -m tools.fold $(CKPT) $(OUT)
+
+predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x: ARGS="chair.ply table.off"
+	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
+	@$(PY) -m tools.predict $(CKPT) $(ARGS)
+
+export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae
+	@$(if $(and $(CKPT),$(OUT),$(FORMAT)),,echo 'error: make export CKPT=runs/x OUT=model.onnx FORMAT=onnx' >&2; exit 2)
+	@$(PY) -m tools.export $(CKPT) $(OUT) --format $(FORMAT) $(ARGS)
+
+doctor:  ## what is installed, used and found here, what is missing, and what mends it: DATASET DATA_ROOT
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tools.doctor $(if $(DATASET),--config configs/$(DATASET).yaml) $(DATA) $(MACH) $(ARGS)
 
 test: .venv/.done  ## run the tests
 	@$(PY) -m pytest $(ARGS)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datasets import packed
 from datasets.base import Clouds
 from datasets.order import fps_order, method
 from datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError
+from pointewa.ops import unit_sphere
 
 _LARGEST = 1e18  # the square of a distance must fit float32
 _VERSION = 2  # raise it when prepared clouds change
@@ -29,12 +29,6 @@ def cache_dir() -> Path:
     if "POINTEWA_CACHE" in os.environ:
         return Path(os.environ["POINTEWA_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointewa"
-
-
-def unit_sphere(points: Tensor) -> Tensor:
-    """Centre each cloud ``[..., P, 3]`` at its mean and scale it to largest norm 1."""
-    points = points - points.mean(-2, keepdim=True)
-    return points / points.norm(dim=-1).amax(-1)[..., None, None].clamp(min=1e-12)
 
 
 def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iterator[Cloud]:

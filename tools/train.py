@@ -84,7 +84,7 @@ def table(summary: dict[str, Any]) -> Table:
     result.add_column("")
     if before:
         result.add_column("in training (MoE)", justify="right")
-    gated = summary["ewa"] and not before
+    gated = summary.get("ewa") and not before
     result.add_column("folded (dense)" if before else "gated MoE" if gated else "dense", justify="right")
 
     def row(name: str, *values: str) -> None:

@@ -31,12 +31,7 @@ class PortableClassifier(nn.Module):
         centers = _gather(points, _repeated(picks, arch.num_groups))  # (B, G, 3)
         index = _repeated(_neighbors(centers, points, min(arch.group_size, self.num_points)), arch.group_size)
         patches = _gather(points, index.flatten(1)).unflatten(1, (arch.num_groups, -1))  # (B, G, K, 3)
-        # From here on as `PointTransformerClassifier.features`; every export is compared with it.
-        tokens = model.reduce_dim(model.encoder(patches - centers.unsqueeze(2)))
-        x = torch.cat([model.cls_token.expand(points.shape[0], -1, -1), tokens], dim=1)
-        position = torch.cat([model.cls_pos.expand(points.shape[0], -1, -1), model.pos_embed(centers)], dim=1)
-        x = model.norm(model.blocks(x, position))
-        return model.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].amax(1)], dim=-1))
+        return model.cls_head_finetune(model.encode(patches - centers.unsqueeze(2), centers))
 
 
 def _gather(points: Tensor, index: Tensor) -> Tensor:

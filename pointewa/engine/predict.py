@@ -38,6 +38,9 @@ class Predictor:
     ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
         """The most probable class, and the probabilities of all classes.
 
+        The first point counts: farthest-point sampling, here and in the model, starts there. The same points in
+        another order give other patches, and so other probabilities where a decision is close.
+
         Args:
             points: ``[P, 3]``, or ``[B, P, 3]`` for many; any P and any type of numbers. Of more points than the
                 model was trained on it sees the farthest-point sample, of fewer it sees some repeatedly.

@@ -44,11 +44,14 @@ class PointTransformerClassifier(nn.Module):
     def features(self, points: Tensor) -> Tensor:
         """``points [B, P, 3] -> features [B, 2 * width]``: the class token, and the maximum over the patch tokens."""
         arch = self.architecture
-        patches, centers = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
+        return self.encode(*make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training))
+
+    def encode(self, patches: Tensor, centers: Tensor) -> Tensor:
+        """`features` of clouds cut already: patches ``[B, G, K, 3]`` relative to their centres ``[B, G, 3]``."""
         tokens = self.reduce_dim(self.encoder(patches))  # (B, G, C)
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         position = self.pos_embed(centers)
-        position = torch.cat([self.cls_pos.expand(len(tokens), -1, -1), position], dim=1)
+        position = torch.cat([self.cls_pos.expand(tokens.shape[0], -1, -1), position], dim=1)
         x = self.norm(self.blocks(x, position))  # (B, 1 + G, C)
         return torch.cat([x[:, 0], x[:, 1:].amax(1)], dim=-1)
 

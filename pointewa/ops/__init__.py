@@ -1,4 +1,4 @@
-"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance.
+"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation.
 
 Each selects by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's kernels do
 the work where they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS`` (``pytorch3d`` or
@@ -10,5 +10,6 @@ from pointewa.ops.chamfer import chamfer_distance
 from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.knn import knn
+from pointewa.ops.normalize import unit_sphere
 
-__all__ = ["backend", "chamfer_distance", "farthest_point_sample", "group", "knn"]
+__all__ = ["backend", "chamfer_distance", "farthest_point_sample", "group", "knn", "unit_sphere"]

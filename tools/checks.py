@@ -1,0 +1,169 @@
+"""What `tools.doctor` looks at once all packages are there: the machine, and the data sets."""
+
+import io
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import datasets
+from datasets.prepare import cache_dir
+from datasets.source import cores
+from pointewa.config import Config
+from pointewa.engine.device import keep_freed_memory, select_device, select_precision
+from pointewa.errors import ConfigError, DataError, first_line
+from pointewa.models import Architecture, PointTransformerClassifier
+from pointewa.ops import backend
+from tools.installed import BAD, INSTALL, NOTE, OK, Finding
+
+LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training takes
+SECONDS = 8.0  # to look for data sets
+_GET = {
+    "modelnet40": "make data DATASET=modelnet40, or data.root=FOLDER",
+    "scanobjectnn": "ask at https://hkust-vgd.github.io/scanobjectnn/, then data.root=FOLDER",
+    "shapenet55": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "folder": "a folder a class of clouds or meshes, then data.root=FOLDER",
+}
+
+
+def machine(config: Config) -> Iterator[Finding]:
+    """The device that training would take, what it computes in, and a training step on it."""
+    try:
+        device = select_device(config.train.device)
+    except ConfigError as error:
+        yield Finding("machine", "device", BAD, str(error), "train.device=auto")
+        return
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    others = f"there is {', '.join(names)}" if names else "no GPU that torch can use"
+    yield Finding("machine", "device", OK, f"{device.type} for train.device={config.train.device}; {others}")
+    dtype = str(select_precision(config.train.precision, device)).removeprefix("torch.")
+    yield Finding("machine", "precision", OK, f"{dtype} for train.precision={config.train.precision}")
+    threads, limit = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    few = bool(limit) and threads < cores() and device.type == "cpu"
+    remedy = f"unset OMP_NUM_THREADS (it is {limit}), unless the cores have other work" if few else ""
+    yield Finding("machine", "threads", NOTE if few else OK, f"{threads} on {cores()} cores", remedy)
+    yield _operators()
+    yield _step(device)
+
+
+def _operators() -> Finding:
+    name, why = "point operators", "pytorch3d is not installed"
+    try:
+        found = backend()
+    except ValueError as error:
+        return Finding("machine", name, BAD, str(error), "unset POINTEWA_OPS")
+    if found == "pytorch3d" or "POINTEWA_OPS" in os.environ:
+        return Finding("machine", name, OK, found)
+    if find_spec("pytorch3d"):
+        try:
+            import pytorch3d._C  # noqa: F401
+        except ImportError as error:
+            why = f"pytorch3d does not load: {first_line(error)[:150]}"
+    mends = (platform.system(), platform.machine()) == ("Linux", "x86_64")  # where there is a file of it
+    return Finding("machine", name, NOTE, f"torch, slower on GPUs; {why}", INSTALL if mends else "")
+
+
+def _step(device: torch.device) -> Finding:
+    start = time.perf_counter()
+    try:
+        model = PointTransformerClassifier(Architecture(24, 1, 2, 8, 8, patch_width=8, patch_out=24), 2).to(device)
+        loss = model(torch.rand(2, 64, 3, device=device)).square().mean()
+        loss.backward()
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss.item()}")
+    except Exception as error:  # whatever it may be: to find it is what this is for
+        remedy = "train.device=cpu" if device.type != "cpu" else INSTALL
+        return Finding("machine", "training step", BAD, f"fails on {device}: {first_line(error)[:150]}", remedy)
+    return Finding("machine", "training step", OK, f"works on {device.type}, {time.perf_counter() - start:.1f} s")
+
+
+def resources(config: Config) -> Iterator[Finding]:
+    """Room on disk and in memory, and whether freed memory is kept."""
+    for name, folder, remedy, state in (
+        ("disk for runs", Path(config.run.dir), "free some space, or run.dir=FOLDER", BAD),
+        ("disk for prepared data", cache_dir(), "free some space, or set POINTEWA_CACHE", NOTE),  # a temporary one does
+    ):
+        there = folder = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        free, writable = shutil.disk_usage(there).free, there.is_dir() and os.access(there, os.W_OK)
+        fine = writable and free >= LEAST_DISK
+        text = f"{_size(free)} free at {folder}{'' if writable else ', where nothing can be written'}"
+        yield Finding("machine", name, OK if fine else state, text, "" if fine else remedy)
+    if (free := free_memory()) is not None:
+        fine = free >= LEAST_MEMORY
+        yield Finding("machine", "memory", OK if fine else NOTE, f"{_size(free)} free",
+                      "" if fine else "end other programs, or a smaller train.batch_size")  # fmt: skip
+    kept = keeps_freed_memory()
+    text = {
+        True: "freed memory is kept for its next use",
+        False: "freed memory goes back to the system, which makes a CPU slower",
+        None: "this system does not tell whether freed memory is kept",
+    }[kept]
+    yield Finding("machine", "allocator", OK if kept else NOTE, text)
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can still get; None where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return 1024 * int(found[1]) if found else None
+    return None
+
+
+def keeps_freed_memory() -> bool | None:
+    """Whether `keep_freed_memory` has its effect: 64 MiB that were used and freed still belong to this process.
+
+    None where the system does not tell.
+    """
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    keep_freed_memory()
+    with suppress(OSError):
+        block = torch.ones(2**24)
+        used = resident()
+        del block
+        return used - resident() < 2**25
+    return None
+
+
+def data_sets(config: Config) -> Iterator[Finding]:
+    """Where each known set is, by the code that training calls, as far as `SECONDS` reach."""
+    chosen, found = config.data, {}
+
+    def look() -> None:
+        for name in sorted(datasets.NAMES, key=lambda name: name != chosen.name):
+            try:
+                variant = chosen.variant if name == chosen.name else None
+                source = datasets.open_source(name, chosen.root, "test", 1, variant)
+                found[name] = True, f"{source.layout}, {len(source)} test objects, {source.path}"
+            except Exception as error:  # strange files of one set must not hide the others
+                known = isinstance(error, DataError)
+                found[name] = False, first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+
+    with redirect_stderr(io.StringIO()):  # notes of the data modules
+        thread = threading.Thread(target=look, daemon=True)  # left behind where a set is very large
+        thread.start()
+        thread.join(SECONDS)
+    root = Path(chosen.root).absolute()
+    yield Finding("data", "data.root", OK, f"{root}{'' if root.exists() else ', which does not exist'}")
+    for name in sorted(datasets.NAMES):
+        there, text = found.get(name, (None, f"not looked through in {SECONDS:.0f} s"))
+        if there is False and name != chosen.name:
+            text = "not there"
+        state = OK if there else BAD if there is False and name == chosen.name else NOTE
+        yield Finding("data", name, state, text, _GET.get(name, "") if there is False else "")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,45 @@
+"""Write the folded dense model of a run for others: safetensors, TorchScript, torch.export, ONNX, Point-MAE's layout.
+
+python -m tools.export runs/shapes-tiny-ewa-seed0 model.onnx --format onnx --fuse-batch-norm
+python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
+python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
+python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
+
+The programs take points float32 [B, num_points, 3], prepared as the model's were in training (model.json says how), and
+give logits; patches are cut inside. Each file is read back and compared with the model before it is kept.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pointewa.engine import load_model
+from pointewa.engine.export import OPSET, SUFFIXES, TOLERANCE, export
+from tools import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("model", help="run folder, .safetensors or .ckpt")
+    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("--format", choices=SUFFIXES, required=True, help=" ".join(SUFFIXES.values()))
+    parser.add_argument(
+        "--fuse-batch-norm", action="store_true", help="make batch norms part of the layers before them: faster"
+    )
+    args = parser.parse_args(argv)
+    loaded = load_model(args.model)
+    written = export(loaded, args.out, args.format, args.fuse_batch_norm)
+    if args.json:
+        opset = {"opset": OPSET} if args.format == "onnx" else {}
+        print(json.dumps(asdict(written) | opset))
+        return
+    kind = f"onnx, opset {OPSET}" if args.format == "onnx" else args.format
+    print(f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {loaded.num_points} points")
+    print(f"read back: largest difference of logits {written.difference:.1e}, accepted up to {TOLERANCE:.0e}")
+    for note in written.notes:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,80 @@
+"""Which packages are there, told with the standard library only: one may be missing that everything else imports."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from ctypes.util import find_library
+from dataclasses import dataclass
+from pathlib import Path
+
+OK, NOTE, BAD = "ok", "note", "missing"
+INSTALL = "make setup, or pip install -r requirements.txt"
+_REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+_TRAINING = "training"
+# Of each package the name that is imported, and what is not possible without it.
+PACKAGES = {
+    "torch": ("torch", _TRAINING),
+    "numpy": ("numpy", _TRAINING),
+    "h5py": ("h5py", _TRAINING),
+    "omegaconf": ("omegaconf", _TRAINING),
+    "safetensors": ("safetensors", _TRAINING),
+    "rich": ("rich", _TRAINING),
+    "tensorboard": ("tensorboard", _TRAINING),
+    "matplotlib": ("matplotlib", _TRAINING),
+    "easypytorch3d": ("pytorch3d", "the faster point operators"),
+    "fpsample": ("fpsample", "fast preparation of data sets"),
+    "trimesh": ("trimesh", "meshes"),
+    "pypcd4": ("pypcd4", "pcd files"),
+    "scipy": ("scipy", "paired tests in studies"),
+    "scikit-learn": ("sklearn", "SVMs on features"),
+    "open3d-cpu": ("open3d", "windows and rendered pictures"),
+    "onnx": ("onnx", "ONNX export"),
+    "onnxscript": ("onnxscript", "ONNX export"),
+    "onnxruntime": ("onnxruntime", "ONNX export"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        group: "packages", "machine" or "data".
+        name: what it is.
+        state: `OK`, `NOTE` (training can run) or `BAD` (it cannot).
+        found: how it is.
+        remedy: what mends it, where something should be mended.
+    """
+
+    group: str
+    name: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def packages() -> Iterator[Finding]:
+    """Python, and every package that something here needs; none of them is imported."""
+    new = sys.version_info >= (3, 11)
+    yield Finding("packages", "Python", OK if new else BAD, platform.python_version(),
+                  "" if new else "make setup PYTHON=... of version 3.11 or newer")  # fmt: skip
+    tried = dict(re.findall(r"^([\w-]+)==([\w.]+)", _REQUIREMENTS.read_text(), re.MULTILINE))
+    for package, (module, purpose) in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            remedy = INSTALL if package in tried else f"pip install {package}"
+            yield Finding("packages", package, BAD if purpose == _TRAINING else NOTE, f"missing, for {purpose}", remedy)
+            continue
+        version = "of unknown version"
+        for distribution in (module, package):  # it may come as pytorch3d or easypytorch3d, open3d or open3d-cpu
+            with suppress(importlib.metadata.PackageNotFoundError):
+                version = importlib.metadata.version(distribution)
+        if module == "open3d" and find_library("usb-1.0") is None:
+            yield Finding("packages", package, NOTE, f"{version}, but libusb is missing", "apt install libusb-1.0-0")
+        elif package in tried and version.partition("+")[0] != tried[package]:
+            yield Finding("packages", package, NOTE, f"{version}, tried with {tried[package]}", INSTALL)
+        else:
+            yield Finding("packages", package, OK, version)

@@ -1,0 +1,81 @@
+"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb.
+
+python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
+python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import pointewa
+from datasets.files import read_points
+from datasets.source import progress
+from pointewa.errors import DataError, first_line
+from tools import cli
+
+TOP = 3
+
+
+def classify(model: pointewa.Predictor, path: Path, z_up: bool) -> dict[str, Any]:
+    """The classes and probabilities of one file.
+
+    Raises:
+        DataError: it cannot be read, or holds no cloud that a model can take.
+    """
+    points = read_points(path, samples=max(10_000, 2 * model.num_points))  # of a mesh, as `datasets.folder` has them
+    if z_up:
+        points = points[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
+    try:
+        name, probabilities = model.predict(points)
+    except ValueError as error:
+        raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from None
+    ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+    return {"file": str(path), "points": len(points), "class": name, "probabilities": dict(ranked)}
+
+
+def as_table(predictions: list[dict[str, Any]]) -> Table:
+    """A row a file, its most probable classes first."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for place in ("class", "second", "third")[:TOP]:
+        table.add_column(place)
+    for one in predictions:
+        best = list(one["probabilities"].items())[:TOP]
+        table.add_row(escape(one["file"]), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.parser(*__doc__.split("\n\n", 1))
+    parser.add_argument("model", help="run folder, .safetensors or .ckpt")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud or mesh")
+    parser.add_argument("--up", choices=("y", "z"), default="y", help="which way is up in the files; the models' is y")
+    parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
+    args = parser.parse_args(argv)
+    model = pointewa.load(args.model, args.device)
+    predictions, failed = [], []
+    for path in progress(args.files, "classifying", len(args.files)):
+        try:
+            predictions.append(classify(model, path, args.up == "z"))
+        except DataError as error:
+            failed.append({"file": str(path), "error": str(error)})
+    if args.json:
+        print(json.dumps({"model": args.model, "predictions": predictions, "failed": failed}))
+    elif predictions:
+        Console().print(as_table(predictions))
+    for one in failed:
+        print(one["error"], file=sys.stderr)
+    if failed:
+        raise DataError(f"{len(failed)} of {len(args.files)} files could not be classified")
+
+
+if __name__ == "__main__":
+    cli.run(main)
