@@ -11,7 +11,7 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup data train pretrain study eval fold predict export doctor test lint tensorboard bench soak clean
+.PHONY: help setup data train pretrain study eval fold predict visualize report export doctor test lint tensorboard bench soak clean
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,6 +64,15 @@ fold: .venv/.done  ## fold an EWA run CKPT=runs/x into OUT=model.safetensors
 predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x: ARGS="chair.ply table.off"
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
 	@$(PY) -m tools.predict $(CKPT) $(ARGS)
+
+visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, embedding, experts to OUT: DATASET CKPT ARGS
+	@$(if $(WHAT),,echo 'error: make visualize WHAT=cloud DATASET=shapes OUT=cloud.png' >&2; exit 2)
+	@$(PY) -m tools.visualize $(WHAT) $(if $(CKPT),--run $(CKPT)) $(if $(DATASET),--config configs/$(DATASET).yaml) \
+		$(if $(OUT),--out $(OUT)) $(DATA) $(MACH) $(ARGS)
+
+report: .venv/.done  ## one HTML page of a finished run CKPT=runs/x: figures, curves, mistakes, saliency
+	@$(if $(CKPT),,echo 'error: make report CKPT=runs/x' >&2; exit 2)
+	@$(PY) -m tools.report $(CKPT) $(if $(OUT),--out $(OUT)) $(DATA) $(MACH) $(ARGS)
 
 export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae
 	@$(if $(and $(CKPT),$(OUT),$(FORMAT)),,echo 'error: make export CKPT=runs/x OUT=model.onnx FORMAT=onnx' >&2; exit 2)

@@ -48,10 +48,13 @@ class PointTransformerClassifier(nn.Module):
 
     def encode(self, patches: Tensor, centers: Tensor) -> Tensor:
         """`features` of clouds cut already: patches ``[B, G, K, 3]`` relative to their centres ``[B, G, 3]``."""
-        tokens = self.reduce_dim(self.encoder(patches))  # (B, G, C)
-        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        position = self.pos_embed(centers)
-        position = torch.cat([self.cls_pos.expand(tokens.shape[0], -1, -1), position], dim=1)
+        return self.pooled(self.reduce_dim(self.encoder(patches)), centers)
+
+    def pooled(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        """`features` of the tokens of patches ``[B, G, C]`` and their centres ``[B, G, 3]``."""
+        batch = tokens.shape[0]
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
+        position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))  # (B, 1 + G, C)
         return torch.cat([x[:, 0], x[:, 1:].amax(1)], dim=-1)
 

@@ -1,35 +1,39 @@
 """What a masked autoencoder was shown, what it made of it, and what was there."""
 
-from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
+from collections.abc import Sequence
+from typing import Any
 
 from pointewa.models import Reconstruction
+from pointewa.viz.clouds import clouds_figure
+from pointewa.viz.panels import Panel, Picture, stacked
+
+_SEEN, _PREDICTED, _TRUE = "#8a94a3", "#D55E00", "#0072B2"
 
 
-def reconstruction_figure(clouds: Reconstruction) -> Figure:
-    """A row a cloud, the y axis up: visible patches, these with the predicted ones, these with the true ones.
+def reconstruction_picture(clouds: Reconstruction, names: Sequence[str] = (), heading: str = "") -> Picture:
+    """A row a cloud, all at one scale: visible patches, these with the predicted ones, these with the true ones.
 
     Args:
-        clouds: of `MaskedAutoencoder.reconstruct`.
+        clouds: of `MaskedAutoencoder.reconstruct`, y up.
+        names: of the objects, or none.
+        heading: above the picture.
     """
-    rows = len(clouds.visible)
-    figure = Figure((9, 2.6 * rows), layout="constrained")
-    for row in range(rows):
-        seen = clouds.visible[row].flatten(0, 1)
-        for column, (title, added) in enumerate(
-            (("masked input", None), ("prediction", clouds.predicted), ("truth", clouds.true))
+    panels = []
+    masked, groups = clouds.true.shape[1], clouds.true.shape[1] + clouds.visible.shape[1]
+    for row, (seen, predicted, true) in enumerate(zip(clouds.visible, clouds.predicted, clouds.true, strict=True)):
+        frame, _ = stacked([(seen, _SEEN), (true, _TRUE)])
+        name = f"{names[row]}\n" if names else ""
+        for title, added in (
+            (f"{name}masked input: {groups - masked} of {groups} patches", []),
+            ("prediction", [(predicted, _PREDICTED)]),
+            ("truth", [(true, _TRUE)]),
         ):
-            axes = figure.add_subplot(rows, 3, 3 * row + column + 1, projection="3d")
-            for points, color in (
-                (seen, "tab:gray"),
-                (None if added is None else added[row].flatten(0, 1), "tab:orange"),
-            ):
-                if points is not None:
-                    x, y, z = points.float().cpu().unbind(-1)
-                    axes.scatter(x, -z, y, s=2, color=color, depthshade=False)
-            axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
-            axes.set_box_aspect((1, 1, 1), zoom=1.6)
-            axes.view_init(elev=20, azim=-60)
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(title)
-    return figure
+            points, colours = stacked([(seen, _SEEN), *added])
+            panels.append(Panel(points, colours, title, frame=frame))
+    legend = ((_SEEN, "visible patches"), (_PREDICTED, "predicted"), (_TRUE, "masked, as they are"))
+    return Picture(panels, heading, 3, legend)
+
+
+def reconstruction_figure(clouds: Reconstruction) -> Any:
+    """`reconstruction_picture` as a matplotlib figure."""
+    return clouds_figure(reconstruction_picture(clouds))

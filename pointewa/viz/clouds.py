@@ -1,0 +1,96 @@
+"""Pictures of clouds as PNG: no display, no GPU, the same camera and the same drawing as in the HTML page."""
+
+import io
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pointewa.files import atomic_write
+from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, Panel, Picture, dot, rgb, view_matrix
+
+_SIDE, _LINE = 2.3, 0.19  # inches: a panel, and a line of text
+_SHADES = 224  # in a file
+
+
+def clouds_figure(picture: Picture) -> Any:
+    """A matplotlib figure of a picture: far points are drawn first, and paler."""
+    from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
+
+    columns = picture.width
+    rows = -(-len(picture.panels) // columns)
+    wide = columns * _SIDE
+    heading = textwrap.wrap(picture.heading, max(20, int(wide * 12)))
+    lines = max(panel.title.count("\n") + 1 if panel.title else 0 for panel in picture.panels)
+    top, under, foot = 0.12 + 0.24 * len(heading), 0.06 + _LINE * lines, 0.38 if picture.legend else 0.06
+    high = top + rows * (_SIDE + under) + foot
+    figure = Figure((wide, high), facecolor=BACKGROUND)
+    for number, panel in enumerate(picture.panels):
+        row, column = divmod(number, columns)
+        bottom = high - top - row * (_SIDE + under) - _SIDE
+        axes = figure.add_axes((column / columns, bottom / high, 1 / columns, _SIDE / high))
+        _draw(axes, panel.fitted())
+        if panel.title:
+            x, y = (column + 0.5) / columns, (bottom - 0.02) / high
+            figure.text(x, y, panel.title, ha="center", va="top", color=INK, fontsize=9, linespacing=1.25)
+    if heading:
+        y = 1 - 0.1 / high
+        figure.text(0.5, y, "\n".join(heading), ha="center", va="top", color=INK, fontsize=12, linespacing=1.2)
+    if picture.legend:
+        _legend(figure, picture.legend, wide)
+    return figure
+
+
+def _legend(figure: Any, legend: Any, wide: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=text) for colour, text in legend]
+    longest = sum(0.35 + 0.075 * len(text) for _, text in legend)  # inches, all of it in a row
+    columns = len(handles) if longest < wide else max(1, int(len(handles) * wide / longest))
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
+                  handletextpad=0.2, columnspacing=1.2, borderaxespad=0.3)  # fmt: skip
+
+
+def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points ``[P, 3]`` of a fitted panel on the sheet: places ``[P, 2]``, within the unit circle, how much nearness
+    enlarges ``[P]``, and depth ``[P]``, 0 for the nearest and 1 for the farthest possible."""
+    seen = points @ view_matrix().T.astype(np.float32)
+    nearness = math.sqrt(DISTANCE**2 - 1) / np.maximum(DISTANCE - seen[:, 2], 0.1)  # a sphere fills [-1, 1]
+    return seen[:, :2] * nearness[:, None], nearness, np.clip((1 - seen[:, 2]) / 2, 0, 1)
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    places, nearness, depth = project(panel.points)
+    order = np.argsort(-depth, kind="stable")
+    fog = FOG * depth[:, None] ** 1.5
+    colours = (panel.colours * (1 - fog) + rgb(BACKGROUND) * fog) / 255
+    diameter = dot(len(panel.points)) * panel.sizes * nearness * _SIDE / 2 * 72  # typographic points
+    axes.scatter(*places[order].T, s=diameter[order] ** 2, c=colours[order], linewidths=0)
+    axes.set(xlim=(-1.06, 1.06), ylim=(-1.06, 1.06))
+    axes.set_axis_off()
+
+
+def save_clouds(path: Path, picture: Picture, dpi: int = 130) -> None:
+    """Write a picture as PNG.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    save_figure(path, clouds_figure(picture), dpi)
+
+
+def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
+    """Write any matplotlib figure as PNG, the same bytes each time, with few colours: a third of the size.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from PIL import Image  # matplotlib needs it itself
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png", facecolor=BACKGROUND, metadata={"Software": None})
+    image = Image.open(drawn).convert("RGB").quantize(_SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="png", optimize=True)

@@ -1,0 +1,99 @@
+"""Self-contained HTML pages with clouds that turn in any browser: no network, no library, nothing beside the file."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pointewa.files import atomic_write
+from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
+
+HINT = "Drag to turn, wheel or two fingers to zoom, double click for the first view; arrow keys, + and - do it too."
+_HERE = Path(__file__).parent
+_REACH = 4.0  # of a fitted cloud's coordinates; what is farther out, as bad predictions may be, is moved to the rim
+
+
+def clouds_html(picture: Picture) -> str:
+    """The clouds of a picture as a part of a page made by `page`; all of them turn together."""
+    view = {"yaw": math.radians(YAW), "pitch": math.radians(PITCH), "distance": DISTANCE, "fog": FOG,
+            "background": rgb(BACKGROUND).tolist()}  # fmt: skip
+    legend = "".join(f'<li><i style="background:{escape(colour)}"></i>{escape(text)}</li>'
+                     for colour, text in picture.legend)  # fmt: skip
+    return "".join([
+        f'<div class="clouds" style="--columns:{picture.width}" data-view="{escape(json.dumps(view))}">',
+        *map(_canvas, picture.panels),
+        "</div>\n", f'<ul class="legend">{legend}</ul>\n' if legend else "",
+    ])  # fmt: skip
+
+
+def _canvas(panel: Panel) -> str:
+    fitted = panel.fitted()
+    reach = float(min(_REACH, max(1.0, np.abs(fitted.points).max())))
+    points = np.round(np.clip(fitted.points, -reach, reach) * (32767 / reach)).astype("<i2")
+    sizes = np.clip(np.round(fitted.sizes * 16), 1, 255).astype(np.uint8)
+    data = {"count": len(points), "scale": reach / 32767, "dot": dot(len(points)), "points": _base64(points),
+            "colours": _base64(np.ascontiguousarray(panel.colours, np.uint8)), "sizes": _base64(sizes)}  # fmt: skip
+    attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
+    label = escape(" ".join(panel.title.split()) or "point cloud")
+    caption = f"<figcaption>{escape(panel.title)}</figcaption>" if panel.title else ""
+    return f'<figure><canvas tabindex="0" role="img" aria-label="{label}" {attributes}></canvas>{caption}</figure>\n'
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def svg_html(figure: Any) -> str:
+    """A matplotlib figure as a part of a page, sharp at any size."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "pointewa", "svg.fonttype": "path"}):  # the same bytes each time
+        figure.savefig(text, format="svg", facecolor=BACKGROUND, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")  # in HTML they are implied
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of ready-made parts (`clouds_html`, `svg_html`, or any HTML).
+
+    Args:
+        title: plain text.
+        parts: from top to bottom.
+    """
+    turning = any('class="clouds"' in part for part in parts)
+    script = f"<script>\n{(_HERE / 'viewer.js').read_text()}</script>\n" if turning else ""
+    return "".join([
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n',
+        f"<title>{escape(title)}</title>\n<style>\n{(_HERE / 'page.css').read_text()}</style>\n</head>\n<body>\n",
+        f"<h1>{escape(title)}</h1>\n", f'<p class="hint">{HINT}</p>\n' if turning else "",
+        *parts, script, "</body>\n</html>\n",
+    ])  # fmt: skip
+
+
+def save_page(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write a `page`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(page(title, parts), encoding="utf-8")
+
+
+def save_html(path: Path, picture: Picture) -> None:
+    """Write a picture as a page whose clouds turn.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    save_page(path, picture.heading or "point clouds", [clouds_html(picture)])

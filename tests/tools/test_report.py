@@ -1,0 +1,73 @@
+"""`python -m tools.report`: one whole page of a run, which a browser opens without a complaint."""
+
+import json
+import re
+
+import pytest
+
+from datasets import shapes
+from tests.tools.test_visualize import FAST
+from tests.viz.conftest import browser  # noqa: F401, a fixture
+from tools import cli, report, train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
+        for name, more in (("ewa", []), ("dense", ["ewa.enabled=false"]),
+                           ("pre", ["ewa.enabled=false", "train.task=pretraining"])):  # fmt: skip
+            train.main([*FAST, *more, f"run.dir={folder}", f"run.name={name}", "--json"])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ewa", "dense"])
+def test_the_page_tells_what_the_run_found(runs, capsys, name):
+    summary = json.loads((runs / name / "summary.json").read_text())
+    capsys.readouterr()
+    report.main([str(runs / name), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["oa"] == pytest.approx(summary["test"]["oa"], abs=1e-3)
+    text = (runs / name / "report.html").read_text()
+    assert not re.search(r"https?:", text)
+    for part in ("Result", "Training", "Confusion matrix", "What predictions rest on", "Environment", "Configuration"):
+        assert f"<h2>{part}</h2>" in text
+    assert ("<h2>Experts</h2>" in text) == (name == "ewa") == ("in training (MoE)" in text)
+    assert f"{summary['test']['oa']:.2f} %" in text
+    assert f"{summary['parameters']:,}" in text
+    assert "group_size: 8" in text
+    assert text.count("<canvas") == 8 + 3 * 3
+    assert f"of {found['mistakes']} mistakes on 68 objects" in text
+    report.main([str(runs / name), "--count", "3", "--out", str(runs / "again.html")])
+    assert (runs / "again.html").read_text().count("<canvas") == 3 + 3 * 3
+
+
+def test_a_browser_opens_it(runs, browser):  # noqa: F811
+    report.main([str(runs / "ewa")])
+    browser.problems.clear()
+    browser.open(runs / "ewa/report.html")
+    browser.run("document.querySelectorAll('.clouds')[1].scrollIntoView()")
+    first = browser.pixels(8)
+    assert first[0] > 100
+    browser.drag(60, 20, number=8)
+    assert browser.pixels(8)[1] != first[1]
+    assert not browser.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("pre", "predicts no classes"), ("nowhere", "expected a run folder"), ("half", "not finished")],
+)
+def test_mistakes_are_one_line(runs, tmp_path, capsys, name, message):
+    if name == "half":
+        (runs / "half").mkdir()
+        for file in ("config.yaml", "model.safetensors", "model.json"):
+            (runs / "half" / file).write_bytes((runs / "ewa" / file).read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: report.main([str(runs / name), "--out", str(tmp_path / "x.html")]))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

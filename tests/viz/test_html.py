@@ -1,0 +1,140 @@
+"""Pages are whole in themselves, and their clouds turn in a real browser."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from pointewa.viz.experts import experts_figure
+from pointewa.viz.html import clouds_html, page, save_html, svg_html
+from pointewa.viz.panels import Panel, Picture, dot, plain_panel, rgb
+
+
+class Collector(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def clouds(count=3, points=200):
+    return torch.rand(count, points, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.4])
+
+
+def picture(count=3, **kwargs):
+    return Picture([plain_panel(one, f"cloud {i} <&>\nsecond line") for i, one in enumerate(clouds(count))], **kwargs)
+
+
+def test_a_page_holds_the_numbers_and_refers_to_nothing_else():
+    drawn = picture(heading="a <b> & c", legend=[("#ff0000", "red & <hot>")])
+    text = page("a <b> & c", [clouds_html(drawn), svg_html(experts_figure({}, {"l": torch.rand(3, 3)}, "t"))])
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
+    parsed = Collector(text)
+    assert not [attrs for _, attrs in parsed.tags if "src" in attrs]
+    assert all(value.startswith(("data:", "#")) for _, attrs in parsed.tags if (value := attrs.get("href")))
+    canvases = parsed.of("canvas")
+    assert len(canvases) == 3
+    assert len(parsed.of("figcaption")) == 3
+    assert len(parsed.of("svg")) == 1
+    assert "<b>" not in text
+    assert "red &amp; &lt;hot&gt;" in text
+    assert "<script>" in text
+    view = json.loads(parsed.of("div")[0]["data-view"])
+    assert view["background"] == [255, 255, 255]
+    assert view["distance"] == 4.0
+    for canvas, panel in zip(canvases, drawn.panels, strict=True):
+        raw = np.frombuffer(base64.b64decode(canvas["data-points"]), "<i2").reshape(-1, 3)
+        points = raw * float(canvas["data-scale"])
+        assert np.abs(points - panel.fitted().points).max() < 4e-5
+        assert np.linalg.norm(points, axis=1).max() == pytest.approx(1, abs=1e-4)
+        colours = np.frombuffer(base64.b64decode(canvas["data-colours"]), np.uint8).reshape(-1, 3)
+        assert (colours == panel.colours).all()
+        assert set(base64.b64decode(canvas["data-sizes"])) == {16}
+        assert int(canvas["data-count"]) == 200
+        assert float(canvas["data-dot"]) == pytest.approx(dot(200))
+    assert "<script>" not in page("flat", ["<p>x</p>"])  # no clouds, no viewer
+
+
+def test_what_is_far_outside_its_frame_is_moved_to_the_rim():
+    points = np.array([[-1, 0, 0], [1, 0, 0], [1000, 0, 0]], np.float32)
+    panel = Panel(points, np.zeros((3, 3), np.uint8), frame=points[:2])
+    (canvas,) = Collector(clouds_html(Picture([panel]))).of("canvas")
+    raw = np.frombuffer(base64.b64decode(canvas["data-points"]), "<i2").reshape(-1, 3) * float(canvas["data-scale"])
+    assert np.allclose(raw, [[-1, 0, 0], [1, 0, 0], [4, 0, 0]], atol=2e-4)
+
+
+def test_a_browser_draws_turns_and_zooms(browser, tmp_path):
+    save_html(tmp_path / "x.html", picture())
+    browser.problems.clear()
+    browser.open(tmp_path / "x.html")
+    first = [browser.pixels(i) for i in range(3)]
+    assert all(drawn > 500 and width >= 200 for drawn, _, width in first)
+    assert [browser.pixels(i) for i in range(3)] == first  # it stands still by itself
+    browser.drag(80, 0)
+    turned = [browser.pixels(i) for i in range(3)]
+    assert all(a[1] != b[1] for a, b in zip(first, turned, strict=True))  # all of them turn together
+    browser.drag(-80, 0)
+    assert [browser.pixels(i) for i in range(3)] == first
+    browser.drag(0, 60, number=1)
+    assert browser.pixels()[1] != first[0][1]
+    browser.run("document.querySelector('canvas').dispatchEvent(new MouseEvent('dblclick'))")
+    assert browser.pixels() == first[0]
+    browser.wheel(400)  # away from it
+    assert browser.pixels()[0] < 0.7 * first[0][0]
+    browser.run("document.querySelector('canvas').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))")
+    assert browser.pixels() == first[0]
+    assert not browser.problems
+
+
+def test_two_fingers_zoom_and_one_turns(browser, tmp_path):
+    save_html(tmp_path / "x.html", picture(1))
+    browser.problems.clear()
+    browser.open(tmp_path / "x.html")
+    first, (x, y) = browser.pixels(), browser.middle()
+
+    def touch(kind, *places):
+        browser.ask("Input.dispatchTouchEvent", type=kind,
+                    touchPoints=[{"x": x + dx, "y": y, "id": i} for i, dx in enumerate(places)])  # fmt: skip
+
+    touch("touchStart", -60, 60)
+    touch("touchMove", -30, 30)
+    touch("touchEnd")
+    assert browser.pixels()[0] < 0.5 * first[0]  # half as wide
+    browser.run("document.querySelector('canvas').dispatchEvent(new MouseEvent('dblclick'))")
+    touch("touchStart", 0)
+    touch("touchMove", 50)
+    touch("touchEnd")
+    assert browser.pixels()[1] != first[1]
+    assert not browser.problems
+
+
+def test_the_browser_s_view_is_the_png_s(browser, tmp_path):
+    """The same three points are in the same places."""
+    from pointewa.viz.clouds import project
+
+    points = np.array([[0.9, 0, 0], [0, 0.9, 0], [0, -0.5, 0.7]], np.float32)
+    frame = np.array([[-1, 0, 0], [1, 0, 0]], np.float32)
+    colours = np.array([rgb(colour) for colour in ("#ff0000", "#00ff00", "#0000ff")])
+    save_html(tmp_path / "x.html", Picture([Panel(points, colours, frame=frame)]))
+    browser.open(tmp_path / "x.html")
+    found = browser.run("""(() => {
+        const canvas = document.querySelector("canvas"), side = canvas.width;
+        const data = canvas.getContext("2d").getImageData(0, 0, side, side).data, sums = [0, 1, 2].map(() => [0, 0, 0]);
+        for (let i = 0; i < data.length; i += 4) for (const k of [0, 1, 2]) {
+            const weight = Math.max(0, data[i + k] - Math.max(data[i + (k + 1) % 3], data[i + (k + 2) % 3]));
+            sums[k][0] += weight, sums[k][1] += weight * ((i / 4) % side + 0.5);
+            sums[k][2] += weight * (Math.floor(i / 4 / side) + 0.5);
+        }
+        return sums.map(([w, x, y]) => [(x / w / side * 2 - 1) * 1.06, (1 - y / w / side * 2) * 1.06]);
+    })()""")
+    assert np.allclose(found, project(points)[0], atol=0.01)

@@ -1,0 +1,220 @@
+"""Cameras, colours, patches, mistakes, embeddings, experts: the numbers, and that something is drawn."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+import pointewa.ewa as ewa
+from pointewa.engine import Evaluation
+from pointewa.ewa.experts import moe_layers
+from pointewa.models import MaskedAutoencoder, Reconstruction
+from pointewa.models.patch_embed import make_patches
+from pointewa.models.presets import Architecture
+from pointewa.viz.clouds import project, save_clouds
+from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
+from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
+from pointewa.viz.mistakes import confident_mistakes, mistake_title
+from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, turn_up, view_matrix
+from pointewa.viz.patches import cut, patch_panels
+from pointewa.viz.reconstruction import reconstruction_figure, reconstruction_picture
+from pointewa.viz.window import placed
+
+
+def drawn(path):
+    """Share of the pixels that are not the background."""
+    return float((imread(path)[..., :3].min(-1) < 0.97).mean())
+
+
+def of_figure(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    file.seek(0)
+    return drawn(file)
+
+
+def cloud(points=300):
+    return torch.rand(points, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_the_camera_looks_slightly_from_above():
+    places, nearness, depth = project(np.array([[0, 0, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], np.float32))
+    assert places[0] == pytest.approx([0, 0])
+    assert places[1][0] == pytest.approx(0, abs=1e-6)
+    assert places[1][1] > 0.8  # up is up
+    assert nearness[2] > nearness[3]
+    assert depth[2] < depth[3]
+    assert places[2][1] < 0 < places[3][1]  # from above: what is nearer is lower
+    assert np.allclose(view_matrix() @ view_matrix().T, np.eye(3))
+    assert np.linalg.det(view_matrix()) > 0.99
+    sphere = np.random.default_rng(0).normal(size=(20_000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    reach = np.linalg.norm(project(sphere)[0], axis=1).max()
+    assert 0.98 < reach <= 1 + 1e-6  # whichever way a cloud is turned it fits
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_any_axis_can_be_turned_up(axis):
+    points = cloud()
+    turned = turn_up(points, "xyz"[axis])
+    assert torch.equal(turned[:, 1], points[:, axis])
+    matrix = turn_up(torch.eye(3), "xyz"[axis])
+    assert torch.linalg.det(matrix) == pytest.approx(1)  # not mirrored
+    with pytest.raises(ValueError, match="up must be one of"):
+        turn_up(points, "w")
+
+
+def test_panels_of_one_frame_have_one_scale():
+    small, large = cloud().numpy() / 4, cloud().numpy()
+    panel = Panel(small, np.zeros((300, 3), np.uint8), frame=large).fitted()
+    assert np.linalg.norm(panel.points, axis=1).max() < 0.35
+    alone = Panel(small, np.zeros((300, 3), np.uint8)).fitted()
+    assert np.linalg.norm(alone.points, axis=1).max() == pytest.approx(1)
+    assert Panel(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)).fitted().points.tolist() == [[0] * 3] * 2
+
+
+def test_a_large_cloud_is_thinned_out():
+    assert plain_panel(cloud(5000), "").points.shape == (MOST_POINTS, 3)
+
+
+def test_a_picture_is_drawn_the_same_each_time(tmp_path):
+    panels = [plain_panel(cloud(), f"number {i}") for i in range(5)]
+    assert Picture(panels).width == 3
+    assert Picture(panels, columns=9).width == 5
+    assert Picture(panels[:1]).width == 1
+    for name, some in (("a", panels), ("b", panels), ("c", panels[:1])):
+        save_clouds(tmp_path / f"{name}.png", Picture(some, "a heading", legend=[("#ff0000", "red")]))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    image = imread(tmp_path / "a.png")
+    assert image.shape[1] == pytest.approx(3 * 2.3 * 130, abs=2)
+    third = image.shape[1] // 3
+    for column in range(3):
+        assert (image[:, column * third : (column + 1) * third, :3].min(-1) < 0.9).mean() > 0.01
+    assert drawn(tmp_path / "c.png") > 0.01
+
+
+@pytest.mark.parametrize("count", [1, 6, 17, 40, 55])
+def test_a_palette_has_different_colours(count):
+    assert len(set(palette(count))) == count
+    assert all(len(colour) == 7 for colour in palette(count))
+
+
+def test_patches_are_the_model_s():
+    points = cloud()
+    found = cut(points, 8, 12)
+    patches, centers = make_patches(points[None], 8, 12)
+    torch.testing.assert_close(found.centers, centers[0])
+    torch.testing.assert_close(points[found.members] - found.centers[:, None], patches[0])
+    for point in range(300):
+        mine = [g for g in range(8) if point in found.members[g]]
+        nearest = min(mine, key=lambda g: (points[point] - found.centers[g]).norm().item(), default=-1)
+        assert found.owner[point] == nearest
+    panels = patch_panels(points, found, "x")
+    assert [len(panel.points) for panel in panels] == [308, 300, 96]
+    covered = len(found.members.unique()) / 3
+    assert f"{covered:.0f} % of the points" in panels[1].title
+    with pytest.raises(ValueError, match="1 to 300"):
+        cut(points, 301, 4)
+
+
+def test_mistakes_are_sorted_by_confidence():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(200, 5, generator=generator) * 3, torch.randint(5, (200,), generator=generator)
+    logits[:20] = logits[0]  # equally sure ones
+    result = Evaluation(logits, labels)
+    every = confident_mistakes(result)
+    assert len(every) == round(200 * (1 - result.oa / 100))
+    confidences = [one.confidence for one in every]
+    assert confidences == sorted(confidences, reverse=True)
+    for one in every:
+        probabilities = logits[one.index].double().softmax(0)
+        assert one.truth == labels[one.index] != one.said == probabilities.argmax()
+        assert (one.confidence, one.of_truth) == (probabilities[one.said], probabilities[one.truth])
+    assert confident_mistakes(result, 7) == every[:7]
+    ties = [one.index for one in every if one.index < 20]
+    assert ties == sorted(ties)
+    assert not confident_mistakes(Evaluation(torch.eye(3), torch.arange(3)))
+    title = mistake_title(every[0], ("a", "b", "c", "d", "e"))
+    assert f"predicted: {'abcde'[every[0].said]}, {100 * confidences[0]:.1f} %" in title
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_embeddings_keep_classes_apart(method):
+    labels = torch.arange(60) % 3
+    features = torch.randn(60, 8) * 0.1 + 5 * torch.eye(8)[labels]
+    for dimensions in (2, 3):
+        places = embed(features, method, dimensions)
+        assert places.shape == (60, dimensions)
+        assert (places == embed(features, method, dimensions)).all()
+        distances = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(60)
+        alike = (labels[distances.argmin(1)] == labels).float().mean()
+        assert alike > (0.9 if method == "pca" or dimensions == 2 else 0.6)  # by chance: a third
+    assert of_figure(embedding_figure(embed(features, method), labels, ["a", "b", "c", "none"], "t")) > 0.002
+    picture = embedding_picture(places, labels, ["a", "b", "c", "none"], "t")
+    assert [text for _, text in picture.legend] == ["a", "b", "c"]
+    assert len(picture.panels[0].points) == 60
+    with pytest.raises(ValueError, match="at least 4"):
+        embed(features[:3], method)
+
+
+def test_pca_is_the_directions_of_largest_variance():
+    features = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([5.0, 1, 1, 1, 1, 1])
+    features[:, 1] += features[:, 0]  # correlated, so that scaling does not level it
+    x = (features - features.mean(0)) / features.std(0)
+    expected = torch.linalg.svdvals(x)[:2] ** 2
+    assert (embed(features, "pca") ** 2).sum(0) == pytest.approx(expected.numpy(), rel=1e-6)
+
+
+def test_distances_of_experts_against_a_loop():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = ewa.to_moe(torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), 3, "every_other")
+    found = pairwise_distances(model)
+    assert list(found) == list(moe_layers(model))
+    assert len(found) == 2
+    for name, moe in moe_layers(model).items():
+        one = [torch.cat([p[i].flatten() for p in moe.experts.parameters()]).double() for i in range(3)]
+        mean = sum(one) / 3
+        for i in range(3):
+            for j in range(3):
+                assert found[name][i, j].item() == pytest.approx(((one[i] - one[j]).norm() / mean.norm()).item())
+        # and from them the disagreement, sum_i ||W_i - m|| / ||m||
+        total = sum((w - mean).norm() for w in one) / mean.norm()
+        assert ewa.disagreement(model)[name] == pytest.approx(total.item(), rel=1e-5)
+    assert of_figure(experts_figure({"blocks.1.mlp": [(1, 0.5), (2, 0.1)]}, found, "t")) > 0.05
+
+
+def test_metrics_are_read_up_to_where_they_were_cut_off(tmp_path):
+    lines = ['{"epoch": 0, "ewa/disagreement/b.1": 4.0, "train/loss": 3}', "{}", "[1]", '{"epoch": "x"}',
+             '{"epoch": 1, "ewa/disagreement/b.1": 2.0}', '{"epoch": 2, "ewa/dis']  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert disagreements(read_metrics(tmp_path)) == {"b.1": [(1, 4.0), (2, 2.0)]}
+
+
+def test_reconstructions_have_one_scale_a_row():
+    arch = Architecture(width=24, depth=1, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24)
+    model = MaskedAutoencoder(arch, 0.5, 1).eval()
+    found = model.reconstruct(torch.stack([cloud(60), cloud(60) * 3]))
+    picture = reconstruction_picture(found, ["a", "b"])
+    assert [len(panel.points) for panel in picture.panels] == [24, 48, 48] * 2
+    assert picture.width == 3
+    assert picture.panels[0].title == "a\nmasked input: 4 of 8 patches"
+    shown, _ = stacked([(found.visible[1], "#000000"), (found.true[1], "#000000")])
+    assert (picture.panels[5].points == shown).all()
+    assert all((panel.frame == shown).all() for panel in picture.panels[3:])
+    assert of_figure(reconstruction_figure(found)) > 0.01
+    far = Reconstruction(found.visible, found.predicted + 50, found.true)  # a prediction off the sheet does no harm
+    assert of_figure(reconstruction_figure(far)) > 0.01
+
+
+def test_a_window_has_all_clouds_side_by_side():
+    panels = [plain_panel(cloud(50), str(i)) for i in range(3)]
+    points, colours, sizes = placed(Picture(panels, columns=2))
+    assert points.shape == colours.shape == (150, 3)
+    assert sizes.tolist() == [1] * 150
+    assert 0 <= colours.min() < colours.max() <= 1
+    first, second, third = np.split(points, 3)
+    assert np.allclose(second - first, [2.3, 0, 0])
+    assert np.allclose(third - first, [0, -2.3, 0])
+    assert np.allclose(np.linalg.norm(first, axis=1).max(), 1)
