@@ -273,6 +273,9 @@ def first_difference(reference: Path, other: Path) -> str | None:
     return None
 
 
+_MEASURED = ("seconds", "evaluation_seconds", "peak_memory_mb", "run")
+
+
 def _difference(a: Any, b: Any, where: str) -> str | None:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         bits = [one.contiguous().reshape(-1).view(torch.uint8) for one in (a, b)]
@@ -281,7 +284,7 @@ def _difference(a: Any, b: Any, where: str) -> str | None:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         a, b = dict(enumerate(a)), dict(enumerate(b))
     if isinstance(a, dict) and isinstance(b, dict):
-        a, b = ({key: value for key, value in one.items() if key not in ("seconds", "run")} for one in (a, b))
+        a, b = ({key: value for key, value in one.items() if key not in _MEASURED} for one in (a, b))
         if odd := sorted(map(str, a.keys() ^ b.keys())):
             return f"{where}/{odd[0]}: only in one"
         return next(filter(None, (_difference(a[key], b[key], f"{where}/{key}") for key in a)), None)
