@@ -23,10 +23,10 @@ def training_state(trainer: "Trainer") -> dict[str, Any]:
 
     The order of the data and the learning rate are not in it: they follow from the seed and the step.
     """
-    scheme, foldable = trainer.config.ewa, trainer.averaging is not None and not trainer.gated
+    scheme = trainer.config.ewa
     return {
         "description": trainer.loaded(trainer.model).description(),
-        "ewa": {"num_experts": scheme.num_experts, "layers": scheme.layers} if foldable else None,
+        "ewa": {"num_experts": scheme.num_experts, "layers": scheme.layers} if trainer.foldable else None,
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict()["state"],
         "averaging": trainer.averaging.state_dict() if trainer.averaging else None,

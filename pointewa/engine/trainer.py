@@ -285,15 +285,14 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Fold, evaluate on the test split, write the model and ``summary.json``; returns the summary."""
-        foldable = self.averaging is not None and not self.gated
-        final = ewa.fold(self.evaluated) if foldable else self.evaluated
+        final = ewa.fold(self.evaluated) if self.foldable else self.evaluated
         started = time.perf_counter()
         result = evaluate(final, self.data.test, self.world)
         seconds = time.perf_counter() - started
-        in_training = evaluate(self.evaluated, self.data.test, self.world) if foldable else result
+        in_training = evaluate(self.evaluated, self.data.test, self.world) if self.foldable else result
         summary = self._summary(final) | {
             "test": _test_figures(result),
-            "test_before_folding": _test_figures(in_training) if foldable else None,
+            "test_before_folding": _test_figures(in_training) if self.foldable else None,
             "evaluation_seconds": round(seconds, 3),
             "largest_logit_difference": (result.logits - in_training.logits).abs().max().item(),
         }
@@ -325,6 +324,11 @@ class Trainer:
     def gated(self) -> bool:
         """Whether the experts are behind a router, and stay."""
         return self.config.ewa.enabled and self.config.ewa.router == "top_k"
+
+    @property
+    def foldable(self) -> bool:
+        """Whether there are experts that fold into one."""
+        return self.config.ewa.enabled and not self.gated
 
     @property
     def evaluated(self) -> torch.nn.Module:
