@@ -105,6 +105,7 @@ class RunConfig:
     name: str | None = None  # None: made of the data set, model, scheme and seed
     dir: str = "runs"
     overwrite: bool = False  # start over, where otherwise an unfinished run of this name goes on
+    report: bool = True  # at the end a page of the run, and in TensorBoard clouds, features, confusion matrix
 
 
 @dataclass

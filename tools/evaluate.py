@@ -27,7 +27,8 @@ from datasets.transforms import random_subset, scale_shift
 from pointewa.config import build_architecture
 from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign, load_model
 from pointewa.errors import ConfigError
-from pointewa.viz.confusion import confusion_text, save_confusion
+from pointewa.viz.clouds import save_figure
+from pointewa.viz.confusion import confusion_figure, confusion_text
 from tools import cli
 
 
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     plain = results["plain"]
     if args.confusion:
         title = f"{judge.config.data.name}, test split, plain"
-        save_confusion(Path(args.confusion), plain.confusion, judge.names, title)
+        save_figure(Path(args.confusion), confusion_figure(plain.confusion, judge.names, title), dpi=150)
     if args.json:
         per_class = dict(zip(judge.names, (100 * plain.per_class).tolist(), strict=True))
         figures = {"dataset": judge.config.data.name, "objects": len(plain.labels), "oa": plain.oa, "macc": plain.macc}

@@ -43,6 +43,7 @@ TRAINING, PATIENCE, GRACE = 3600, 120, 10  # seconds: for all of a training, to 
 TINY = (
     "model.width=24", "model.depth=4", "model.heads=2", "model.num_groups=8", "model.group_size=8",
     "data.num_points=128", "train.batch_size=16", "train.device=cpu", "train.lr=2e-3", "train.save_every=2",
+    "run.report=false",
 )  # fmt: skip
 
 

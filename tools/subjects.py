@@ -172,6 +172,7 @@ class Subjects:
         count = min(self.num_points, points.shape[1])
         return Item(points[0, farthest_point_sample(points, count)[0]], path.name)
 
+    @cached_property
     def evaluation(self) -> Evaluation:
         """The classifier on the whole split.
 

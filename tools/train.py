@@ -7,6 +7,7 @@ python -m tools.train --config configs/modelnet40.yaml data.root=/data model.pre
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +20,11 @@ from pointewa.engine.device import memory_advice
 from pointewa.engine.distributed import World, process_group
 from pointewa.engine.progress import say
 from pointewa.engine.runs import find_run, read_summary
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, UserError, first_line
 from pointewa.files import atomic_write
+from pointewa.viz.board import add_hyperparameters
 from pointewa.viz.reconstruction import reconstruction_figure
-from tools import cli
+from tools import cli, report
 
 
 def load_data(config: Config, world: World) -> Data:
@@ -59,13 +61,25 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))
     trainer.fit()
     summary = trainer.finish()
-    if kind is MaskedPretraining and world.first:
-        show_reconstruction(trainer)
+    if world.first and config.run.report:
+        show_reconstruction(trainer, summary) if kind is MaskedPretraining else show_run(trainer)
     return summary
 
 
-def show_reconstruction(trainer: MaskedPretraining) -> None:
-    """Four clouds of the test split, as ``reconstruction.png`` in the run folder and in TensorBoard."""
+def show_run(trainer: Trainer) -> None:
+    """The page of the run and, in TensorBoard, what is no curve. The run is finished whatever comes of them."""
+    say(trainer.console, "drawing the run's page")
+    data, train = trainer.config.data, trainer.config.train
+    try:
+        overrides = [f"train.device={train.device}", f"data.stream={data.stream}"]
+        report.write(trainer.folder, overrides, step=trainer.step)
+    except (UserError, OSError, ImportError) as error:
+        say(trainer.console, f"no page of the run: {first_line(error)}", style="yellow")
+
+
+def show_reconstruction(trainer: MaskedPretraining, summary: dict[str, Any]) -> None:
+    """Four clouds of the test split, as ``reconstruction.png`` in the run folder and in TensorBoard; there also the
+    hyperparameters with the result."""
     from torch.utils.tensorboard import SummaryWriter
 
     points = next(iter(trainer.data.test))[0]
@@ -75,6 +89,7 @@ def show_reconstruction(trainer: MaskedPretraining) -> None:
         figure.savefig(temporary, dpi=100, format="png")
     with SummaryWriter(str(trainer.folder)) as board:
         board.add_figure("reconstruction", figure, trainer.step)
+        add_hyperparameters(board, trainer.config, summary["test"], trainer.step)
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -122,7 +137,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(summary))
     else:
         console.print(table(summary))
-        console.print(f"run folder: {summary['run']}", highlight=False)
+        console.print(f"run folder: {summary['run']}", highlight=False, soft_wrap=True)
+        if (page := Path(summary["run"], report.HTML)).exists():
+            console.print(f"its page: {page}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 
 from pointewa.config import build_architecture
-from pointewa.engine import Evaluation
 from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.ewa.experts import moe_layers
@@ -85,10 +84,10 @@ def saliency_of(subjects: Subjects, args: argparse.Namespace) -> Drawing:
     return Picture(panels, f"what the prediction rests on, {args.run}", 3, SALIENCY_LEGEND), {"objects": numbers}
 
 
-def errors(subjects: Subjects, args: argparse.Namespace, result: Evaluation | None = None) -> Drawing:
-    """The surest mistakes of an evaluation (None: evaluates), the surest first."""
+def errors(subjects: Subjects, args: argparse.Namespace) -> Drawing:
+    """The surest mistakes first."""
     names = subjects.classifier.class_names
-    result = result or subjects.evaluation()
+    result = subjects.evaluation
     every = confident_mistakes(result)
     shown = every[: args.count or 12]
     if not shown:

@@ -19,7 +19,7 @@ CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 
 # What may differ between a run and its continuation: nothing that changes the result.
 _FREE = (
-    "run.name", "run.dir", "run.overwrite", "data.root", "data.stream",
+    "run.name", "run.dir", "run.overwrite", "run.report", "data.root", "data.stream",
     "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
 )  # fmt: skip
 

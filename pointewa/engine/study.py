@@ -174,6 +174,7 @@ def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[st
         f"train.seed={seed}",
         f"run.dir={json.dumps(folder)}",
         f"run.name={json.dumps(f'{arm}-seed{seed}')}",
+        "run.report=false",  # the study has its own
     ]
     try:
         config = load_config(configs, keys)

@@ -1,11 +1,9 @@
 """The confusion matrix, as text and as a picture."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from torch import Tensor
-
-from pointewa.files import atomic_write
 
 
 def confusion_text(matrix: Tensor, names: Sequence[str]) -> str:
@@ -23,15 +21,9 @@ def confusion_text(matrix: Tensor, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def save_confusion(path: Path, matrix: Tensor, names: Sequence[str], title: str) -> None:
-    """Draw the matrix to a PNG: the shade is the share of the true class, the number counts objects.
-
-    Args:
-        path: file to write.
-        matrix: int64 ``[C, C]``.
-        names: C names.
-        title: above the picture.
-    """
+def confusion_figure(matrix: Tensor, names: Sequence[str], title: str) -> Any:
+    """The matrix int64 ``[C, C]`` as a matplotlib figure: the shade is the share of the true class, the number counts
+    objects."""
     from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
 
     share = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
@@ -45,5 +37,4 @@ def save_confusion(path: Path, matrix: Tensor, names: Sequence[str], title: str)
     for row, column in matrix.nonzero().tolist():
         shade = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=6, color=shade)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    return figure

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pointewa.viz.confusion import save_confusion
+from pointewa.viz.clouds import save_figure
+from pointewa.viz.confusion import confusion_figure
 from pointewa.viz.panels import BACKGROUND, COLOURS, FAINT
 
 # Of each panel its label, whether its axis is logarithmic, and its series: name and key in metrics.jsonl.
@@ -89,7 +90,7 @@ def confusion_html(matrix: Tensor, names: Sequence[str], title: str) -> str:
     """The confusion matrix int64 ``[C, C]`` as a picture in the page."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "confusion.png")
-        save_confusion(path, matrix, names, title)
+        save_figure(path, confusion_figure(matrix, names, title), dpi=150)
         data = base64.b64encode(path.read_bytes()).decode()
     width = min(100, 30 + 2 * len(names))
     return f'<img alt="confusion matrix" style="width:{width}%" src="data:image/png;base64,{data}">\n'

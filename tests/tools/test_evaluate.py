@@ -17,7 +17,7 @@ from pointewa.models import PointTransformerClassifier
 from tools import cli, evaluate, train
 
 SMALL = ["model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8",
-         "data.num_points=64", "train.device=cpu"]  # fmt: skip
+         "data.num_points=64", "train.device=cpu", "run.report=false"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

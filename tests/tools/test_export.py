@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
         small = ["model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8"]
-        recipe = ["train.epochs=30", "train.batch_size=68", "train.lr=5e-3", "train.device=cpu"]
+        recipe = ["train.epochs=30", "train.batch_size=68", "train.lr=5e-3", "train.device=cpu", "run.report=false"]
         train.main([*small, *recipe, f"data.num_points={POINTS}", f"run.dir={folder}", "run.name=a", "--json"])
     return folder / "a"
 

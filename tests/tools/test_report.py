@@ -4,6 +4,8 @@ import json
 import re
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from datasets import shapes
 from tests.tools.test_visualize import FAST
@@ -53,6 +55,42 @@ def test_a_browser_opens_it(runs, browser):  # noqa: F811
     browser.drag(60, 20, number=8)
     assert browser.pixels(8)[1] != first[1]
     assert not browser.problems
+
+
+def test_a_training_ends_with_its_page_and_with_what_tensorboard_shows(tmp_path, capsys):
+    train.main([*FAST, "run.report=true", f"run.dir={tmp_path}", "run.name=a"])
+    assert f"its page: {tmp_path}/a/report.html" in capsys.readouterr().out
+    assert "<h2>What predictions rest on</h2>" in (tmp_path / "a/report.html").read_text()
+    board = EventAccumulator(str(tmp_path / "a"), {TENSORS: 0, IMAGES: 0, SCALARS: 0}).Reload()
+    tags = board.Tags()
+    assert tags["images"] == ["confusion matrix"]
+    for kind in ("clouds", "patches"):
+        assert f"{kind}/airplane_test_0000_VERTEX" in tags["tensors"]
+        assert make_ndarray(board.Tensors(f"{kind}/airplane_test_0000_VERTEX")[0].tensor_proto).shape == (1, 64, 3)
+        colours = make_ndarray(board.Tensors(f"{kind}/airplane_test_0000_COLOR")[0].tensor_proto)[0]
+        assert len({tuple(colour) for colour in colours.tolist()}) > 6  # by height; a patch a colour
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    assert [event.value for event in board.Scalars("result/oa")] == pytest.approx([summary["test"]["oa"]])
+    (features,) = (tmp_path / "a").glob("*/features/tensors.tsv")
+    assert len(features.read_text().splitlines()) == 68
+    assert features.with_name("metadata.tsv").read_text().splitlines()[:2] == list(shapes.CLASSES)[:2]
+    pages = (tmp_path / "a/report.html").stat().st_mtime_ns
+    train.main(
+        [*FAST, "run.report=true", f"run.dir={tmp_path}", "run.name=a"]
+    )  # it is finished: nothing is drawn again
+    assert (tmp_path / "a/report.html").stat().st_mtime_ns == pages
+
+
+def test_a_page_that_cannot_be_drawn_leaves_the_run_finished(tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "save_page", fails)
+    train.main([*FAST, "run.report=true", f"run.dir={tmp_path}", "run.name=a"])
+    out = capsys.readouterr().out
+    assert "no page of the run: disk full" in out
+    assert "overall accuracy" in out
+    assert (tmp_path / "a/summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tools import cli, svm, train
 
 SMALL = ["data.name=shapes", "data.num_points=128", "model.width=24", "model.depth=2", "model.heads=2",
          "model.num_groups=8", "model.group_size=8", "train.epochs=2", "train.device=cpu", "train.batch_size=16",
-         "data.train_fraction=0.2", "ewa.enabled=false"]  # fmt: skip
+         "data.train_fraction=0.2", "ewa.enabled=false", "run.report=false"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

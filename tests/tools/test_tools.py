@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 FAST = [
     "model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8",
     "data.num_points=64", "train.epochs=1", "train.batch_size=64", "train.device=cpu",
+    "run.report=false",
 ]  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def test_pretraining_leaves_a_picture_and_goes_into_a_classifier(tmp_path, capsy
     assert (tmp_path / "p" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
     train.main(["--config", "configs/task/pretraining.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "finished already" in capsys.readouterr().out
-    train.main([*small, "train.batch_size=16", f"train.init_from={tmp_path / 'p'}", "run.name=c"])
+    train.main([*small, "train.batch_size=16", f"train.init_from={tmp_path / 'p'}", "run.name=c", "run.report=false"])
     assert "freshly initialised: cls_token" in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 FAST = [
     "model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8",
     "data.num_points=64", "train.epochs=2", "train.batch_size=64", "train.device=cpu",
+    "run.report=false",
 ]  # fmt: skip
 KINDS = {
     "cloud": [], "patches": [], "saliency": ["--run", "ewa"], "errors": ["--run", "ewa"],
