@@ -1,0 +1,179 @@
+"""Every command in the README and the docs runs: as it is written, on small sets and with small models."""
+
+import importlib
+import re
+import shlex
+import subprocess
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch.nn.functional import gelu, linear
+
+import datasets
+from datasets import registry, shapes
+from datasets.modelnet40 import OFFICIAL
+from pointewa.engine import load_model
+from pointewa.errors import DataError, UserError
+from pointewa.models import PRESETS
+from tests.datasets.conftest import write_scanobjectnn
+from tools import train
+
+ROOT = Path(__file__).parents[1]
+FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
+FILES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("results/**/*.md"))
+START = r"(?:make|python|torchrun|\.venv/bin/\w+) "
+# What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
+SHORTER = {
+    "train": ["train.epochs=1", "train.device=cpu", "train.batch_size=32", "run.report=false", "run.dir=new"],
+    "study": ["--budget", "0"],  # it starts no training
+    "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
+}
+# Run elsewhere: by whoever reads this, and by tests of their own; what only shows something
+ELSEWHERE = ("pytest", "ruff", "timeit", "tensorboard.main", "examples.", "tools.soak", "tools.bench_data")
+# What cannot end well on a small set
+ENDS = {"verify": "expected 100", "--report-only": "nothing to report"}
+
+
+def commands():
+    """Of each file its commands: in blocks, and in single backquotes."""
+    seen = set()
+    for file in FILES:
+        text = re.sub(r" *\\\n *", " ", (ROOT / file).read_text())
+        for block, inline in re.findall(rf"^({START}.*)$|`({START}[^`]+)`", text, re.MULTILINE):
+            command = (block or inline).partition(" #")[0].strip()
+            if "..." not in command and command not in seen:
+                seen.add(command)
+                yield pytest.param(command, id=f"{file}: {command}")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder that looks like this repository to a command, with data, runs, and the files that the docs name."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("Makefile", "configs", "requirements.txt", "pyproject.toml", "tools"):
+        (home / name).symlink_to(ROOT / name)
+    (home / ".venv").mkdir()
+    (home / ".venv/.done").touch()
+    (home / "data").mkdir()
+    rng, per_class = np.random.default_rng(0), {"train": 2, "test": 1}
+    small = {}
+    with h5py.File(home / "data/modelnet40_1024.h5", "w") as h5:
+        h5.attrs["shape_names"] = list(OFFICIAL)
+        for split, count in per_class.items():
+            labels, group = np.repeat(np.arange(40), count), h5.create_group(split)
+            group["data"] = rng.normal(size=(len(labels), 1024, 3)).astype(np.float32)
+            group["label"] = labels.astype(np.uint8)
+            group["name"] = [f"{list(OFFICIAL)[label]}_{split}{i}" for i, label in enumerate(labels)]
+            scans = np.arange(15).repeat(3)
+            points = rng.normal(size=(len(scans), 2048, 3)).astype(np.float32)
+            small[split] = type("Part", (), {"points": points, "labels": scans})
+    write_scanobjectnn(home / "data", small, "pb_t50_rs")
+    for name in ("ball", "box"):
+        (home / "my_meshes" / name).mkdir(parents=True)
+        for number in range(20):
+            mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
+            mesh.export(home / "my_meshes" / name / f"{number}.off")
+    mesh.export(home / "chair.ply")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        patch.chdir(home)
+        recipe = ["train.epochs=1", "train.device=cpu", "run.report=false", "--json"]
+        for name, more in (
+            ("x", ["--config", "configs/modelnet40.yaml"]),
+            ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
+            ("pretrained", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/pretraining.yaml"]),
+        ):
+            train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
+        torch.save({"base_model": load_model("runs/x").model.state_dict()}, "ckpt.pth")
+    return home
+
+
+def shrink(patch):
+    """All presets are alike, and small; few procedural objects."""
+    for name, arch in PRESETS.items():
+        small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
+        patch.setitem(PRESETS, name, replace(small, head="point_mae"))
+    patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
+
+
+def lines(command, home):
+    """What a command comes to: make's own lines, as lists of words."""
+    if not command.startswith("make"):
+        return [shlex.split(command)]
+    done = subprocess.run(
+        ["make", "-n", *shlex.split(command)[1:]], cwd=home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    text = re.sub(r" *\\\n *", " ", done.stdout)
+    return [shlex.split(line.partition(" || ")[0]) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
+    shrink(monkeypatch)
+    monkeypatch.chdir(home)
+    for words in lines(command, home):
+        line = " ".join(words)
+        if any(part in line for part in ELSEWHERE):
+            continue
+        at = words.index("-m")
+        tool, arguments = words[at + 1], [word.replace("/your/data", "data") for word in words[at + 2 :]]
+        assert tool.startswith("tools."), line
+        tool = tool.removeprefix("tools.")
+        arguments = [word.replace("8192", "1024") for word in arguments]  # the clouds here have no more
+        more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in SHORTER.get(tool, [])]
+        with end(arguments, capsys):
+            importlib.import_module(f"tools.{tool}").main([*arguments, *more])
+
+
+@contextmanager
+def end(arguments, capsys):
+    """Of a tool: well, or as `ENDS` says."""
+    message = next((message for word, message in ENDS.items() if word in arguments), None)
+    try:
+        yield
+        assert not message
+    except (SystemExit, UserError) as error:
+        output = f"{error} {' '.join(capsys.readouterr())}"
+        assert message, output
+        assert message in output
+
+
+def blocks(file):
+    """The Python blocks of a page, each executed, as modules."""
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL)
+    ):
+        module = ModuleType(f"block{number}")
+        exec(compile(code, f"{file}, block {number}", "exec"), module.__dict__)
+        yield module
+
+
+def test_the_example_of_a_data_set_is_one(tmp_path, monkeypatch):
+    module = next(blocks("CONTRIBUTING.md"))
+    monkeypatch.setitem(registry.NAMES, "scans", module)
+    points, labels = np.random.default_rng(0).normal(size=(6, 200, 3)), np.array([0, 1, 0, 1, 1, 0])
+    np.savez(tmp_path / "train.npz", points=points, labels=labels)
+    clouds = datasets.load("scans", str(tmp_path), "train", 128)
+    assert clouds.labels.tolist() == labels.tolist()
+    assert clouds.class_names == ("pipe", "valve")
+    assert clouds.points[:, :128].norm(dim=-1).amax(1) == pytest.approx([1] * 6, abs=1e-5)
+    with pytest.raises(DataError, match=r"test\.npz: no such file"):
+        datasets.load("scans", str(tmp_path), "test", 128)
+
+
+def test_the_example_of_an_arm_is_one():
+    *_, module = blocks("CONTRIBUTING.md")
+    ffn = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 6)).double()
+    moe, x = module.EveryExpertMoE(ffn, 3), torch.randn(2, 5, 6, dtype=torch.float64)
+    first, _, second = moe.experts
+    each = [linear(gelu(linear(x, first.weight[i], first.bias[i])), second.weight[i], second.bias[i]) for i in range(3)]
+    torch.testing.assert_close(moe(x), sum(each) / 3, rtol=0, atol=1e-12)
+    torch.testing.assert_close(moe.eval()(x), moe.fuse()(x), rtol=0, atol=1e-12)
