@@ -32,6 +32,7 @@ from pointewa.config import build_architecture
 from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.ewa.experts import moe_layers
+from pointewa.viz import offscreen
 from pointewa.viz.clouds import clouds_figure, save_figure
 from pointewa.viz.embedding import METHODS, embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
@@ -166,18 +167,34 @@ def _names(items: list[Item]) -> dict[str, Any]:
     return {"objects": [item.name for item in items]}
 
 
-def write(drawing: Picture | Callable[[str], Any], what: str, out: Path | None, html: Path | None) -> None:
-    """Write the PNG and the HTML page, as far as they are wanted."""
-    drawn = (lambda kind: drawing) if isinstance(drawing, Picture) else drawing
+def _figure(found: Any, renderer: str) -> tuple[Any, str]:
+    """A matplotlib figure, and what drew it. A picture's clouds are Open3D's where it is wanted and can be had."""
+    if not isinstance(found, Picture):
+        return found, "matplotlib"
+    if renderer == "matplotlib" or (renderer == "auto" and not offscreen.available()):
+        return clouds_figure(found), "matplotlib"
+    try:
+        return clouds_figure(found, offscreen.render(found)), "Open3D"
+    except offscreen.RenderError as error:
+        if renderer == "open3d":
+            raise ConfigError(f"--renderer open3d: {error}: {offscreen.REMEDY}") from None
+        return clouds_figure(found), f"matplotlib: {error}"
+
+
+def write(drawing: Picture | Callable[[str], Any], what: str, out: Path | None, html: Path | None,
+          renderer: str = "matplotlib") -> str:  # fmt: skip
+    """Write the PNG and the HTML page, as far as they are wanted; tells what drew the PNG."""
+    drawn, drawer = (lambda kind: drawing) if isinstance(drawing, Picture) else drawing, ""
     if out:
-        found = drawn("png")
-        save_figure(out, clouds_figure(found) if isinstance(found, Picture) else found)
+        figure, drawer = _figure(drawn("png"), renderer)
+        save_figure(out, figure)
     if html:
         found = drawn("html")
         if isinstance(found, Picture):
             save_page(html, found.heading or what, [clouds_html(found)])
         else:
             save_page(html, what, [svg_html(found)])
+    return drawer
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", type=int, metavar="N", help="of the grid of cloud and errors")
     parser.add_argument("--out", metavar="FILE", help="PNG; or HTML where it ends in .html (default WHAT.png)")
     parser.add_argument("--html", metavar="FILE", help="a page that turns in any browser, besides or in place of --out")
+    parser.add_argument("--renderer", choices=("auto", "open3d", "matplotlib"), default="auto",
+                        help="of a PNG's clouds (default auto: Open3D where it is installed and can render)")  # fmt: skip
     parser.add_argument("--show", action="store_true", help="a window of Open3D, where there is a display")
     return parser
 
@@ -215,15 +234,17 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(f"{args.what}.png")
     if out and out.suffix.lower() != ".png":
         raise ConfigError(f"--out: expected a name ending in .png or .html, found {out}")
+    if args.renderer == "open3d" and not offscreen.available():
+        raise ConfigError(f"--renderer open3d: Open3D is not installed: {offscreen.REMEDY}, or leave the option out")
     drawing, numbers = KINDS[args.what](Subjects(args), args)
-    write(drawing, args.what if not args.run else f"{args.what} of {args.run}", out, html)
+    drawer = write(drawing, args.what if not args.run else f"{args.what} of {args.run}", out, html, args.renderer)
     written = {"png": str(out) if out else None, "html": str(html) if html else None}
     if args.json:
         print(json.dumps({"what": args.what, **written, **numbers}))
     stream = sys.stderr if args.json else sys.stdout
     for kind, path in written.items():
         if path:
-            print(f"wrote {path} ({'drawn by matplotlib' if kind == 'png' else 'open it in any browser'})", file=stream)
+            print(f"wrote {path} ({f'drawn by {drawer}' if kind == 'png' else 'open it in any browser'})", file=stream)
     if args.show:
         found = drawing if isinstance(drawing, Picture) else drawing("html")
         if not isinstance(found, Picture):

@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, Panel, Picture, 
 
 _SIDE, _LINE = 2.3, 0.19  # inches: a panel, and a line of text
 _SHADES = 224  # in a file
+REACH = 1.06  # of a panel, from its middle: a fitted cloud and half a point
 
 
-def clouds_figure(picture: Picture) -> Any:
-    """A matplotlib figure of a picture: far points are drawn first, and paler."""
+def clouds_figure(picture: Picture, rendered: Sequence[np.ndarray] | None = None) -> Any:
+    """A matplotlib figure of a picture: far points are drawn first, and paler.
+
+    Args:
+        picture: what is drawn.
+        rendered: uint8 ``[H, W, 3]`` for each panel, from `pointewa.viz.offscreen.render`, in place of its points.
+    """
     from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
 
     columns = picture.width
@@ -31,7 +38,12 @@ def clouds_figure(picture: Picture) -> Any:
         row, column = divmod(number, columns)
         bottom = high - top - row * (_SIDE + under) - _SIDE
         axes = figure.add_axes((column / columns, bottom / high, 1 / columns, _SIDE / high))
-        _draw(axes, panel.fitted())
+        if rendered is None:
+            _draw(axes, panel.fitted())
+        else:
+            axes.imshow(rendered[number], extent=(-REACH, REACH, -REACH, REACH))
+        axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH))
+        axes.set_axis_off()
         if panel.title:
             x, y = (column + 0.5) / columns, (bottom - 0.02) / high
             figure.text(x, y, panel.title, ha="center", va="top", color=INK, fontsize=9, linespacing=1.25)
@@ -61,15 +73,18 @@ def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return seen[:, :2] * nearness[:, None], nearness, np.clip((1 - seen[:, 2]) / 2, 0, 1)
 
 
+def faded(colours: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Colours uint8 ``[P, 3]`` at depths ``[P]`` from 0 to 1, paler the farther they are: ``[P, 3]`` in [0, 1]."""
+    fog = FOG * depth[:, None] ** 1.5
+    return (colours * (1 - fog) + rgb(BACKGROUND) * fog) / 255
+
+
 def _draw(axes: Any, panel: Panel) -> None:
     places, nearness, depth = project(panel.points)
     order = np.argsort(-depth, kind="stable")
-    fog = FOG * depth[:, None] ** 1.5
-    colours = (panel.colours * (1 - fog) + rgb(BACKGROUND) * fog) / 255
+    colours = faded(panel.colours, depth)
     diameter = dot(len(panel.points)) * panel.sizes * nearness * _SIDE / 2 * 72  # typographic points
     axes.scatter(*places[order].T, s=diameter[order] ** 2, c=colours[order], linewidths=0)
-    axes.set(xlim=(-1.06, 1.06), ylim=(-1.06, 1.06))
-    axes.set_axis_off()
 
 
 def save_clouds(path: Path, picture: Picture, dpi: int = 130) -> None:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 from pointewa.errors import ConfigError, first_line
+from pointewa.viz.offscreen import REMEDY
 from pointewa.viz.panels import BACKGROUND, Picture, rgb, view_matrix
 
 _GAP = 2.3  # between the middles of neighbouring clouds, in their radii
@@ -38,8 +39,8 @@ def show(picture: Picture) -> None:
         import open3d  # slow, and needs system libraries: only here
     except (ImportError, OSError) as error:
         raise ConfigError(
-            f"--show: needs Open3D, which cannot be imported ({first_line(error)}): pip install open3d-cpu and "
-            "apt install libusb-1.0-0 libgl1, or use --html x.html"
+            f"--show: needs Open3D, which cannot be imported ({first_line(error)}): {REMEDY}, "
+            "or use --html x.html"
         ) from None
     cloud = open3d.geometry.PointCloud()
     points, colours, sizes = placed(picture)

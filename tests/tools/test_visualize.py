@@ -161,6 +161,7 @@ def test_patches_as_asked_for(tmp_path, capsys):
 
 def test_says_how_it_was_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "open3d", None)
     visualize.main(["cloud", *FAST, "--count", "1"])
     assert capsys.readouterr().out == "wrote cloud.png (drawn by matplotlib)\n"
     visualize.main(["cloud", *FAST, "--count", "1", "--out", "x.html"])
