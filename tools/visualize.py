@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE", help="PNG; or HTML where it ends in .html (default WHAT.png)")
     parser.add_argument("--html", metavar="FILE", help="a page that turns in any browser, besides or in place of --out")
     parser.add_argument("--renderer", choices=("auto", "open3d", "matplotlib"), default="auto",
-                        help="of a PNG's clouds (default auto: Open3D where it is installed and can render)")  # fmt: skip
+                        help="of a PNG's clouds (default auto: Open3D where it can render)")  # fmt: skip
     parser.add_argument("--show", action="store_true", help="a window of Open3D, where there is a display")
     return parser
 

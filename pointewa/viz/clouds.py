@@ -76,7 +76,7 @@ def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def faded(colours: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Colours uint8 ``[P, 3]`` at depths ``[P]`` from 0 to 1, paler the farther they are: ``[P, 3]`` in [0, 1]."""
     fog = FOG * depth[:, None] ** 1.5
-    return (colours * (1 - fog) + rgb(BACKGROUND) * fog) / 255
+    return np.minimum((colours * (1 - fog) + rgb(BACKGROUND) * fog) / 255, 1)  # rounding may exceed it
 
 
 def _draw(axes: Any, panel: Panel) -> None:

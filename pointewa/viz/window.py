@@ -39,8 +39,7 @@ def show(picture: Picture) -> None:
         import open3d  # slow, and needs system libraries: only here
     except (ImportError, OSError) as error:
         raise ConfigError(
-            f"--show: needs Open3D, which cannot be imported ({first_line(error)}): {REMEDY}, "
-            "or use --html x.html"
+            f"--show: needs Open3D, which cannot be imported ({first_line(error)}): {REMEDY}, or use --html x.html"
         ) from None
     cloud = open3d.geometry.PointCloud()
     points, colours, sizes = placed(picture)
