@@ -68,7 +68,8 @@ def home(tmp_path_factory):
         h5.attrs["shape_names"] = list(OFFICIAL)
         for split, count in per_class.items():
             labels, group = np.repeat(np.arange(40), count), h5.create_group(split)
-            group["data"] = rng.normal(size=(len(labels), 1024, 3)).astype(np.float32)
+            extent = 10 ** rng.uniform(-1, 1, (len(labels), 1, 3))  # so different that none is taken for another
+            group["data"] = (extent * rng.normal(size=(len(labels), 1024, 3))).astype(np.float32)
             group["label"] = labels.astype(np.uint8)
             group["name"] = [f"{list(OFFICIAL)[label]}_{split}{i}" for i, label in enumerate(labels)]
             scans = np.arange(15).repeat(3)
@@ -127,7 +128,8 @@ def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
         tool, arguments = words[at + 1], [word.replace("/your/data", "data") for word in words[at + 2 :]]
         assert tool.startswith("tools."), line
         tool = tool.removeprefix("tools.")
-        arguments = [word.replace("8192", "1024") for word in arguments]  # the clouds here have no more
+        # The clouds here have no more points, and compiling takes minutes.
+        arguments = [word.replace("8192", "1024") for word in arguments if word != "--compile"]
         more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in SHORTER.get(tool, [])]
         with end(arguments, capsys):
             importlib.import_module(f"tools.{tool}").main([*arguments, *more])
@@ -142,8 +144,7 @@ def end(arguments, capsys):
         assert not message
     except (SystemExit, UserError) as error:
         output = f"{error} {' '.join(capsys.readouterr())}"
-        assert message, output
-        assert message in output
+        assert message in output if message else error.args in ((), (0,)), output
 
 
 def blocks(file):

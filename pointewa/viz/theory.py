@@ -31,7 +31,7 @@ def contraction(num_experts: int, share_rate: float, steps: int) -> list[float]:
     return [norm / norms[0] for norm in norms]
 
 
-def stationary_spread(num_experts: int, share_rate: float, steps: int = 200, coordinates: int = 5000) -> float:
+def stationary_spread(num_experts: int, share_rate: float, steps: int = 200, coordinates: int = 2000) -> float:
     """sum_i D_i^2 / lr^2 of a coordinate after many SGD steps on unit noise, each followed by an averaging."""
     generator = _generator()
     weights = torch.zeros(num_experts, coordinates, dtype=torch.float64)
