@@ -40,6 +40,7 @@ ACCEPTED = f"""\
   off        <class>/{{train,test}}/<name>.off, the meshes as published"""
 
 
+@functools.cache
 def official_names(split: str) -> dict[str, list[str]]:
     """Of each class the objects that the official split has."""
     first = {"train": lambda train: 1, "test": lambda train: train + 1}[split]

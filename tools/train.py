@@ -26,6 +26,8 @@ from pointewa.viz.board import add_hyperparameters
 from pointewa.viz.reconstruction import reconstruction_figure
 from tools import cli, report
 
+SETTLED = 300  # steps
+
 
 def load_data(config: Config, world: World) -> Data:
     """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them."""
@@ -59,6 +61,10 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
         return summary
     kind = MaskedPretraining if config.train.task == "pretraining" else Trainer
     trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))
+    if trainer.total_steps < SETTLED and not trainer.resumed:
+        advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
+        enough = -(-SETTLED // trainer.steps_per_epoch)
+        say(console, f"{advice}, and these are {trainer.total_steps}: try EPOCHS={enough}", style="yellow")
     trainer.fit()
     summary = trainer.finish()
     if world.first and config.run.report:
