@@ -82,7 +82,7 @@ doctor:  ## what is installed, used and found here, what is missing, and what me
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tools.doctor $(if $(DATASET),--config configs/$(DATASET).yaml) $(DATA) $(MACH) $(ARGS)
 
 test: .venv/.done  ## run the tests
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 8 --dist loadscope $(ARGS)
 
 lint: .venv/.done  ## check style, names, annotations and docstrings
 	@$(RUFF) check . && $(RUFF) format --check .
