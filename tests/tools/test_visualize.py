@@ -42,8 +42,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real_run(real_data, tmp_path_factory):
-    """A short EWA run on a few of ModelNet40's clouds, in a packed file."""
+def real_runs(real_data, tmp_path_factory):
+    """A short EWA run and a pre-training on a few of ModelNet40's clouds, in a packed file."""
     folder = tmp_path_factory.mktemp("real")
     with h5py.File(real_data / "modelnet40_1024.h5") as whole, h5py.File(folder / "modelnet40_few.h5", "w") as few:
         few.attrs["shape_names"] = whole.attrs["shape_names"]
@@ -52,9 +52,11 @@ def real_run(real_data, tmp_path_factory):
             for key in ("data", "label", "name"):
                 group[key] = whole[split][key][::step]
                 group[key].attrs.update(whole[split][key].attrs)
-    train.main([*FAST, "data.name=modelnet40", f"data.root={folder}", f"run.dir={folder}", "run.name=ewa",
-                "data.num_points=512", "train.batch_size=32", "train.epochs=1", "--json"])  # fmt: skip
-    return folder / "ewa"
+    real = [*FAST, "data.name=modelnet40", f"data.root={folder}", f"run.dir={folder}", "data.num_points=512",
+            "train.batch_size=32", "train.epochs=1", "--json"]  # fmt: skip
+    train.main([*real, "run.name=ewa"])
+    train.main([*real, "run.name=pre", "train.task=pretraining", "ewa.enabled=false"])
+    return folder
 
 
 def where(runs, arguments):
@@ -84,9 +86,10 @@ def test_each_kind_from_a_run(runs, tmp_path, capsys, what):
     assert draw(tmp_path, capsys, what, *where(runs, KINDS[what]), *more)["what"] == what
 
 
-@pytest.mark.parametrize("what", [kind for kind in KINDS if kind != "reconstruction"])
-def test_each_kind_on_real_clouds(real_run, tmp_path, capsys, what):
-    assert draw(tmp_path, capsys, what, "--run", str(real_run), "--count", "2")["what"] == what
+@pytest.mark.parametrize("what", KINDS)
+def test_each_kind_on_real_clouds(real_runs, tmp_path, capsys, what):
+    run = real_runs / (KINDS[what] or ["ewa"])[-1]
+    assert draw(tmp_path, capsys, what, "--run", str(run), "--count", "2")["what"] == what
 
 
 def test_objects_by_index_name_class_and_file(tmp_path, capsys):
