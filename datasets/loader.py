@@ -111,9 +111,15 @@ class EvalLoader:
         self.clouds, self.batch_size, self.num_points, self.transform = clouds, batch_size, num_points, transform
         self.rank, self.world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __len__(self) -> int:
+        return len(self._indices())
+
+    def _indices(self) -> tuple[Tensor, ...]:
         everything = torch.arange(len(self.clouds), device=self.clouds.labels.device)
-        indices = everything.tensor_split(self.world_size)[self.rank].split(self.batch_size)
+        return everything.tensor_split(self.world_size)[self.rank].split(self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = self._indices()
         count = pool_size(self.num_points) if self.transform else self.num_points
         for index, points in zip(indices, self.clouds.batches(indices, count), strict=True):
             yield self.transform(points) if self.transform else points, self.clouds.labels[index]

@@ -67,7 +67,7 @@ class Judge:
 
     def plain(self) -> Evaluation:
         """On each cloud's farthest-point sample."""
-        return self._restricted(self._run(lambda points: points[:, : self.num_points]))
+        return self._restricted(self._run(lambda points: points[:, : self.num_points], "evaluating"))
 
     def voted(self, votes: int) -> Evaluation:
         """Mean logits over random samples, each scaled and shifted, as Point-BERT and Point-MAE vote."""
@@ -90,11 +90,12 @@ class Judge:
             errors[name].append(100 - self._restricted(result).oa)
         return errors
 
-    def _run(self, transform: Any) -> Evaluation:
+    def _run(self, transform: Any, title: str = "") -> Evaluation:
         def prepared(points: Tensor) -> Tensor:
             return transform(unit_sphere(points) if self.normalize else points)
 
-        return evaluate(self.model, EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, prepared))
+        batches = EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, prepared)
+        return evaluate(self.model, progress(batches, title) if title else batches)  # one bar at a time
 
     def _restricted(self, result: Evaluation) -> Evaluation:
         return result.restricted([(one.model, one.data) for one in self.shared]) if self.shared else result

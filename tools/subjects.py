@@ -1,7 +1,7 @@
 """The model and the clouds that a picture or a report is of."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from datasets.base import Clouds
 from datasets.files import SUFFIXES, read_points
 from datasets.loader import EvalLoader
 from datasets.prepare import unit_sphere
+from datasets.source import progress
 from datasets.transforms import pool_size
 from pointewa.config import build_architecture, load_config
 from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign
@@ -182,14 +183,16 @@ class Subjects:
         loaded = self.classifier
         if loaded.class_names != self.clouds.class_names:
             raise ConfigError(f"data.name: {self.config.data.name} has other classes than the model of {self.args.run}")
-        return evaluate(loaded.model, EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, self.prepared))
+        return evaluate(loaded.model, self._batches("evaluating"))
 
     @torch.no_grad()
     def features(self) -> Tensor:
         """Of the whole split, ``[N, F]``, on the CPU."""
         model = self.loaded.model
-        batches = EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, self.prepared)
-        return torch.cat([model.features(points).float().cpu() for points, _ in batches])
+        return torch.cat([model.features(points).float().cpu() for points, _ in self._batches("features")])
+
+    def _batches(self, title: str) -> Iterable[tuple[Tensor, Tensor]]:
+        return progress(EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, self.prepared), title)
 
 
 def _recorded(path: Path, dataset: str) -> dict[str, str | None]:

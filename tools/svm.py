@@ -29,8 +29,7 @@ def features(loaded: LoadedModel, clouds: Clouds, num_points: int, name: str) ->
     device, found = clouds.labels.device, []
     model = loaded.model.to(device).eval()
     scale = loaded.normalize == "unit_sphere" and not clouds.normalized
-    batches = list(EvalLoader(clouds, cli.EVAL_BATCH, num_points))
-    for points, _ in progress(batches, name):
+    for points, _ in progress(EvalLoader(clouds, cli.EVAL_BATCH, num_points), name):
         found.append(model.features(unit_sphere(points) if scale else points).cpu())
     return torch.cat(found), clouds.labels.cpu()
 
