@@ -8,24 +8,13 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 from tensorboard.util.tensor_util import make_ndarray
 
 from datasets import shapes
-from tests.tools.test_visualize import FAST
+from tests.tools.test_visualize import FAST, runs  # noqa: F401, a fixture
 from tests.viz.conftest import browser  # noqa: F401, a fixture
 from tools import cli, report, train
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
-        for name, more in (("ewa", []), ("dense", ["ewa.enabled=false"]),
-                           ("pre", ["ewa.enabled=false", "train.task=pretraining"])):  # fmt: skip
-            train.main([*FAST, *more, f"run.dir={folder}", f"run.name={name}", "--json"])
-    return folder
-
-
 @pytest.mark.parametrize("name", ["ewa", "dense"])
-def test_the_page_tells_what_the_run_found(runs, capsys, name):
+def test_the_page_tells_what_the_run_found(runs, capsys, name):  # noqa: F811
     summary = json.loads((runs / name / "summary.json").read_text())
     capsys.readouterr()
     report.main([str(runs / name), "--json"])
@@ -97,7 +86,7 @@ def test_a_page_that_cannot_be_drawn_leaves_the_run_finished(tmp_path, capsys, m
     ("name", "message"),
     [("pre", "predicts no classes"), ("nowhere", "expected a run folder"), ("half", "not finished")],
 )
-def test_mistakes_are_one_line(runs, tmp_path, capsys, name, message):
+def test_mistakes_are_one_line(runs, tmp_path, capsys, name, message):  # noqa: F811
     if name == "half":
         (runs / "half").mkdir()
         for file in ("config.yaml", "model.safetensors", "model.json"):
