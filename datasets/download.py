@@ -56,7 +56,10 @@ ARCHIVES = {
 BY_REQUEST = {
     "scanobjectnn": "ScanObjectNN is not downloaded: its authors give it out to those who accept their terms of use. "
     "Ask for it at https://hkust-vgd.github.io/scanobjectnn/, unpack h5_files.zip to DATA_ROOT/ScanObjectNN, "
-    "then: make train DATASET=scanobjectnn DATA_ROOT=..."
+    "then: make train DATASET=scanobjectnn DATA_ROOT=...",
+    "shapenet55": "ShapeNet-55 is not downloaded: it is made of ShapeNetCore, which https://shapenet.org gives out to "
+    "those who accept its terms. The authors' archive is linked from https://github.com/yuxumin/PoinTr (DATASET.md): "
+    "unpack it to DATA_ROOT/ShapeNet55-34, then: make train DATASET=shapenet55 DATA_ROOT=...",
 }
 
 
@@ -83,7 +86,7 @@ def download(name: str, root: Path, mirrors: Sequence[str] | None = None, timeou
     if name in BY_REQUEST:
         raise DataError(BY_REQUEST[name])
     if name not in ARCHIVES:
-        known = ", ".join(sorted([*ARCHIVES, *BY_REQUEST]))
+        known = ", ".join([*ARCHIVES, *BY_REQUEST])
         raise DataError(f"expected a data set to download, one of {known}, found {name!r}; shapes needs no download")
     folder = root / Path(ARCHIVES[name].name).stem
     if folder.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import packed
+from datasets.download import BY_REQUEST
 from datasets.files import read_points, reading
 from datasets.source import Cloud, Source
 from pointewa.errors import DataError
@@ -31,11 +32,6 @@ CLASSES = {
 SIZES = {"train": 41952, "test": 10518}
 _FOLDERS = ("", "ShapeNet-55", "ShapeNet55-34", "ShapeNet55-34/ShapeNet-55")
 _CLOUDS = "shapenet_pc"
-_ASK = (
-    "ShapeNet-55 is not downloaded: it is made of ShapeNetCore, which https://shapenet.org gives out to those who "
-    "accept its terms. The authors' archive is linked from https://github.com/yuxumin/PoinTr (DATASET.md): unpack it "
-    "to DATA_ROOT/ShapeNet55-34"
-)
 
 
 def check_split(source: Source, split: str) -> list[str]:
@@ -73,7 +69,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             missing = f"no folder {_CLOUDS} in {lists[0]} or beside it" if lists else "no train.txt and test.txt there"
             raise DataError(
                 f"ShapeNet-55 was not found: {missing}.\nLooked in {Path(root).resolve()} and its folders "
-                f"{', '.join(_FOLDERS[1:])}.\n{_ASK}, then: make train DATASET=shapenet55 DATA_ROOT=..."
+                f"{', '.join(_FOLDERS[1:])}.\n{BY_REQUEST['shapenet55']}"
             )
         found = _open(*both[0], split)
     if found.num_points < num_points:

@@ -156,7 +156,8 @@ def data_sets(config: Config) -> Iterator[Finding]:
         thread.start()
         thread.join(SECONDS)
     root = Path(chosen.root).absolute()
-    yield Finding("data", "data.root", OK, f"{root}{'' if root.exists() else ', which does not exist'}")
+    there = root.exists()
+    yield Finding("data", "data.root", OK if there else NOTE, f"{root}{'' if there else ', which does not exist'}")
     for name in sorted(datasets.NAMES):
         there, text = found.get(name, (None, f"not looked through in {SECONDS:.0f} s"))
         if there is False and name != chosen.name:

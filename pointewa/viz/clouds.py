@@ -87,15 +87,6 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.scatter(*places[order].T, s=diameter[order] ** 2, c=colours[order], linewidths=0)
 
 
-def save_clouds(path: Path, picture: Picture, dpi: int = 130) -> None:
-    """Write a picture as PNG.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    save_figure(path, clouds_figure(picture), dpi)
-
-
 def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
     """Write any matplotlib figure as PNG, the same bytes each time, with few colours: a third of the size.
 

@@ -88,12 +88,3 @@ def save_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(page(title, parts), encoding="utf-8")
-
-
-def save_html(path: Path, picture: Picture) -> None:
-    """Write a picture as a page whose clouds turn.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    save_page(path, picture.heading or "point clouds", [clouds_html(picture)])

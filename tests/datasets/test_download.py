@@ -380,7 +380,11 @@ def test_download_leads_to_data_that_loads(server, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("scanobjectnn", "terms of use"), ("shapes", "one of modelnet40, scanobjectnn, found 'shapes'; shapes needs no")],
+    [
+        ("scanobjectnn", "terms of use"),
+        ("shapenet55", "https://shapenet.org"),
+        ("shapes", "one of modelnet40, scanobjectnn, shapenet55, found 'shapes'; shapes needs no"),
+    ],
 )
 def test_what_is_not_downloaded(tmp_path, name, message):
     with pytest.raises(DataError, match=message):

@@ -76,6 +76,7 @@ def test_colours_are_off_under_no_color():
 def test_what_stops_training(capsys, tmp_path, monkeypatch):
     found, error = refused(capsys, "data.name=modelnet40", f"data.root={tmp_path}")
     assert found["modelnet40"]["state"] == "missing"
+    assert found["data.root"]["state"] == "ok"
     assert "ModelNet40 was not found." in error
     assert "make data DATASET=modelnet40" in error
     found, error = refused(capsys, "train.device=tpu")

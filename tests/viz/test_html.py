@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pointewa.viz.experts import experts_figure
-from pointewa.viz.html import clouds_html, page, save_html, svg_html
+from pointewa.viz.html import clouds_html, page, save_page, svg_html
 from pointewa.viz.panels import Panel, Picture, dot, plain_panel, rgb
 
 
@@ -74,7 +74,7 @@ def test_what_is_far_outside_its_frame_is_moved_to_the_rim():
 
 
 def test_a_browser_draws_turns_and_zooms(browser, tmp_path):
-    save_html(tmp_path / "x.html", picture())
+    save_page(tmp_path / "x.html", "x", [clouds_html(picture())])
     browser.problems.clear()
     browser.open(tmp_path / "x.html")
     first = [browser.pixels(i) for i in range(3)]
@@ -97,7 +97,7 @@ def test_a_browser_draws_turns_and_zooms(browser, tmp_path):
 
 
 def test_two_fingers_zoom_and_one_turns(browser, tmp_path):
-    save_html(tmp_path / "x.html", picture(1))
+    save_page(tmp_path / "x.html", "x", [clouds_html(picture(1))])
     browser.problems.clear()
     browser.open(tmp_path / "x.html")
     first, (x, y) = browser.pixels(), browser.middle()
@@ -125,7 +125,8 @@ def test_the_browser_s_view_is_the_png_s(browser, tmp_path):
     points = np.array([[0.9, 0, 0], [0, 0.9, 0], [0, -0.5, 0.7]], np.float32)
     frame = np.array([[-1, 0, 0], [1, 0, 0]], np.float32)
     colours = np.array([rgb(colour) for colour in ("#ff0000", "#00ff00", "#0000ff")])
-    save_html(tmp_path / "x.html", Picture([Panel(points, colours, frame=frame)]))
+    panel = Panel(points, colours, frame=frame)
+    save_page(tmp_path / "x.html", "x", [clouds_html(Picture([panel]))])
     browser.open(tmp_path / "x.html")
     found = browser.run("""(() => {
         const canvas = document.querySelector("canvas"), side = canvas.width;

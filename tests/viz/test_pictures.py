@@ -13,7 +13,7 @@ from pointewa.ewa.experts import moe_layers
 from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
-from pointewa.viz.clouds import project, save_clouds
+from pointewa.viz.clouds import clouds_figure, project, save_figure
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
@@ -85,7 +85,8 @@ def test_a_picture_is_drawn_the_same_each_time(tmp_path):
     assert Picture(panels, columns=9).width == 5
     assert Picture(panels[:1]).width == 1
     for name, some in (("a", panels), ("b", panels), ("c", panels[:1])):
-        save_clouds(tmp_path / f"{name}.png", Picture(some, "a heading", legend=[("#ff0000", "red")]))
+        picture = Picture(some, "a heading", legend=[("#ff0000", "red")])
+        save_figure(tmp_path / f"{name}.png", clouds_figure(picture))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     image = imread(tmp_path / "a.png")
     assert image.shape[1] == pytest.approx(3 * 2.3 * 130, abs=2)
