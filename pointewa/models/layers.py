@@ -38,7 +38,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, C] -> [B, T, C]``."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, C/heads) each
-        x = F.scaled_dot_product_attention(q, k, v)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+            # In bfloat16 the backward pass of torch's fused kernel takes several times as long as all of this.
+            x = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

@@ -89,6 +89,18 @@ def test_attention_equals_the_formula():
     torch.testing.assert_close(attention(x), expected, rtol=0, atol=1e-12)
 
 
+def test_attention_trains_in_bfloat16_as_in_float32():
+    attention = Attention(12, 3)
+    x = torch.randn(2, 5, 12)
+    exact = torch.autograd.grad(attention(x).square().sum(), list(attention.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attention(x)
+    for grad, expected in zip(torch.autograd.grad(y.square().sum(), list(attention.parameters())), exact, strict=True):
+        assert (grad - expected).norm() / expected.norm() < 0.02
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(y, attention(x), rtol=0, atol=0.01)  # the fused kernel's
+
+
 def test_the_forward_pass_is_the_published_one():
     """Position added before every block, the class token and the maximum of the patch tokens pooled."""
     torch.manual_seed(0)
