@@ -83,7 +83,8 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
     missing = [run.name for run in study.runs if run.seed not in next(a for a in arms if a.name == run.arm).results]
     done = f"All {len(results)} runs are finished"
     if missing:
-        done = f"{len(results)} of {len(study.runs)} runs are finished; missing: {', '.join(missing)}"
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
+        done = f"{len(results)} of {len(study.runs)} runs are finished; missing: {shown}"
     data = sorted({f"{result.summary['dataset']}, {result.summary['epochs']} epochs" for result in results})
     machines = Counter(_machine(result.summary) for result in results)
     commits = Counter(str(_environment(result.summary).get("commit", "unknown")) for result in results)
