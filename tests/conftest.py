@@ -17,7 +17,7 @@ from pointewa.engine.distributed import ALONE
 from pointewa.engine.runs import find_run
 
 # The models here are tiny: threads would only wait for each other, most of all where another process has work too.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

@@ -89,7 +89,8 @@ class Bench:
         args = self.args
         config = load_config(overrides=[f"model.preset={args.preset}", f"train.batch_size={args.batch_size}",
                                         f"train.device={args.device}", f"ewa.enabled={enabled}",
-                                        f"train.compile={args.compile}"])  # fmt: skip
+                                        f"train.compile={args.compile}",
+                                        f"train.precision={args.precision}"])  # fmt: skip
         names = tuple(map(str, range(NUM_CLASSES)))
         trainer = Trainer(config, Data(_Epoch(), None, (), names), Path(), console)
         if args.compile:
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="point_mae")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--budget", type=float, default=60, help="seconds a section (default 60); at least 3 rounds")
     parser.add_argument("--compile", action="store_true", help="our models through torch.compile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections; default: all")

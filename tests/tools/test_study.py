@@ -30,7 +30,7 @@ description: Does it help?
 settings:
   model: {width: 24, depth: 2, heads: 2, num_groups: 4, group_size: 4}
   data: {num_points: 64, val_fraction: 0.25}
-  train: {epochs: 6, batch_size: 8, lr: 3e-3, save_every: 8, warmup_epochs: 0}
+  train: {epochs: 6, batch_size: 8, lr: 3e-3, save_every: 8, warmup_epochs: 0, precision: float32}
 arms:
   dense: {ewa: {enabled: false}}
   ewa:
