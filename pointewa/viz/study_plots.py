@@ -51,9 +51,10 @@ def _curves(arms: Sequence[Arm]) -> Any:
     panels = [(series, label) for series, label in ((loss, "training loss"), (val, "validation accuracy, %")) if series]
     if not panels:
         return None
-    figure, axes = _figure(len(panels), 1 + 5 * len(panels), 4.2)
+    figure, axes = _figure(len(panels), 2 + 5 * len(panels), _height(arms))
     for one, (series, label) in zip(axes, panels, strict=True):
         _draw(one, series, label)
+    _legend(axes[0])
     return figure
 
 
@@ -61,9 +62,10 @@ def _disagreement(arms: Sequence[Arm]) -> Any:
     series = _series(arms, lambda epoch: disagreement(epoch) or None)  # none of 0 on a log axis
     if not series:
         return None
-    figure, (axes,) = _figure(1, 6.5, 4.2)
+    figure, (axes,) = _figure(1, 7.5, _height(arms))
     axes.set_yscale("log")
     _draw(axes, series, "disagreement of the experts, mean over layers")
+    _legend(axes)
     return figure
 
 
@@ -111,4 +113,12 @@ def _draw(axes: Any, series: dict[tuple[int, str], dict[int, list]], label: str)
                               color=style(number)["color"], alpha=0.15, linewidth=0)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch (line: mean, band: all seeds)", ylabel=label)
-    axes.legend(frameon=False)
+
+
+def _legend(axes: Any) -> None:
+    """Beside the panels, where it hides no curve however many arms there are."""
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+
+
+def _height(arms: Sequence[Arm]) -> float:
+    return max(4.2, 0.6 + 0.22 * len(arms))
