@@ -163,7 +163,8 @@ def _machine(summary: dict[str, Any]) -> str:
     device, threads, torch, ops, system = (
         found.get(key, "unknown") for key in ("device", "threads", "torch", "ops", "platform")
     )
-    return f"{device}, {threads} CPU threads, torch {torch}, operators of {ops}, {system}"
+    precision = summary.get("precision", "unknown")
+    return f"{device} in {precision}, {threads} CPU threads, torch {torch}, operators of {ops}, {system}"
 
 
 def _counted(texts: Counter[str]) -> str:

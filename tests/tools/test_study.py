@@ -116,7 +116,7 @@ def test_the_report_has_the_numbers_of_the_runs(straight, capsys):
     count = summaries["ewa-seed0"]
     assert f"| {count['parameters_in_training']:,} | {count['parameters']:,} |" in text
     for part in ("All 4 runs are finished.", "Does it help?", "shapes, 6 epochs", f"\npython -m tools.study {path}\n",
-                 "Commit unknown. Machine: cpu", "![curves](curves.png)"):  # fmt: skip
+                 f"Commit unknown. Machine: cpu in {count['precision']}, ", "![curves](curves.png)"):  # fmt: skip
         assert part in text
     assert not any(word in text for word in (MACHINE, "run.dir", "nan"))
     assert (out / "study.yaml").read_text() == STUDY
@@ -206,8 +206,16 @@ def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):
     arguments = stubs(["slow", "a"])
     study.main([*arguments, "--budget", "0.5"])  # ends long before the stub would
     assert "The budget of 0.5 s is used up: 0 of 4 runs done; the same command goes on" in capsys.readouterr().out
+    started = tmp_path / "s" / "order"  # by the first training
+
+    def stop(number):
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        started.unlink(missing_ok=True)
+        threading.Thread(target=stop, args=[number], daemon=True).start()
         message = fails([*arguments, "--jobs", "2"], capsys, 128 + number, out=True)
         assert f"stopped by {number.name}: " in message
         assert "the same command goes on" in message
