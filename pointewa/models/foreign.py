@@ -37,10 +37,11 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(container), Mapping):
             checkpoint = checkpoint[container]
             break
-    state = {re.sub(r"^module\.", "", key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    named = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state = {re.sub(r"^module\.", "", key): value for key, value in named.items()}
     if not state:
         raise CheckpointError(
-            "the checkpoint holds no tensors: expected parameters by name, or such under 'base_model' or 'model', "
+            "no named tensors in the checkpoint: expected parameters by name, or such under 'base_model' or 'model', "
             f"found {sorted(map(str, checkpoint))[:6]}"
         )
     for prefix, leave in _PRETRAINING.items():
