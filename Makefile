@@ -88,10 +88,10 @@ lint: .venv/.done  ## check style, names, annotations and docstrings
 	@$(RUFF) check . && $(RUFF) format --check .
 
 bench: .venv/.done  ## measure training, inference and operators against a plain twin: DEVICE, ARGS="--budget 60"
-	@$(PY) -m tools.bench $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	@$(PY) -m benchmarks.bench $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 soak: .venv/.done  ## kill and resume trainings, compare bit for bit: ARGS="--kills 30"
-	@$(PY) -m tools.soak $(ARGS)
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 tensorboard: .venv/.done  ## show the curves of all runs in a browser
 	@$(PY) -m tensorboard.main --logdir runs

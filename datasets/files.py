@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
@@ -14,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pointewa.errors import DataError, UserError, first_line
+from pointewa.errors import DataError
+from pointewa.safe.files import reading
 
 # A file beyond these is refused before memory is asked for, so that a damaged size in a header does no harm.
 MAX_POINTS, MAX_BYTES = 50_000_000, 2**31
@@ -22,26 +21,6 @@ _KEYS = ("points", "xyz", "pos", "data", "arr_0")
 _NO_FACES = np.empty((0, 3), np.int64)
 
 _Shape = tuple[np.ndarray, np.ndarray]  # vertices float64 [V, 3], and triangles int64 [F, 3], none of them for a cloud
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while ``path`` is read as ``what`` into one DataError that names it.
-
-    A UserError passes through.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # on damaged files parsers raise anything, MemoryError and RecursionError included
-        problem, remedy = first_line(error), "it may be damaged or incomplete, repair it or get it again"
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            remedy = f"pip install {error.name}"
-        elif isinstance(error, OSError) and error.errno:
-            problem, remedy = os.strerror(error.errno), "check the path and its permissions"  # h5py's own is long
-        problem = "".join(filter(str.isprintable, problem))[:200]  # it may quote the file
-        raise DataError(f"{path}: cannot be read as {what} ({type(error).__name__}: {problem}): {remedy}") from None
 
 
 def read_points(path: Path, samples: int, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor
 from datasets.base import Clouds
 from datasets.transforms import AUGMENTATIONS, pool_size, random_subset
 from pointewa.errors import ConfigError
+from pointewa.tasks.base import Batch
 
 
 class TrainLoader:
@@ -58,7 +59,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.clouds) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's parts ``[B / world_size, num_points, 3]``, ``[B / world_size]`` of the batches of an epoch,
         points and labels, from number ``start`` on."""
         parts = [batch.chunk(self.world_size)[self.rank] for batch in self._batches(epoch)[start:]]
@@ -66,7 +67,7 @@ class TrainLoader:
         for number, (index, points) in enumerate(zip(parts, clouds, strict=True), start):
             generator = self._seeded(epoch, number, self.rank)
             points = random_subset(points, self.num_points, generator)
-            yield self._augment(points, generator), self.clouds.labels[index]
+            yield Batch(self._augment(points, generator), self.clouds.labels[index])
 
     def object_names(self, epoch: int, number: int) -> list[str]:
         """The objects of a whole batch."""
@@ -118,8 +119,8 @@ class EvalLoader:
         everything = torch.arange(len(self.clouds), device=self.clouds.labels.device)
         return everything.tensor_split(self.world_size)[self.rank].split(self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         indices = self._indices()
         count = pool_size(self.num_points) if self.transform else self.num_points
         for index, points in zip(indices, self.clouds.batches(indices, count), strict=True):
-            yield self.transform(points) if self.transform else points, self.clouds.labels[index]
+            yield Batch(self.transform(points) if self.transform else points, self.clouds.labels[index])

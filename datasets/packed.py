@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from datasets.base import Clouds, PointClouds, check_labels
-from datasets.hdf5 import open_hdf5, read_labels
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
-from pointewa.files import atomic_write
+from pointewa.safe.files import atomic_write
+from pointewa.safe.hdf5 import open_hdf5, read_labels
 
 _WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
 _GRID = 32767  # int16 steps from the centre of a cloud to the farthest coordinate

@@ -2,8 +2,9 @@
 
 import torch
 
-from datasets import folder, modelnet40, prepare, scanobjectnn, shapenet55, shapes
+from datasets import prepare
 from datasets.base import Clouds
+from datasets.layouts import folder, modelnet40, scanobjectnn, shapenet55, shapes
 from datasets.source import Source
 from datasets.transforms import pool_size
 from pointewa.errors import DataError

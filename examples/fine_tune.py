@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import datasets
 import pointewa.ewa as ewa
 from datasets.transforms import scale_shift
-from pointewa.engine import load_model
 from pointewa.models import PRESETS, PointTransformerClassifier, load_weights
+from pointewa.runs.weights import load_model
 
 
 def fit(model: torch.nn.Module, points: torch.Tensor, labels: torch.Tensor, steps: int, lr: float) -> None:

@@ -6,7 +6,7 @@
 import importlib
 from typing import Any
 
-_LAZY = {"Predictor": "pointewa.engine.predict", "load": "pointewa.engine.predict"}
+_LAZY = {"Predictor": "pointewa.inference.predict", "load": "pointewa.inference.predict"}
 
 __all__ = ["Predictor", "load"]
 

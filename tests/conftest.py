@@ -12,9 +12,9 @@ from rich.console import Console
 import datasets
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import load_config
-from pointewa.engine import Data, Trainer
-from pointewa.engine.distributed import ALONE
-from pointewa.engine.runs import find_run
+from pointewa.runs.folder import find_run
+from pointewa.train.distributed import ALONE
+from pointewa.train.trainer import Data, Trainer
 
 # The models here are tiny: threads would only wait for each other, most of all where another process has work too.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pointewa.config import build_architecture, differences, load_config, to_yaml
-from pointewa.engine.study import load_study
 from pointewa.errors import ConfigError
 from pointewa.models import PRESETS
+from pointewa.study.definition import load_study
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

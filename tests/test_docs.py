@@ -18,11 +18,12 @@ import trimesh
 from torch.nn.functional import gelu, linear
 
 import datasets
-from datasets import registry, shapes
-from datasets.modelnet40 import OFFICIAL
-from pointewa.engine import load_model
+from datasets import registry
+from datasets.layouts import shapes
+from datasets.layouts.modelnet40 import OFFICIAL
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
+from pointewa.runs.weights import load_model
 from tests.datasets.conftest import write_scanobjectnn
 from tools import train
 
@@ -37,7 +38,7 @@ SHORTER = {
     "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
 }
 # Run elsewhere: by whoever reads this, and by tests of their own; what only shows something
-ELSEWHERE = ("pytest", "ruff", "timeit", "tensorboard.main", "examples.", "tools.soak", "tools.bench_data")
+ELSEWHERE = ("pytest", "ruff", "timeit", "tensorboard.main", "examples.", "benchmarks.soak", "benchmarks.bench_data")
 # What cannot end well on a small set
 ENDS = {"verify": "expected 100", "--report-only": "nothing to report"}
 
@@ -58,7 +59,7 @@ def commands():
 def home(tmp_path_factory):
     """A folder that looks like this repository to a command, with data, runs, and the files that the docs name."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("Makefile", "configs", "requirements.txt", "pyproject.toml", "tools"):
+    for name in ("Makefile", "configs", "requirements.txt", "pyproject.toml", "tools", "benchmarks"):
         (home / name).symlink_to(ROOT / name)
     (home / ".venv").mkdir()
     (home / ".venv/.done").touch()
@@ -128,13 +129,12 @@ def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
             continue
         at = words.index("-m")
         tool, arguments = words[at + 1], [word.replace("/your/data", "data") for word in words[at + 2 :]]
-        assert tool.startswith("tools."), line
-        tool = tool.removeprefix("tools.")
+        assert tool.startswith(("tools.", "benchmarks.")), line
         # The clouds here have no more points, and compiling takes minutes.
         arguments = [word.replace("8192", "1024") for word in arguments if word != "--compile"]
-        more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in SHORTER.get(tool, [])]
+        more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in SHORTER.get(tool.partition(".")[2], [])]
         with end(arguments, capsys):
-            importlib.import_module(f"tools.{tool}").main([*arguments, *more])
+            importlib.import_module(tool).main([*arguments, *more])
 
 
 @contextmanager

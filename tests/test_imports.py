@@ -5,17 +5,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# of each part, the parts of this repository and (None: any) the other packages that it may import
+# Of each room the rooms below it, and (None: any) the other packages that it may import.
 RULES = {
     "pointewa.ewa": ({"pointewa.ewa"}, {"torch"}),
     "pointewa.ops": ({"pointewa.ops"}, {"torch", "pytorch3d"}),
     "pointewa.models": ({"pointewa.models", "pointewa.ops", "pointewa.errors"}, {"torch"}),
-    "pointewa.engine": ({"pointewa"}, None),
+    "pointewa.safe": ({"pointewa.safe", "pointewa.errors"}, None),
+    "pointewa.runs": ({"pointewa.runs", "pointewa.models", "pointewa.ewa", "pointewa.safe", "pointewa.config",
+                       "pointewa.errors"}, None),
+    "pointewa.tasks": ({"pointewa"}, None),
+    "pointewa.train": ({"pointewa"}, None),
+    "pointewa.inference": ({"pointewa"}, None),
+    "pointewa.study": ({"pointewa"}, None),
     "pointewa.viz": ({"pointewa"}, None),
     "pointewa": ({"pointewa.models", "pointewa.errors"}, None),  # the modules directly in it
-    "datasets": ({"datasets", "pointewa.ops", "pointewa.errors", "pointewa.files"}, None),
+    "datasets": ({"datasets", "pointewa.ops", "pointewa.safe", "pointewa.tasks.base", "pointewa.errors"}, None),
     "tools": ({"tools", "datasets", "pointewa"}, None),
-}
+    "benchmarks": ({"benchmarks", "tools", "datasets", "pointewa"}, None),
+}  # fmt: skip
 
 
 def imports(path):
@@ -28,7 +35,7 @@ def imports(path):
 
 
 def files():
-    for folder in ("pointewa", "datasets", "tools"):
+    for folder in ("pointewa", "datasets", "tools", "benchmarks"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
@@ -45,7 +52,7 @@ def test_every_part_imports_only_what_it_may():
         seen.add(part)
         for name in imports(path):
             package = name.split(".")[0]
-            if package in ("pointewa", "datasets", "tools"):
+            if package in ("pointewa", "datasets", "tools", "benchmarks"):
                 allowed = within(name, own)
             else:
                 allowed = others is None or package in sys.stdlib_module_names or package in others

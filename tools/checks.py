@@ -18,10 +18,10 @@ import datasets
 from datasets.prepare import cache_dir
 from datasets.source import cores
 from pointewa.config import Config
-from pointewa.engine.device import keep_freed_memory, select_device, select_precision
 from pointewa.errors import ConfigError, DataError, first_line
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import backend
+from pointewa.train.device import keep_freed_memory, select_device, select_precision
 from tools.installed import BAD, INSTALL, NOTE, OK, Finding
 
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training takes

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import datasets
 from pointewa.config import Config, load_config
-from pointewa.engine.device import keep_freed_memory, select_device
-from pointewa.engine.distributed import launched
 from pointewa.errors import Stopped, UserError
+from pointewa.train.device import keep_freed_memory, select_device
+from pointewa.train.distributed import launched
 
 EVAL_BATCH = 64
 

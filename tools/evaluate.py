@@ -25,8 +25,10 @@ from datasets.shared_classes import shared_classes
 from datasets.source import progress
 from datasets.transforms import random_subset, scale_shift
 from pointewa.config import build_architecture
-from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign, load_model
 from pointewa.errors import ConfigError
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import load_foreign, load_model
+from pointewa.tasks.classification import Evaluation, evaluate
 from pointewa.viz.clouds import save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
 from tools import cli

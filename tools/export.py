@@ -13,8 +13,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from pointewa.engine import load_model
-from pointewa.engine.export import OPSET, SUFFIXES, TOLERANCE, export
+from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
+from pointewa.runs.weights import load_model
 from tools import cli
 
 

@@ -7,10 +7,9 @@ python -m tools.fold runs/shapes-tiny-ewa-seed0 for_inference.safetensors --fuse
 import json
 from pathlib import Path
 
-from pointewa.engine import load_model, save_model
-from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import fuse_batch_norm
+from pointewa.runs.weights import load_model, restore, save_model
 from tools import cli
 
 

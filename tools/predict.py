@@ -29,7 +29,9 @@ def classify(model: pointewa.Predictor, path: Path, z_up: bool) -> dict[str, Any
     Raises:
         DataError: it cannot be read, or holds no cloud that a model can take.
     """
-    points = read_points(path, samples=max(10_000, 2 * model.num_points))  # of a mesh, as `datasets.folder` has them
+    points = read_points(
+        path, samples=max(10_000, 2 * model.num_points)
+    )  # of a mesh, as `datasets.layouts.folder` has them
     if z_up:
         points = points[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
     try:

@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 import datasets
-from datasets import packed, report, scanobjectnn
-from datasets.download import download
+from datasets import packed
+from datasets.inspect import report
+from datasets.inspect.download import download
+from datasets.layouts import scanobjectnn
 from datasets.prepare import prepare
 from datasets.source import Cloud, Source
 from pointewa.config import Config
-from pointewa.engine.trainer import duration
 from pointewa.errors import ConfigError, DataError
+from pointewa.train.trainer import duration
 from tools import cli
 
 _MESH_POINTS = 8192  # packed of an object whose source has any number of points

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pointewa.config import load_config
-from pointewa.engine.checkpoint import has_state, restore
-from pointewa.engine.runs import CONFIG, read_summary
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.ewa.experts import moe_layers
+from pointewa.runs.folder import CONFIG
+from pointewa.runs.log import read_metrics
+from pointewa.runs.summary import read_summary
+from pointewa.runs.weights import has_state, restore
 from pointewa.viz.board import add_cloud, add_features, add_hyperparameters
 from pointewa.viz.confusion import confusion_figure
-from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
+from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.html import clouds_html, save_page, svg_html
 from pointewa.viz.panels import plain_panel
 from pointewa.viz.patches import cut, patch_panels

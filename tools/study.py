@@ -26,12 +26,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pointewa.engine.progress import say
-from pointewa.engine.queue import Outcome, QueueProgress, work
-from pointewa.engine.runs import Claim
-from pointewa.engine.study import Study, load_study
 from pointewa.errors import ConfigError, Stopped
-from pointewa.viz.study import table, write_report
+from pointewa.runs.folder import Claim
+from pointewa.study.definition import Study, load_study
+from pointewa.study.queue import Outcome, QueueProgress, work
+from pointewa.study.report import table, write_report
+from pointewa.train.progress import say
 from tools import cli
 
 TRAIN = (sys.executable, "-m", "tools.train")

@@ -16,13 +16,15 @@ from datasets.prepare import unit_sphere
 from datasets.source import progress
 from datasets.transforms import pool_size
 from pointewa.config import build_architecture, load_config
-from pointewa.engine import Evaluation, LoadedModel, evaluate, load_foreign
-from pointewa.engine.checkpoint import load_any
-from pointewa.engine.device import select_device
-from pointewa.engine.runs import CONFIG
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import MaskedAutoencoder
 from pointewa.ops import farthest_point_sample
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.folder import CONFIG
+from pointewa.runs.weights import load_any, load_foreign
+from pointewa.tasks.base import Batch
+from pointewa.tasks.classification import Evaluation, evaluate
+from pointewa.train.device import select_device
 from pointewa.viz.panels import turn_up
 from tools import cli
 
@@ -189,9 +191,9 @@ class Subjects:
     def features(self) -> Tensor:
         """Of the whole split, ``[N, F]``, on the CPU."""
         model = self.loaded.model
-        return torch.cat([model.features(points).float().cpu() for points, _ in self._batches("features")])
+        return torch.cat([model.features(points).float().cpu() for points, *_ in self._batches("features")])
 
-    def _batches(self, title: str) -> Iterable[tuple[Tensor, Tensor]]:
+    def _batches(self, title: str) -> Iterable[Batch]:
         return progress(EvalLoader(self.clouds, cli.EVAL_BATCH, self.num_points, self.prepared), title)
 
 

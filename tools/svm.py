@@ -17,9 +17,10 @@ from datasets.loader import EvalLoader
 from datasets.prepare import unit_sphere
 from datasets.source import progress
 from pointewa.config import Config
-from pointewa.engine import Evaluation, LoadedModel
-from pointewa.engine.checkpoint import load_any
 from pointewa.errors import ConfigError
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import load_any
+from pointewa.tasks.classification import Evaluation
 from tools import cli
 
 
@@ -29,7 +30,7 @@ def features(loaded: LoadedModel, clouds: Clouds, num_points: int, name: str) ->
     device, found = clouds.labels.device, []
     model = loaded.model.to(device).eval()
     scale = loaded.normalize == "unit_sphere" and not clouds.normalized
-    for points, _ in progress(EvalLoader(clouds, cli.EVAL_BATCH, num_points), name):
+    for points, *_ in progress(EvalLoader(clouds, cli.EVAL_BATCH, num_points), name):
         found.append(model.features(unit_sphere(points) if scale else points).cpu())
     return torch.cat(found), clouds.labels.cpu()
 

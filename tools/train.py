@@ -15,13 +15,15 @@ from rich.table import Table
 
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
-from pointewa.engine import Data, MaskedPretraining, Trainer
-from pointewa.engine.device import memory_advice
-from pointewa.engine.distributed import World, process_group
-from pointewa.engine.progress import say
-from pointewa.engine.runs import find_run, read_summary
 from pointewa.errors import ConfigError, UserError, first_line
-from pointewa.files import atomic_write
+from pointewa.runs.folder import find_run
+from pointewa.runs.summary import read_summary
+from pointewa.safe.files import atomic_write
+from pointewa.train.device import memory_advice
+from pointewa.train.distributed import World, process_group
+from pointewa.train.pretrain import MaskedPretraining
+from pointewa.train.progress import say
+from pointewa.train.trainer import Data, Trainer
 from pointewa.viz.board import add_hyperparameters
 from pointewa.viz.reconstruction import reconstruction_figure
 from tools import cli, report

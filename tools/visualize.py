@@ -29,13 +29,14 @@ from typing import Any
 import torch
 
 from pointewa.config import build_architecture
-from pointewa.engine.checkpoint import restore
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.ewa.experts import moe_layers
+from pointewa.runs.log import read_metrics
+from pointewa.runs.weights import restore
 from pointewa.viz import offscreen
 from pointewa.viz.clouds import clouds_figure, save_figure
 from pointewa.viz.embedding import METHODS, embed, embedding_figure, embedding_picture
-from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
+from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.html import clouds_html, save_page, svg_html
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
 from pointewa.viz.panels import UP_AXES, Picture, plain_panel

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pointewa.files import atomic_write
+from pointewa.safe.files import atomic_write
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, Panel, Picture, dot, rgb, view_matrix
 
 _SIDE, _LINE = 2.3, 0.19  # inches: a panel, and a line of text

@@ -10,7 +10,7 @@ def confusion_text(matrix: Tensor, names: Sequence[str]) -> str:
     """Rows are true classes, columns what the model said, numbered as the rows are; a dot is 0.
 
     Args:
-        matrix: int64 ``[C, C]``, `pointewa.engine.Evaluation.confusion`.
+        matrix: int64 ``[C, C]``, `pointewa.tasks.classification.Evaluation.confusion`.
         names: C names.
     """
     width, cell = max(map(len, names)), len(str(int(matrix.max()))) + 1

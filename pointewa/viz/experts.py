@@ -1,14 +1,10 @@
 """How far the experts of a run are from each other: over its training, and now."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pointewa.engine.runs import METRICS
-from pointewa.errors import CheckpointError
 from pointewa.ewa.experts import moe_layers
 from pointewa.viz.panels import BACKGROUND, FAINT, INK, palette
 
@@ -26,26 +22,6 @@ def pairwise_distances(model: nn.Module) -> dict[str, Tensor]:
         centred = experts - mean
         result[name] = torch.stack([(centred - one).norm(dim=1) for one in centred]) / mean.norm()
     return result
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` in order; lines that are cut off or no records are left out.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    path = folder / METRICS
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected the figures of a run, found no such file: name a run folder")
-    records = []
-    for line in path.read_text(errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-            if type(record["epoch"]) is int:
-                records.append(record)
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut off by whatever ended the run
-            continue
-    return records
 
 
 def disagreements(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pointewa.files import atomic_write
+from pointewa.safe.files import atomic_write
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
 
 HINT = "Drag to turn, wheel or two fingers to zoom, double click for the first view; arrow keys, + and - do it too."

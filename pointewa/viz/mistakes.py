@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pointewa.engine import Evaluation
+from pointewa.tasks.classification import Evaluation
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def confident_mistakes(result: Evaluation, count: int | None = None) -> list[Mis
     """The mistakes of an evaluation, the surest first, equally sure ones in the order of the set.
 
     Args:
-        result: of `pointewa.engine.evaluate`, on a set with the model's own classes.
+        result: of `pointewa.tasks.classification`, on a set with the model's own classes.
         count: at most as many; None for all.
     """
     probabilities = result.logits.double().softmax(1)

@@ -35,7 +35,7 @@ def table_html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str
 
 
 def result_html(summary: Mapping[str, Any]) -> str:
-    """The figures of a finished run: of `pointewa.engine.runs.read_summary`."""
+    """The figures of a finished run: of `pointewa.runs.summary.read_summary`."""
     before, after = summary["test_before_folding"], summary["test"]
     columns = ["", *(["in training (MoE)"] if before else []), "folded (dense)" if before else "dense"]
     rows: list[list[Any]] = []
@@ -54,7 +54,7 @@ def result_html(summary: Mapping[str, Any]) -> str:
 
 
 def curves_figure(records: Sequence[Mapping[str, Any]]) -> Any | None:
-    """A matplotlib figure of the figures of each epoch, of `pointewa.viz.experts.read_metrics`; None where there are
+    """A matplotlib figure of the figures of each epoch, of `pointewa.runs.log.read_metrics`; None where there are
     none."""
     from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
     from matplotlib.ticker import MaxNLocator

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import shapes
 from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from datasets.layouts import shapes
 from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
 

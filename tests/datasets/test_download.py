@@ -20,8 +20,8 @@ import pytest
 from file_samples import names, zipped
 
 import datasets
-from datasets import download as module
-from datasets.download import ARCHIVES, Archive, download, fetch
+from datasets.inspect import download as module
+from datasets.inspect.download import ARCHIVES, Archive, download, fetch
 from pointewa.errors import DataError
 
 DATA = random.Random(0).randbytes(300_000)

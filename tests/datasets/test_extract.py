@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from file_samples import names, zipped
 
-from datasets.download import extract
+from datasets.inspect.download import extract
 from pointewa.errors import DataError
 
 

@@ -32,8 +32,9 @@ from file_samples import (
     write,
 )
 
-from datasets.files import MAX_BYTES, SUFFIXES, read_points, reading
+from datasets.files import MAX_BYTES, SUFFIXES, read_points
 from pointewa.errors import ConfigError, DataError
+from pointewa.safe.files import reading
 
 
 def bad(index, value, points=POINTS):

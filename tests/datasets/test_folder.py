@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import datasets
-from datasets import shapes
+from datasets.layouts import shapes
 from pointewa.errors import DataError
 
 trimesh = pytest.importorskip("trimesh")

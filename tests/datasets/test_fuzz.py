@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import datasets
-from datasets import hdf5, prepare
-from datasets.download import extract
+from datasets import prepare
+from datasets.inspect.download import extract
 from datasets.packed import write
 from pointewa.errors import DataError
+from pointewa.safe import hdf5
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import datasets
-from datasets import shapes
-from datasets.inspection import SIDES, dimension, duplicates, repeated_points, up_axis
+from datasets.inspect.inspection import SIDES, dimension, duplicates, repeated_points, up_axis
+from datasets.layouts import shapes
 
 
 def test_dimension_tells_places_lines_and_planes_from_solids():

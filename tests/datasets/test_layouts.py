@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import datasets
-from datasets import modelnet40, scanobjectnn
+from datasets.layouts import modelnet40, scanobjectnn
 from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
 
@@ -231,7 +231,7 @@ def test_a_pickle_that_runs_code_is_refused_before_it_does(tmp_path, layouts, hi
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_of_every_pickle_protocol(tmp_path, protocol):
-    from datasets.pickles import load_arrays
+    from pointewa.safe.pickles import load_arrays
 
     path = tmp_path / "a.dat"
     content = [[np.arange(6.0).reshape(2, 3)], np.array([1, 2], np.int32), np.float32(3), {"a": (1, "b", None)}]

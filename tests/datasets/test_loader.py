@@ -22,10 +22,10 @@ def batches(clouds, epoch=0, start=0, seed=0, augment="scale_shift"):
 
 def test_batches_follow_from_seed_epoch_and_number(clouds):
     whole = batches(clouds, epoch=2)
-    for (a, x), (b, y) in zip(whole, batches(clouds, epoch=2), strict=True):
+    for (a, x, _), (b, y, _) in zip(whole, batches(clouds, epoch=2), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(x, y)
-    for (a, _), (b, _) in zip(whole[3:], batches(clouds, epoch=2, start=3), strict=True):
+    for (a, *_), (b, *_) in zip(whole[3:], batches(clouds, epoch=2, start=3), strict=True):
         assert torch.equal(a, b)  # entered in the middle
     assert not torch.equal(whole[0][0], batches(clouds, epoch=3)[0][0])
     assert not torch.equal(whole[0][0], batches(clouds, epoch=2, seed=1)[0][0])
@@ -41,9 +41,9 @@ def test_drawing_batches_leaves_the_global_generator_alone(clouds):
 
 def test_an_epoch_shows_each_object_at_most_once_and_only_full_batches(clouds):
     data = batches(clouds, augment="none")
-    assert [points.shape for points, _ in data] == [(4, 16, 3)] * 5
+    assert [points.shape for points, *_ in data] == [(4, 16, 3)] * 5
     seen = []
-    for points, labels in data:
+    for points, labels, *_ in data:
         for cloud, label in zip(points, labels, strict=True):
             inside = [i for i in range(23) if (cloud[:, None] == clouds.points[i]).all(-1).any(1).all()]
             assert len(inside) == 1
@@ -54,9 +54,9 @@ def test_an_epoch_shows_each_object_at_most_once_and_only_full_batches(clouds):
 
 def test_evaluation_takes_the_prefix_of_every_object_in_order(clouds):
     data = list(EvalLoader(clouds, 10, 7))
-    assert [len(labels) for _, labels in data] == [10, 10, 3]
-    assert torch.equal(torch.cat([points for points, _ in data]), clouds.points[:, :7])
-    assert torch.equal(torch.cat([labels for _, labels in data]), clouds.labels)
+    assert [len(labels) for _, labels, *_ in data] == [10, 10, 3]
+    assert torch.equal(torch.cat([points for points, *_ in data]), clouds.points[:, :7])
+    assert torch.equal(torch.cat([labels for _, labels, *_ in data]), clouds.labels)
 
 
 def test_subset_is_drawn_from_the_prefix_of_1200_of_1024_without_repeats():
@@ -97,8 +97,8 @@ def test_rotate_up_turns_about_y_by_any_angle():
 
 def test_a_transform_sees_the_pool_and_the_whole_order(clouds):
     data = list(EvalLoader(clouds, 10, 17, lambda points: points[:, ::2] * 2))
-    assert torch.equal(torch.cat([points for points, _ in data]), clouds.points[:, :20:2] * 2)  # 20 of 17
-    assert torch.equal(torch.cat([labels for _, labels in data]), clouds.labels)
+    assert torch.equal(torch.cat([points for points, *_ in data]), clouds.points[:, :20:2] * 2)  # 20 of 17
+    assert torch.equal(torch.cat([labels for _, labels, *_ in data]), clouds.labels)
 
 
 def test_what_cannot_be_drawn_is_refused(clouds):

@@ -79,10 +79,10 @@ def test_resident_and_streamed_batches_are_the_same(file):
     for epoch, start in ((0, 0), (1, 2)):
         batches = [list(TrainLoader(one, 3, 64, "scale_shift", 5).epoch(epoch, start)) for one in (resident, streamed)]
         assert len(batches[0]) == 4 - start
-        for (points, labels), (others, theirs) in zip(*batches, strict=True):
+        for (points, labels, _), (others, theirs, _) in zip(*batches, strict=True):
             assert torch.equal(points, others)
             assert torch.equal(labels, theirs)
-    for (points, labels), (others, theirs) in zip(
+    for (points, labels, _), (others, theirs, _) in zip(
         *(EvalLoader(one, 5, 64) for one in (resident, streamed)), strict=True
     ):
         assert torch.equal(points, others)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import datasets
+from benchmarks.bench_data import shortfall
 from datasets import PointClouds, order, prepare
 from datasets.order import fps_order
 from datasets.prepare import unit_sphere
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import farthest_point_sample
-from tools.bench_data import shortfall
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import datasets
-from datasets import packed, shapenet55
+from datasets import packed
+from datasets.layouts import shapenet55
 from datasets.prepare import prepare, unit_sphere
 from pointewa.errors import DataError
 

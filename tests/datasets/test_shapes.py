@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import datasets
-from datasets import shapes
+from datasets.layouts import shapes
 
 
 def test_the_set_is_what_it_says():

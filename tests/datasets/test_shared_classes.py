@@ -2,8 +2,8 @@
 
 import pytest
 
-from datasets.modelnet40 import OFFICIAL
-from datasets.scanobjectnn import CLASSES
+from datasets.layouts.modelnet40 import OFFICIAL
+from datasets.layouts.scanobjectnn import CLASSES
 from datasets.shared_classes import shared_classes
 from pointewa.errors import DataError
 

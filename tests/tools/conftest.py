@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets import shapes
+from datasets.layouts import shapes
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import shapes
 from datasets.corruptions import CORRUPTIONS, SEVERITIES
-from datasets.modelnet40 import OFFICIAL
-from datasets.scanobjectnn import CLASSES
+from datasets.layouts import shapes
+from datasets.layouts.modelnet40 import OFFICIAL
+from datasets.layouts.scanobjectnn import CLASSES
 from pointewa.config import build_architecture, load_config
-from pointewa.engine import LoadedModel, save_model
 from pointewa.models import PointTransformerClassifier
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import save_model
 from tools import cli, evaluate, train
 
 SMALL = ["model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8",
@@ -113,9 +114,9 @@ def test_a_modelnet40_model_on_scans(tmp_path, scans, capsys):
 
     class Spy(evaluate.EvalLoader):
         def __iter__(self):
-            for points, labels in super().__iter__():
-                seen.append(points)
-                yield points, labels
+            for batch in super().__iter__():
+                seen.append(batch.points)
+                yield batch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "EvalLoader", Spy)

@@ -10,9 +10,11 @@ import torch
 
 import datasets
 import pointewa.ewa as ewa
-from datasets import shapes
-from pointewa.engine import LoadedModel, export, load_foreign, load_model, save_model
+from datasets.layouts import shapes
+from pointewa.inference import export
 from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import load_foreign, load_model, save_model
 from tools import cli, evaluate, train
 from tools import export as tool
 
@@ -126,7 +128,7 @@ def test_other_architectures_and_few_points(tmp_path, kind, changes, points):
 
 
 def test_the_picks_are_the_operators_bit_for_bit(clouds):
-    from pointewa.engine.portable import _gather, _neighbors, _sample_by_loop
+    from pointewa.inference.portable import _gather, _neighbors, _sample_by_loop
     from pointewa.ops import farthest_point_sample, group, knn
 
     picks = _sample_by_loop(clouds, 32)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import datasets
-from datasets import download, packed
-from datasets.modelnet40 import official_names
-from tools import bench_data, cli, prepare_data
+from benchmarks import bench_data
+from datasets import packed
+from datasets.inspect import download
+from datasets.layouts.modelnet40 import official_names
+from tools import cli, prepare_data
 
 
 def call(capsys, *arguments):

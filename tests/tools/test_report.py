@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from datasets import shapes
+from datasets.layouts import shapes
 from tests.tools.test_visualize import FAST, runs  # noqa: F401, a fixture
 from tests.viz.conftest import browser  # noqa: F401, a fixture
 from tools import cli, report, train

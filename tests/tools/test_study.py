@@ -15,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from datasets import shapes
-from pointewa.engine.checkpoint import LAST
-from pointewa.engine.runs import METRICS, SUMMARY, Claim
-from pointewa.engine.study import load_study, time_left
-from tools import cli, soak, study, train
+from benchmarks import soak
+from datasets.layouts import shapes
+from pointewa.runs.folder import Claim
+from pointewa.runs.log import METRICS
+from pointewa.runs.summary import SUMMARY
+from pointewa.runs.weights import LAST
+from pointewa.study.definition import load_study, time_left
+from tools import cli, study, train
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 4}  # of a class, in the trainings too, which are processes of their own
-TRAIN = f"from datasets import shapes; shapes.PER_CLASS = {OBJECTS}; from tools import cli, train; cli.run(train.main)"
+TRAIN = f"""from datasets.layouts import shapes; shapes.PER_CLASS = {OBJECTS}
+from tools import cli, train; cli.run(train.main)"""
 TOOL = "import sys; from tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
 STUDY = """
 description: Does it help?

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import datasets
-from pointewa.engine.checkpoint import load_any
+from pointewa.runs.weights import load_any
 from tools import cli, svm, train
 
 SMALL = ["data.name=shapes", "data.num_points=128", "model.width=24", "model.depth=2", "model.heads=2",

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import datasets
-from datasets import shapes
+from benchmarks import bench
+from datasets.layouts import shapes
 from pointewa.config import load_config
-from pointewa.engine import load_model
-from pointewa.engine.distributed import ALONE
-from tools import bench, cli, evaluate, fold, train
+from pointewa.runs.weights import load_model
+from pointewa.train.distributed import ALONE
+from tools import cli, evaluate, fold, train
 
 ROOT = Path(__file__).parents[2]
 FAST = [

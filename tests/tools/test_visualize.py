@@ -12,8 +12,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from datasets import shapes
-from pointewa.engine import load_model
+from datasets.layouts import shapes
+from pointewa.runs.weights import load_model
 from pointewa.viz import window
 from tools import cli, evaluate, train, visualize
 

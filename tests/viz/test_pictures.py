@@ -8,14 +8,15 @@ import torch
 from matplotlib.image import imread
 
 import pointewa.ewa as ewa
-from pointewa.engine import Evaluation
 from pointewa.ewa.experts import moe_layers
 from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
+from pointewa.runs.log import read_metrics
+from pointewa.tasks.classification import Evaluation
 from pointewa.viz.clouds import clouds_figure, project, save_figure
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
-from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances, read_metrics
+from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
 from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, turn_up, view_matrix
 from pointewa.viz.patches import cut, patch_panels

@@ -1,0 +1,1 @@
+"""What is measured: speed beside a plain twin, preparing data, trainings that are killed."""

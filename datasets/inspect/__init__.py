@@ -1,0 +1,1 @@
+"""Looking at a data set as it lies on disk, checking it, and getting it."""

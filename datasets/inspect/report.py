@@ -1,0 +1,131 @@
+"""What is to be said about a data set as it lies on disk: what is there, and whether it is the official one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import packed
+from datasets.inspect.download import ARCHIVES, mismatch
+from datasets.inspect.inspection import dimension, duplicates, repeated_points, up_axis
+from datasets.prepare import unit_sphere
+from datasets.registry import NAMES
+from datasets.source import Source, progress
+from pointewa.safe.hdf5 import open_hdf5
+
+_LOOK = 1024  # points of an object that are looked at
+
+
+def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
+    """Of each object `_LOOK` points, drawn at random, ``[N, _LOOK, 3]``, or noise, which is like no other object, where
+    its coordinates are not finite; how many it has; and the names of those that are not finite."""
+    rng, points, sizes, broken = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), [], []
+    for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
+        size = len(cloud.points)
+        sizes.append(size)
+        if not size or not np.isfinite(cloud.points).all():
+            broken.append(source.object_names[index])
+            points[index] = torch.from_numpy(rng.uniform(-0.5, 0.5, (_LOOK, 3)))
+        else:
+            points[index] = torch.from_numpy(cloud.points[rng.permutation(size)[np.arange(_LOOK) % size]])
+    return points, sizes, broken
+
+
+def inspect(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What is there, as plain values: of each split where and in which layout, its classes, points and broken clouds;
+    objects that occur twice; which way is up.
+
+    Args:
+        sources: the splits by name.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    report: dict[str, Any] = {"splits": {}}
+    unit: dict[str, Tensor] = {}
+    for split, source in sources.items():
+        points, sizes, broken = _read(source, split)
+        unit[split] = unit_sphere(points)
+        flat = [source.object_names[index] for index in (dimension(unit[split]) < 2).nonzero().flatten().tolist()]
+        counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+        report["splits"][split] = {
+            "path": str(source.path),
+            "layout": source.layout,
+            "objects": len(source),
+            "fewest_points": min(sizes),
+            "most_points": max(sizes),
+            "largest_norm": points.norm(dim=2).max().item(),
+            "not_finite": broken,
+            "degenerate": flat,
+            "with_repeated_points": int((repeated_points(unit[split]) > 0).sum()) if min(sizes) >= _LOOK else None,
+            "classes": dict(zip(source.class_names, counts, strict=True)),
+        }
+    report["in_train_and_test"] = _twice(sources["train"], unit["train"], sources["test"], unit["test"])
+    axis = up_axis(unit["train"], torch.from_numpy(sources["train"].labels))
+    report["up"] = {"direction": axis.direction, "margin": axis.margin, "agreement": axis.agreement}
+    return report
+
+
+def _twice(a: Source, points_a: Tensor, b: Source, points_b: Tensor) -> dict[str, Any]:
+    """Pairs that show the same object: how many, of how many objects of ``b``, and how many under two classes.
+
+    Below a ratio of 0.05 they are the same points; below 0.6 about half are, which no two objects have by chance;
+    above, they differ by less than `_LOOK` points can show. See `datasets.inspect.inspection.duplicates`.
+    """
+    pairs, ratios = duplicates(points_a, points_b)
+    result = {}
+    for kind, low, high in (("same_points", -1, 0.05), ("shared_points", 0.05, 0.6), ("indistinguishable", 0.6, 2)):
+        chosen = pairs[(ratios >= low) & (ratios < high)].tolist()
+        result[kind] = {
+            "pairs": len(chosen),
+            "objects_of_test": len({j for _, j in chosen}),
+            "of_two_classes": sum(a.class_names[a.labels[i]] != b.class_names[b.labels[j]] for i, j in chosen),
+            "such_as": [a.object_names[chosen[0][0]], b.object_names[chosen[0][1]]] if chosen else [],
+        }
+    return result
+
+
+def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[str]]:
+    """Check a set against its official split and known checksums, and read all of it.
+
+    Args:
+        name: of the data set.
+        sources: the splits by name.
+
+    Returns:
+        What was found right, and what is wrong; each a line.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    good, bad = [], []
+    official = getattr(NAMES[name], "check_split", None)
+    for split, source in sources.items():
+        label = f"{split}: {len(source)} objects, {source.layout}, {source.path}"
+        problems = official(source, split) if official else []
+        _, sizes, broken = _read(source, split)
+        problems += [f"{one}: coordinates that are not finite, or no points" for one in broken]
+        if source.num_points and set(sizes) != {source.num_points}:
+            problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
+        bad += [f"{label}: {problem}" for problem in problems]
+        if not problems:
+            good.append(f"{label}: {'the official split, ' if official else ''}all read, all finite")
+        if source.path.is_file() and source.layout == "packed HDF5":
+            with open_hdf5(source.path, "packed HDF5") as h5:
+                expected = h5[split].attrs.get("sha256")
+                if expected is None:
+                    good.append(f"{split}: no checksum in the file to compare with")
+                elif packed.digest(h5[split]) == expected:
+                    good.append(f"{split}: sha256 {expected[:16]}... as when it was packed")
+                else:
+                    bad.append(f"{split}: sha256 is not that of the file when it was packed: pack it again")
+    if name in ARCHIVES:
+        for folder in {one.path for one in sources.values()}:
+            archive = Path(folder).parent / ARCHIVES[name].name
+            if archive.is_file():
+                problem = mismatch(archive, ARCHIVES[name])
+                (bad if problem else good).append(f"{archive}: {problem or f'{ARCHIVES[name].checksum}, as published'}")
+    return good, bad

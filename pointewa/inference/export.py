@@ -1,0 +1,200 @@
+"""Dense models as files for others, each read back and compared with the model before it gets its name."""
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pointewa.ewa as ewa
+from pointewa.errors import CheckpointError, ConfigError, first_line
+from pointewa.inference.portable import PortableClassifier
+from pointewa.models import fuse_batch_norm
+from pointewa.ops import unit_sphere
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import load_foreign, load_model, save_model
+from pointewa.safe.files import atomic_write
+from pointewa.safe.torch_files import read_state
+
+SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "torch_export": ".pt2", "onnx": ".onnx",
+            "point_mae": ".pth"}  # fmt: skip
+OPSET = 18  # of ONNX
+TOLERANCE = 1e-4  # largest difference of logits that is accepted
+
+Logits = Callable[[Tensor], Tensor]  # from points [B, P, 3] to logits [B, C]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: the file.
+        format: a key of `SUFFIXES`.
+        bytes: its size.
+        difference: largest difference of logits between the file, read back, and the model, on `check_clouds`.
+        notes: what to know about it.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    difference: float
+    notes: tuple[str, ...]
+
+
+def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
+    """Write a classifier for others.
+
+    "safetensors" (with a ``.json`` beside it) is what `load_model` takes, "point_mae" a checkpoint as Point-MAE's and
+    Point-BERT's code write it. The others are programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B,
+    patches included; they have the description of the model with them, as ``description.json`` or ONNX metadata.
+
+    Args:
+        loaded: the model, on the CPU, in evaluation mode.
+        path: file to write, with the format's suffix.
+        format: a key of `SUFFIXES`.
+        fuse: make batch norms part of the layers before them. Not for "point_mae", whose parameters they are.
+
+    Raises:
+        ConfigError: an unknown format, a wrong suffix, a missing package, a combination that does not exist.
+        CheckpointError: gated experts in a format that has none; a file whose logits differ by more than `TOLERANCE`,
+            which is removed.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if format not in SUFFIXES:
+        raise ConfigError(f"--format: expected one of {', '.join(SUFFIXES)}, found {format!r}")
+    if path.suffix != SUFFIXES[format]:
+        raise ConfigError(f"OUT: expected a file name ending in {SUFFIXES[format]} for {format}, found {str(path)!r}")
+    if format != "safetensors" and any(isinstance(module, ewa.TopKMoE) for module in loaded.model.modules()):
+        raise CheckpointError(
+            f"gated experts (ewa.router=top_k) cannot be folded, and {format} has no place for them: --format "
+            "safetensors keeps them, for this library only"
+        )
+    plain, notes = loaded.model, ()
+    if format == "point_mae":
+        if fuse or loaded.description()["fused_batch_norm"]:
+            raise ConfigError("point_mae has batch norms of its own: export it from the run, without --fuse-batch-norm")
+        notes = _for_point_mae(loaded)
+    if fuse:
+        loaded = replace(loaded, model=fuse_batch_norm(plain))
+    with torch.no_grad():
+        if format == "safetensors":
+            _compare(loaded.model, plain, loaded.num_points, path)  # before two files are replaced
+            save_model(path, loaded)
+            difference = _compare(load_model(path).model, plain, loaded.num_points, path)
+        else:
+            with atomic_write(path) as temporary:
+                difference = _compare(_WRITERS[format](loaded, temporary), plain, loaded.num_points, path)
+    return Exported(str(path), format, path.stat().st_size, difference, notes)
+
+
+def check_clouds(num_points: int) -> Iterable[Tensor]:
+    """Batches ``[B, num_points, 3]`` of 1 and of 4 clouds: balls, a box, and one whose points all come twice."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 4):
+        points = torch.randn(size, num_points, 3, generator=generator)
+        points[1:2] = torch.rand(num_points, 3, generator=generator)
+        points[2:3] = points[2:3, torch.arange(num_points) // 2]
+        yield unit_sphere(points)
+
+
+def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> float:
+    pairs = [(read(points), model(points)) for points in check_clouds(num_points)]
+    difference = max((found - expected).abs().max().item() for found, expected in pairs)
+    if all(found.shape == expected.shape for found, expected in pairs) and difference <= TOLERANCE:  # NaN is not
+        return difference
+    raise CheckpointError(
+        f"{path}: refused, nothing is written: its logits differ from the model's by up to {difference:.1e}, accepted "
+        f"are {TOLERANCE:.0e}"
+    )
+
+
+def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
+    with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
+        portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
+        traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={"description.json": _description(loaded)})
+        return torch.jit.load(str(path))
+
+
+def _torch_export(loaded: LoadedModel, path: Path) -> Logits:
+    buffer = BytesIO()  # a path would have to end in .pt2
+    module, points, shapes = _program(loaded)
+    program = torch.export.export(module, points, dynamic_shapes=shapes)
+    torch.export.save(program, buffer, extra_files={"description.json": _description(loaded)})
+    path.write_bytes(buffer.getvalue())
+    with warnings.catch_warnings(action="ignore"):  # that the weights it reads are in memory that is read-only
+        return torch.export.load(BytesIO(path.read_bytes())).module()
+
+
+def _onnx(loaded: LoadedModel, path: Path) -> Logits:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"--format onnx needs {package} ({first_line(error)}): pip install onnx onnxscript onnxruntime"
+            ) from None
+    import onnx
+    import onnxruntime
+
+    module, points, shapes = _program(loaded)
+    with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
+        program = torch.onnx.export(module, points, input_names=["points"], output_names=["logits"], verbose=False,
+                                    opset_version=OPSET, dynamo=True, dynamic_shapes=shapes)  # fmt: skip
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # traces of the exporter, with the paths of this machine
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"description.json": _description(loaded)})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda points: torch.from_numpy(session.run(["logits"], {"points": points.numpy()})[0])
+
+
+def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
+    state = loaded.model.state_dict()
+    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, path)
+    found = read_state(path)["base_model"]
+    wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
+    if wrong or len(found) != len(state):
+        raise CheckpointError(f"{path}: not what was written: {', '.join(wrong[:3])}")
+    return load_foreign(path, loaded.model.architecture, len(loaded.class_names))
+
+
+_WRITERS = {"torchscript": _torchscript, "torch_export": _torch_export, "onnx": _onnx, "point_mae": _point_mae}
+
+
+def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, dict]]:
+    """What is exported, an input (of 2 clouds: 1 would be taken for a constant), and which of its sizes are free."""
+    module = PortableClassifier(loaded.model, loaded.num_points).eval()
+    return module, (torch.rand(2, loaded.num_points, 3),), {"points": {0: torch.export.Dim("batch", min=1)}}
+
+
+def _description(loaded: LoadedModel) -> str:
+    return json.dumps(loaded.description())
+
+
+def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
+    """What Point-MAE's configuration must say, and what it cannot say."""
+    arch, fields = loaded.model.architecture, asdict(loaded.model.architecture)
+    keys = {"trans_dim": "width", "depth": "depth", "num_heads": "heads", "num_group": "num_groups",
+            "group_size": "group_size", "encoder_dims": "patch_out", "drop_path_rate": "drop_path"}  # fmt: skip
+    says = ", ".join(f"{theirs}: {fields[ours]}" for theirs, ours in keys.items())
+    notes = [f"its configuration: {says}, cls_dim: {len(loaded.class_names)}; of num_points {loaded.num_points}"]
+    fixed = {"patch_width": 128, "mlp_ratio": 4.0}
+    other = [
+        f"{name}={fields[name]} (fixed at {value} there)" for name, value in fixed.items() if fields[name] != value
+    ]
+    if arch.head == "linear":
+        other.append("head=linear (there point_mae, or Point-BERT's)")
+    if other:
+        notes.append(f"the published code builds no such model: {', '.join(other)}; tools.evaluate loads it")
+    return tuple(notes)

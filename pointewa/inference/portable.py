@@ -1,0 +1,94 @@
+"""The dense classifier in operators that other runtimes know: what `pointewa.inference.export` writes."""
+
+import torch
+from torch import Tensor, nn
+
+from pointewa.models import PointTransformerClassifier
+
+
+class PortableClassifier(nn.Module):
+    """A dense classifier whose sampling and neighbours are plain tensor operations on a fixed number of points.
+
+    They pick what `pointewa.ops` picks, by the same float32 arithmetic: the first point of the largest distance, and
+    no point twice before every point came once. Sampling stays a loop in the exported graph, which so does not grow
+    with the number of patches.
+
+    Args:
+        model: dense; not copied.
+        num_points: P of the clouds that it will be given.
+        scripted: the loop is TorchScript's; else the `scan` of `torch.export` and ONNX.
+    """
+
+    def __init__(self, model: PointTransformerClassifier, num_points: int, scripted: bool = False) -> None:
+        super().__init__()
+        self.model, self.num_points = model, num_points
+        self._sample = torch.jit.script(_sample_by_loop) if scripted else _sample_by_scan
+
+    def forward(self, points: Tensor) -> Tensor:
+        """``points float32 [B, P, 3] -> logits [B, C]``."""
+        model, arch = self.model, self.model.architecture
+        picks = self._sample(points, min(arch.num_groups, self.num_points))
+        centers = _gather(points, _repeated(picks, arch.num_groups))  # (B, G, 3)
+        index = _repeated(_neighbors(centers, points, min(arch.group_size, self.num_points)), arch.group_size)
+        patches = _gather(points, index.flatten(1)).unflatten(1, (arch.num_groups, -1))  # (B, G, K, 3)
+        return model.cls_head_finetune(model.encode(patches - centers.unsqueeze(2), centers))
+
+
+def _gather(points: Tensor, index: Tensor) -> Tensor:
+    return points.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
+
+
+def _repeated(index: Tensor, count: int) -> Tensor:
+    """Indices that start over where there are fewer than ``count``."""
+    copies = -(-count // index.shape[-1])
+    return torch.cat([index] * copies, -1)[..., :count] if copies > 1 else index
+
+
+def _square_norm(vectors: Tensor) -> Tensor:
+    x, y, z = vectors.unbind(-1)
+    return x * x + y * y + z * z  # in this order: a last digit may decide which point is picked
+
+
+def _neighbors(centers: Tensor, points: Tensor, count: int) -> Tensor:
+    # The root, by which `pointewa.ops.knn` orders: it may be equal where the squares differ in the last digit.
+    distance = _square_norm(centers.unsqueeze(2) - points.unsqueeze(1)).sqrt()  # (B, G, P)
+    return distance.topk(count, largest=False).indices
+
+
+def _pick(nearest: Tensor, last: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of farthest point sampling.
+
+    Args:
+        nearest: squared distance of each point to the nearest pick before the last one, -1 for a pick. ``[B, P]``
+        last: the last pick. int64 ``[B, 1]``
+        points: ``[B, P, 3]``.
+
+    Returns:
+        ``nearest`` with the last pick, and the next one.
+    """
+    center = points.gather(1, last.unsqueeze(2).expand(-1, -1, 3))
+    nearest = torch.minimum(nearest, _square_norm(points - center)).scatter(1, last, -1.0)
+    return nearest, nearest.argmax(1, keepdim=True)  # the first of equal ones
+
+
+def _sample_by_scan(points: Tensor, count: int) -> Tensor:
+    from torch._higher_order_ops import scan
+
+    def step(carried: tuple[Tensor, Tensor], _: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        nearest, last = _pick(*carried, points)
+        return (nearest, last), last.clone()  # what is carried may not be given out too
+
+    nearest, last = torch.full_like(points[..., 0], torch.inf), torch.zeros_like(points[:, :1, 0], dtype=torch.int64)
+    if count == 1:
+        return last
+    _, picks = scan(step, (nearest, last), torch.zeros(count - 1))  # (K - 1, B, 1)
+    return torch.cat([last, picks.squeeze(2).T], 1)
+
+
+def _sample_by_loop(points: Tensor, count: int) -> Tensor:
+    last = torch.zeros_like(points[:, :1, 0], dtype=torch.int64)
+    nearest, picks = torch.full_like(points[..., 0], torch.inf), [last]
+    for _ in range(count - 1):
+        nearest, last = _pick(nearest, last, points)
+        picks.append(last)
+    return torch.cat(picks, 1)

@@ -1,0 +1,104 @@
+"""A trained model, ready to classify clouds as users have them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointewa.errors import CheckpointError
+from pointewa.ops import farthest_point_sample, unit_sphere
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import load_model
+from pointewa.train.device import select_device
+
+_BATCH = 64  # clouds that go through the model at a time
+_LARGEST = 1e18  # the square of a distance must fit float32
+
+
+class Predictor:
+    """Classifies clouds after doing with them what was done with the training's.
+
+    Args:
+        loaded: a classifier; it is moved to the device and set to evaluation mode.
+        device: where it runs.
+
+    Attributes:
+        class_names: C names, in the order of the probabilities.
+        num_points: how many points of a cloud the model sees.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
+        self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
+        self.class_names, self.num_points = loaded.class_names, loaded.num_points
+        self.normalize = loaded.normalize == "unit_sphere"
+
+    def predict(
+        self, points: np.ndarray | Tensor, *, normalized: bool = False
+    ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
+        """The most probable class, and the probabilities of all classes.
+
+        The first point counts: farthest-point sampling, here and in the model, starts there. The same points in
+        another order give other patches, and so other probabilities where a decision is close.
+
+        Args:
+            points: ``[P, 3]``, or ``[B, P, 3]`` for many; any P and any type of numbers. Of more points than the
+                model was trained on it sees the farthest-point sample, of fewer it sees some repeatedly.
+            normalized: each cloud is centred and scaled to largest norm 1 already, as those of `datasets.load`.
+
+        Returns:
+            A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
+
+        Raises:
+            ValueError: a wrong shape, no points, coordinates that are not finite or beyond 1e18.
+        """
+        probabilities = self.logits(points, normalized=normalized).softmax(-1).numpy()
+        names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
+        return (names[0] if probabilities.ndim == 1 else names), probabilities
+
+    @torch.no_grad()
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+        """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        if not isinstance(points, Tensor):
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+                points = torch.from_numpy(np.array(points, np.float32))  # a copy: it may be read-only, or big-endian
+        if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
+            raise ValueError(f"expected points [P, 3] or [B, P, 3] with B, P > 0, found {list(points.shape)}")
+        clouds = points if points.ndim == 3 else points[None]
+        parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
+        return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
+
+    def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
+        points = points.to(self.device, torch.float32)
+        if not (points.abs() <= _LARGEST).all():  # nor NaN
+            raise ValueError(f"points has coordinates that are not finite or beyond {_LARGEST:.0e}")
+        if self.normalize and not normalized:
+            points = unit_sphere(points)  # of all points, before any is left out, as the training's clouds were
+        picks = farthest_point_sample(points, self.num_points, check_finite=False)
+        return points.gather(1, picks.unsqueeze(2).expand(-1, -1, 3))
+
+
+def load(path: str | Path, device: str = "auto") -> Predictor:
+    """A model of ours, ready to classify.
+
+    ```python
+    model = pointewa.load("runs/shapes-tiny-ewa-seed0")
+    name, probabilities = model.predict(points)  # [P, 3]
+    print(name, dict(zip(model.class_names, probabilities)))
+    ```
+
+    Args:
+        path: a run folder, finished or not, its ``last.ckpt``, or a ``.safetensors`` file with its ``.json``. An EWA
+            run is folded on the way.
+        device: "auto" is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        CheckpointError: not a classifier of ours, or damaged.
+        ConfigError: a device that is not there.
+    """
+    if Path(path).suffix in (".pth", ".pt"):
+        raise CheckpointError(
+            f"{path}: expected a run or .safetensors: a file of another codebase tells neither its architecture nor "
+            "its classes: load it with pointewa.runs.weights.load_foreign, and make a pointewa.Predictor of it"
+        )
+    return Predictor(load_model(path), select_device(device))

@@ -1,0 +1,126 @@
+"""Run folders."""
+
+import fcntl
+import os
+import reprlib
+import shutil
+from pathlib import Path
+from typing import Self
+
+from pointewa.config import Config, differences, load_config, to_yaml
+from pointewa.errors import CheckpointError, ConfigError, first_line
+from pointewa.runs.weights import has_state
+from pointewa.safe.files import atomic_write, remove_temporary
+
+CONFIG = "config.yaml"
+
+# What may differ between a run and its continuation: nothing that changes the result.
+_FREE = (
+    "run.name", "run.dir", "run.overwrite", "run.report", "data.root", "data.stream",
+    "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
+)  # fmt: skip
+
+
+def find_run(config: Config) -> Path:
+    """The folder of a new run, or of the unfinished or finished one that has the name. Writes nothing.
+
+    Without ``run.name`` it is a new run, whose name tells data set, model, scheme and seed, and a number where that
+    is taken.
+
+    Raises:
+        ConfigError: the folder is no run folder, or its run was made with another configuration and
+            ``run.overwrite`` is not set.
+    """
+    root, name = Path(config.run.dir), config.run.name
+    if name is None:
+        scheme = ("moe" if config.ewa.router == "top_k" else "ewa") if config.ewa.enabled else "dense"
+        task = "pretraining-" if config.train.task == "pretraining" else ""
+        base = f"{config.data.name}-{config.model.preset}-{task}{scheme}-seed{config.train.seed}"
+        numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
+        name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
+    folder = root / name
+    try:
+        if not any(not path.name.startswith(".") for path in folder.iterdir()):
+            return folder
+    except FileNotFoundError:
+        return folder
+    except (OSError, ValueError) as error:  # a file; a name that is too long, or has characters that no name can have
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ConfigError(f"run.name: {reprlib.repr(str(folder))} cannot be used ({reason})") from None
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"run.name: {folder} exists and is not a run folder: it is left alone; choose another name")
+    if not config.run.overwrite:
+        try:
+            recorded = load_config([folder / CONFIG])
+        except ConfigError as error:
+            raise ConfigError(
+                f"run.name: {folder} has a damaged configuration ({error}): start over with run.overwrite=true, or "
+                "choose another name"
+            ) from None
+        changed = differences(recorded, config, ignore=_FREE)
+        if changed:
+            raise ConfigError(
+                f"run.name: {folder} was made with another configuration: start over with run.overwrite=true, or "
+                "choose another name; what differs:" + "".join(f"\n  {line}" for line in changed)
+            )
+    return folder
+
+
+def can_resume(folder: Path, config: Config) -> bool:
+    """Whether the run in a folder of `find_run` is to go on from a checkpoint."""
+    return not config.run.overwrite and has_state(folder)
+
+
+class Claim:
+    """Holds a run folder for one process: as long as that lives, until `release`, or in a ``with`` block.
+
+    Raises:
+        CheckpointError: another one has it.
+    """
+
+    _handle = -1
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"{folder}: another process is training in this folder: wait for it, stop it, or choose another name"
+            ) from None
+        remove_temporary(folder)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    __del__ = release
+
+
+def start_run(folder: Path, config: Config) -> Claim:
+    """Make the folder of a new run, emptying an older one that `find_run` found may be overwritten, and claim it.
+
+    Raises:
+        CheckpointError: it cannot be written, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != CONFIG:  # last, so that it stays a run folder whenever this is interrupted
+                path.unlink()
+        with atomic_write(folder / CONFIG) as temporary:
+            temporary.write_text(to_yaml(config))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot make the run folder ({first_line(error)})") from None
+    return claim

@@ -1,0 +1,72 @@
+"""The scalars of each epoch of a run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pointewa.errors import CheckpointError
+from pointewa.safe.files import atomic_write
+
+METRICS = "metrics.jsonl"
+
+
+class Logbook:
+    """Scalars of each epoch, to ``metrics.jsonl`` and TensorBoard.
+
+    Args:
+        folder: of the run.
+        first_epoch: what earlier, interrupted training wrote for this epoch or later ones is taken out.
+        first_step: the iteration it starts at.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int = 0, first_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+        self._path = folder / METRICS
+        if os.path.lexists(self._path) and not self._path.is_file():
+            raise CheckpointError(f"{self._path}: expected a file, found a folder or a device: remove it")
+        if self._path.exists():
+            lines = [line for line in self._path.read_text(errors="replace").split("\n") if _epoch(line) < first_epoch]
+            with atomic_write(self._path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in lines))
+        self._board = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def write(self, epoch: int, step: int, scalars: dict[str, float]) -> None:
+        """Add a line for an epoch, counted from 0."""
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"epoch": epoch, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._board.close()
+
+
+def _epoch(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # cut off by whatever ended the run
+        return float("inf")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl`` in order; lines that are cut off or no records are left out.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected the figures of a run, found no such file: name a run folder")
+    records = []
+    for line in path.read_text(errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+            if type(record["epoch"]) is int:
+                records.append(record)
+        except (ValueError, TypeError, KeyError, RecursionError):  # cut off by whatever ended the run
+            continue
+    return records

@@ -1,0 +1,227 @@
+"""Reading and writing models and the state of a training run. No file that is read can run code."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+import pointewa.ewa as ewa
+from pointewa.errors import CheckpointError, first_line
+from pointewa.models import Architecture, LoadReport, MaskedAutoencoder, PointTransformerClassifier, load_weights
+from pointewa.models.foreign import classifier_state
+from pointewa.runs.description import LoadedModel, described_model, expect
+from pointewa.safe.files import atomic_write
+from pointewa.safe.torch_files import read_state
+
+MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
+
+
+def save_model(path: Path, loaded: LoadedModel) -> None:
+    """Write a dense model: its weights as safetensors to ``path``, the rest as JSON beside it.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(loaded.model.state_dict(), temporary)
+        with atomic_write(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from None
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """The classifier of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (folded on the way).
+
+    Raises:
+        CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture, or a
+            pre-training.
+    """
+    loaded = load_any(path)
+    if isinstance(loaded.model, MaskedAutoencoder):
+        raise CheckpointError(f"{path}: a pre-trained autoencoder, which has no classes: train a classifier from it "
+                              f"with train.init_from={path}")  # fmt: skip
+    return loaded
+
+
+def load_any(path: str | Path) -> LoadedModel:
+    """As `load_model`, of a pre-training its autoencoder.
+
+    Raises:
+        CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
+        if not found and not has_state(path):
+            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
+        path = found[0] if found else path
+    if path.suffix == ".safetensors":
+        description = _read_description(path.with_suffix(".json"))
+        weights = read_weights(path)
+        loaded = described_model(description, weights, path)
+        _load_state(loaded.model, weights, path)
+        return loaded
+    restored = restore(path)
+    if restored.state.get("ema") is not None:  # what counts of such a run
+        if not isinstance(restored.state["ema"], dict):
+            raise CheckpointError(f"{restored.path}: its average of the weights is not valid")
+        average = {str(name): value for name, value in restored.state["ema"].items() if name != "n_averaged"}
+        _load_state(restored.model, {name.removeprefix("module."): average[name] for name in average}, path)
+    loaded = described_model(restored.state["description"], restored.state["model"], path)
+    loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
+    return loaded
+
+
+def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:
+    """The classifier of a Point-MAE or Point-BERT file, which does not tell its architecture itself.
+
+    Raises:
+        CheckpointError: missing, damaged, of another architecture, or without a head for as many classes.
+    """
+    model = PointTransformerClassifier(architecture, num_classes).eval()
+    fresh = init_from(model, str(path)).fresh
+    if fresh:
+        raise CheckpointError(
+            f"{path}: no classifier of {num_classes} classes: {', '.join(fresh[:3])}, ... are missing or of another "
+            "size; train it with train.init_from first"
+        )
+    return model
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a training state in a run folder, whole or not."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+@dataclass
+class Restored:
+    """A training state.
+
+    Args:
+        model: as it was in training.
+        state: all of the file.
+        path: the file.
+    """
+
+    model: torch.nn.Module
+    state: dict[str, Any]
+    path: Path
+
+
+def restore(path: str | Path) -> Restored:
+    """The model of a ``last.ckpt`` (or of the run folder it is in) as it was in training, and the whole state.
+
+    In a run folder, where ``last.ckpt`` is damaged or missing, ``previous.ckpt`` takes its place with a warning.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a training state of ours.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _restore(path)
+    try:
+        return _restore(path / LAST)
+    except CheckpointError as error:
+        if not (path / PREVIOUS).is_file():
+            raise
+        try:
+            found = _restore(path / PREVIOUS)
+        except CheckpointError as previous:
+            raise CheckpointError(f"{error}; and so is the one before it: {previous}") from None
+        warnings.warn(f"{error}; taking {PREVIOUS}, the one before it", stacklevel=2)
+        return found
+
+
+def _restore(path: Path) -> Restored:
+    state = read_state(path)
+    if not {"description", "model", "ewa", "step"} <= state.keys():
+        found = sorted(repr(str(key)[:40])[1:-1] for key in state)
+        raise CheckpointError(
+            f"{path}: not a training state of this library: expected description, model, ewa and step, "
+            f"found {', '.join(found[:6])}; is it of another codebase? Name it .pth"
+        )
+    model = described_model(state["description"], state["model"], path).model
+    if type(state["step"]) is not int:
+        raise CheckpointError(f"{path}: its step is not valid: expected a whole number")
+    if state["ewa"] is not None:
+        try:
+            expect(state["ewa"], dict, "ewa")
+            experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
+            expect(experts, int, "num_experts")
+            expect(layers, str if isinstance(layers, str) else list, "layers")
+            model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
+    _load_state(model, state["model"], path)
+    return Restored(model, state, path)
+
+
+def read_weights(path: str | Path) -> Mapping[str, Any]:
+    """Whatever names to tensors a path holds: a run folder, safetensors, or a checkpoint of ours or of others.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name in (LAST, PREVIOUS):
+        return load_any(path).model.state_dict()
+    if path.suffix != ".safetensors":
+        return read_state(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from None
+
+
+def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
+    """Load weights to start from into a dense model; see `pointewa.models.load_weights`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another architecture.
+    """
+    weights = read_weights(path)
+    try:
+        for name, value in classifier_state(weights).items():
+            if value.is_complex():  # torch would drop the imaginary part
+                raise CheckpointError(f"{name} holds complex numbers")
+        return load_weights(model, weights)
+    except (CheckpointError, RuntimeError, TypeError) as error:  # names that are no text, tensors without values
+        raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from None
+
+
+def _read_description(path: Path) -> Any:
+    if not path.is_file():  # nor a pipe, which would be waited for
+        raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from None
+
+
+def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
+    """Give a model of `described_model` its weights."""
+    try:
+        weights = {name: value.detach() for name, value in state.items()}
+        for name, expected in model.state_dict().items():
+            found = weights.get(name)  # a missing one is reported below
+            if found is not None and (found.dtype, found.layout, found.device.type, found.is_contiguous()) != (
+                expected.dtype, torch.strided, "cpu", True,
+            ):  # fmt: skip
+                raise RuntimeError(f"{name}: expected {expected.dtype}, found {found.dtype}, {found.layout}")
+        if len({value.data_ptr() for value in weights.values()}) < len(weights):
+            raise RuntimeError("two tensors share their memory")
+        # Copies: a tensor in a mapped file is not aligned, on which the last digits of a matrix product may depend.
+        model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split()[:40])
+        raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from None

@@ -1,0 +1,66 @@
+"""Reading a file that may hold anything, and writing one so that a reader finds the old content or the new."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pointewa.errors import DataError, UserError, first_line
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+
+    If the block raises, the temporary file is removed and ``path`` stays as it was. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _to_disk(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
+        os.replace(temporary, path)
+        _to_disk(path.parent)  # the new name too survives a power cut
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when the process was killed. Nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while ``path`` is read as ``what`` into one DataError that names it.
+
+    A UserError passes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files parsers raise anything, MemoryError and RecursionError included
+        problem, remedy = first_line(error), "it may be damaged or incomplete, repair it or get it again"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            remedy = f"pip install {error.name}"
+        elif isinstance(error, OSError) and error.errno:
+            problem, remedy = os.strerror(error.errno), "check the path and its permissions"  # h5py's own is long
+        problem = "".join(filter(str.isprintable, problem))[:200]  # it may quote the file
+        raise DataError(f"{path}: cannot be read as {what} ({type(error).__name__}: {problem}): {remedy}") from None

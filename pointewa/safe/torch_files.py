@@ -1,0 +1,88 @@
+"""Files of `torch.save`, read without letting them run code, take any amount of memory, or be damaged unnoticed."""
+
+import io
+import os
+import pickletools
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+
+from pointewa.errors import CheckpointError, first_line
+
+# What torch.save writes for dense tensors and plain containers. torch's own list is longer, and with what else is on it
+# a file of a few bytes can take any amount of memory: bytearray(10**12), a conversion of a tensor of stride 0.
+_STORED = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
+_ADMITTED = {
+    "collections OrderedDict", "collections Counter", "__builtin__ set", "torch Size", "torch device",
+    *(f"torch {name}Storage" for name in _STORED),
+    *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
+    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+}  # fmt: skip
+
+
+def check_sums(path: Path) -> None:
+    """Compare each part of a file of `torch.save` with the CRC-32 that is kept with it; torch itself does not."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+            # torch writes neither compressed parts nor such that share their bytes: they could be far larger than it.
+            if any(part.compress_type for part in parts):
+                raise ValueError("it has compressed parts")
+            if sum(part.file_size for part in parts) > os.stat(path).st_size:
+                raise ValueError("its parts are larger than the file")
+            damaged = file.testzip()
+            for part in parts:
+                if part.filename.lower().endswith(".pkl"):  # torch does not tell upper from lower case
+                    _check_pickle(io.BytesIO(file.read(part)))
+    except UnpicklingError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
+        ) from None
+    if damaged:
+        raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged!r} does not fit its checksum")
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    """Look through a pickle, without executing it, for anything that tensors and plain values do not need."""
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and argument not in _ADMITTED:
+            raise UnpicklingError(f"it asks for {argument!r}")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Content of a file written by `torch.save`: tensors and plain values only.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding anything else.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a folder; a pipe, which would be waited for
+            raise CheckpointError(f"{path}: expected a file, found a folder or a device")
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\3\4":  # how torch tells
+                check_sums(path)
+            else:  # the format before torch 1.6: five pickles, then the numbers
+                file.seek(0)
+                for _ in range(5):
+                    _check_pickle(file)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values, or damaged ({first_line(error)}): refused"
+        ) from None
+    except Exception as error:  # whatever a damaged file makes of torch's reader
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
+        ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dictionary, found a {type(state).__name__}")
+    return state

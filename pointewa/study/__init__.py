@@ -1,0 +1,1 @@
+"""Arms x seeds of trainings, and what their differences say."""

@@ -1,0 +1,230 @@
+"""Studies: arms x seeds of trainings, as a file says them."""
+
+import json
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pointewa.config import Config, build_architecture, differences, load_config, read_yaml
+from pointewa.errors import ConfigError, first_line
+from pointewa.runs.folder import find_run
+from pointewa.runs.log import METRICS
+from pointewa.runs.summary import read_summary
+
+KEYS = ("description", "configs", "settings", "arms", "seeds")
+# Settings of the machine: they change no result, and are not part of the report.
+MACHINE = ("data.root", "data.stream", "train.device", "train.save_every", "train.activation_checkpointing", "run.dir")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A training of a study.
+
+    Args:
+        arm: its arm.
+        seed: its seed.
+        config: its configuration.
+        arguments: of tools.train, that say the configuration.
+    """
+
+    arm: str
+    seed: int
+    config: Config = field(compare=False)  # which cannot be hashed
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run.dir) / self.name
+
+    @property
+    def log(self) -> Path:
+        """What the training prints."""
+        return Path(self.config.run.dir) / f"{self.name}.log"
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of the finished run; None of an unfinished one.
+
+        Raises:
+            CheckpointError: damaged.
+        """
+        return read_summary(self.folder)
+
+    def epochs(self) -> list[dict[str, float]]:
+        """The scalars of each finished epoch, as far as they can be read."""
+        found = []
+        with suppress(OSError):
+            for line in (self.folder / METRICS).read_text(errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):  # half a line: it is being written
+                    scalars = json.loads(line)
+                    found += [scalars] if isinstance(scalars, dict) and isinstance(scalars.get("epoch"), int) else []
+        return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked.
+
+    Args:
+        name: the file's stem.
+        path: the file, as it was given.
+        text: its content.
+        description: what it says about itself.
+        arms: names; the first is the baseline.
+        seeds: of each arm.
+        runs: seed by seed, so that complete pairs come early.
+        overrides: of the command line, without those that are the machine's.
+    """
+
+    name: str
+    path: Path
+    text: str
+    description: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[StudyRun, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Of the runs."""
+        return self.runs[0].folder.parent
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and check each of its runs. Writes nothing.
+
+    Args:
+        path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and where wanted
+            ``configs`` (files), ``settings`` (config keys of all arms), ``description``.
+        overrides: ``"group.key=value"`` for every run; ``run.dir`` says where the folder of the study is made.
+
+    Raises:
+        ConfigError: what is wrong with it, such as an unknown key, an arm's name that no folder can have, a value that
+            the configuration does not take, a run folder that was made with another configuration.
+    """
+    path = Path(path)
+    content = OmegaConf.to_container(read_yaml(path))  # this reader knows 1e-3, and refuses keys that come twice
+    if unknown := [key for key in content if key not in KEYS]:
+        raise ConfigError(f"{path}: unknown key {_short(unknown[0])}: expected one of {', '.join(KEYS)}")
+    description, configs, settings, arms, seeds = (content.get(key) for key in KEYS)
+    _expect(description is None or isinstance(description, str), path, "description", "text", description)
+    configs = [] if configs is None else configs
+    _expect(_all(configs, str), path, "configs", "a list of files, such as [configs/shapes.yaml]", configs)
+    _expect(isinstance(arms, dict) and arms, path, "arms", "a mapping of names to config keys", arms)
+    _expect(_all(seeds, int) and seeds, path, "seeds", "a list of numbers, such as [0, 1, 2]", seeds)
+    _expect(len(set(seeds)) == len(seeds) and min(seeds) >= 0, path, "seeds", "different numbers from 0 on", seeds)
+    for name, where in [(path.stem, "the name of the study file")] + [(name, "arms") for name in arms]:
+        usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, re.ASCII)
+        _expect(usable, path, where, "a name of letters, digits, '.', '_', '+', '-'", name)
+    common = list(_flat(settings, path, "settings"))
+    own = {arm: list(_flat(keys, path, f"arms.{arm}")) for arm, keys in arms.items()}
+    root = _root(overrides)
+    runs = tuple(
+        _run(path, arm, seed, configs, [*common, *own[arm], *overrides], f"{root}/{path.stem}")
+        for seed in seeds
+        for arm in arms
+    )
+    for number, run in enumerate(runs[: len(arms)]):
+        for other in runs[:number]:
+            if not differences(run.config, other.config, ["run.name"]):
+                raise ConfigError(
+                    f"{path}: arms.{run.arm}: the configuration is that of {other.arm}: the same run twice"
+                )
+    reported = tuple(override for override in overrides if override.partition("=")[0] not in MACHINE)
+    text = path.read_text(encoding="utf-8")
+    return Study(path.stem, path, text, (description or "").strip(), tuple(arms), tuple(seeds), runs, reported)
+
+
+def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
+    """Seconds that runs will take, by the epochs that are finished; None while there are none.
+
+    Args:
+        runs: of a study, the finished ones too.
+        parallel: how many train at a time.
+    """
+    took: dict[str, list[float]] = {}
+    left: list[tuple[str, int]] = []
+    for run in runs:
+        epochs = run.epochs()
+        seconds = epochs[-1].get("seconds") if epochs else None
+        if isinstance(seconds, int | float):
+            took.setdefault(run.arm, []).append(seconds / len(epochs))
+        left.append((run.arm, max(run.config.train.epochs - len(epochs), 0)))
+    if not took:
+        return None
+    means = {arm: sum(seconds) / len(seconds) for arm, seconds in took.items()}
+    other = sum(means.values()) / len(means)  # of arms that have not finished an epoch
+    return sum(means.get(arm, other) * count for arm, count in left) / parallel
+
+
+def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[str], folder: str) -> StudyRun:
+    where = f"{path}: arms.{arm}, seed {seed}"
+    keys = [
+        *overrides,
+        f"train.seed={seed}",
+        f"run.dir={json.dumps(folder)}",
+        f"run.name={json.dumps(f'{arm}-seed{seed}')}",
+        "run.report=false",  # the study has its own
+    ]
+    try:
+        config = load_config(configs, keys)
+        build_architecture(config.model)
+        if config.train.task != "classification":
+            raise ConfigError(f"train.task: a study compares accuracies, found {config.train.task}")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix('command line: ')}") from None
+    try:
+        find_run(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}\nIn a study: remove {folder}/{arm}-seed{seed}, or rename {path}") from None
+    return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]))
+
+
+def _root(overrides: Sequence[str]) -> str:
+    root = load_config().run.dir
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == "train.seed" or (key.split(".")[0] == "run" and key != "run.dir"):
+            raise ConfigError(f"{key}: the study says it, for each of its runs")
+        if key == "run.dir":
+            root = load_config(overrides=[override]).run.dir
+    return root
+
+
+def _flat(keys: Any, path: Path, where: str) -> Iterator[str]:
+    """Nested config keys as overrides; JSON is YAML on one line."""
+    _expect(keys is None or isinstance(keys, dict), path, where, "a mapping of config keys", keys)
+    for group, values in (keys or {}).items():
+        pairs = [(f"{group}.{key}", value) for key, value in values.items()] if isinstance(values, dict) else []
+        for key, value in pairs if isinstance(values, dict) else [(str(group), values)]:
+            if key == "train.seed" or key.split(".")[0] == "run":
+                raise ConfigError(f"{path}: {where}: {key}: the study says it, for each of its runs")
+            try:
+                yield f"{key}={json.dumps(value)}"
+            except (TypeError, ValueError) as error:  # a date, or a mapping with dates for keys
+                raise ConfigError(f"{path}: {where}: {key}: {first_line(error)}") from None
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in values)
+
+
+def _expect(fine: Any, path: Path, key: str, expected: str, found: Any) -> None:
+    if not fine:
+        raise ConfigError(f"{path}: {key}: expected {expected}, found {_short(found)}")
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is None else reprlib.repr(value)

@@ -1,0 +1,197 @@
+"""The report of a study. What was measured in seconds has files of its own: the others are the same every time."""
+
+import csv
+import io
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pointewa.errors import ConfigError
+from pointewa.safe.files import atomic_write
+from pointewa.study.definition import Study
+from pointewa.study.figures import Arm, Result, disagreement, gather
+from pointewa.study.plots import PICTURES, save_plots
+from pointewa.study.statistics import mean_std
+
+AID = """\
+*How to read this.* Accuracies are in percent, of the model after the last epoch, on the test split: mean ± sample
+standard deviation over the seeds. An arm is compared with the baseline seed by seed; *difference* is the mean of these
+paired differences, in percentage points. If such studies were made again and again, 95 of 100 of their intervals
+(Student's t) would hold the true difference: an interval with 0 in it shows no difference, and with few seeds it is
+wide. p is that of the two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test
+split: it is looked at once a run, after the last epoch. *Best on validation* is the highest of all epochs, and so
+flatters every arm; no model was chosen by it."""
+
+
+def write_report(study: Study, out: Path) -> list[Arm]:
+    """Write README.md, results.csv, curves.csv, the pictures, study.yaml; and costs.md and costs.csv.
+
+    Raises:
+        ConfigError: no run is finished.
+        CheckpointError: a damaged summary.
+    """
+    arms = gather(study)
+    if not any(arm.results for arm in arms):
+        raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
+    pictures = save_plots(out, arms)
+    for name in set(PICTURES) - set(pictures):  # of an earlier report
+        (out / name).unlink(missing_ok=True)
+    texts = {
+        "results.csv": _csv(_result_row(result) for arm in arms for result in arm.results.values()),
+        "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),
+        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.results.values()),
+        "costs.md": _costs(study, arms),
+        "study.yaml": study.text,
+        "README.md": _readme(study, arms, pictures),
+    }
+    for name, text in texts.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return arms
+
+
+def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
+    """The figures of each arm as people read them; '-' where there are too few runs."""
+    rows = []
+    for arm in arms:
+        figures, base, found = arm.figures(), arms[0].name, arm.difference
+        last, best = (_spread(figures[key], figures[f"{key}_std"]) for key in ("val_oa_last", "val_oa_best"))
+        epochs = ", ".join(map(str, figures["val_best_epochs"]))
+        no_difference = "baseline" if arm is arms[0] else "-"
+        p = figures["p"]
+        rows.append({
+            "arm": arm.name,
+            "seeds": str(len(arm.results)),
+            "test overall accuracy": _spread(figures["test_oa"], figures["test_oa_std"]),
+            "test mean-class accuracy": _spread(figures["test_macc"], figures["test_macc_std"]),
+            f"difference to {base}": f"{found.mean:+.2f}" if found else no_difference,
+            "95 % interval": f"{found.low:+.2f} to {found.high:+.2f}" if found else "-",
+            "p": "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+            "validation, last epoch": last,
+            "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
+            "parameters in training": _count(figures["parameters_in_training"]),
+            "at inference": _count(figures["parameters"]),
+        })  # fmt: skip
+    return rows
+
+
+def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
+    results = [result for arm in arms for result in arm.results.values()]
+    missing = [run.name for run in study.runs if run.seed not in next(a for a in arms if a.name == run.arm).results]
+    done = f"All {len(results)} runs are finished"
+    if missing:
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
+        done = f"{len(results)} of {len(study.runs)} runs are finished; missing: {shown}"
+    data = sorted({f"{result.summary['dataset']}, {result.summary['epochs']} epochs" for result in results})
+    machines = Counter(_machine(result.summary) for result in results)
+    commits = Counter(str(_environment(result.summary).get("commit", "unknown")) for result in results)
+    command = shlex.join(["python", "-m", "tools.study", str(study.path), *study.overrides])
+    return "\n".join([
+        f"# Study: {study.name}", "", *([study.description, ""] if study.description else []),
+        f"{'; '.join(data)}. {done}.", "",
+        *_markdown(table(arms)), "", AID, "", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
+        "```", command, "```", "",
+        f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
+        "`results.csv` has a line a run, `curves.csv` one an epoch of each run, `study.yaml` is the study; what was",
+        "measured in seconds is in `costs.md` and `costs.csv`.", "",
+    ])  # fmt: skip
+
+
+def _costs(study: Study, arms: Sequence[Arm]) -> str:
+    rows = []
+    for arm in arms:
+        seconds = [result.summary["seconds"] for result in arm.results.values()]
+        rows.append({
+            "arm": arm.name,
+            "seeds": str(len(seconds)),
+            "seconds of training": _spread(*mean_std(seconds), digits=1),
+            "peak memory, MB": _spread(*mean_std(_known(arm, "peak_memory_mb")), digits=0),
+            "seconds of evaluating the test split": _spread(*mean_std(_known(arm, "evaluation_seconds")), digits=2),
+            f"relative to {arms[0].name}": _spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
+        })  # fmt: skip
+    return "\n".join([
+        f"# Costs of the study {study.name}", "", *_markdown(rows), "",
+        "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
+        "Runs side by side, or other work on the machine, make all of them slower. `costs.csv` has a line a run.", "",
+    ])  # fmt: skip
+
+
+def _known(arm: Arm, figure: str) -> list[float]:
+    """A figure that summaries of earlier versions lack."""
+    return [result.summary[figure] for result in arm.results.values() if figure in result.summary]
+
+
+def _result_row(result: Result) -> dict[str, Any]:
+    summary, best = result.summary, result.val_best or (None, None)
+    before = summary["test_before_folding"] or {}
+    row = {"arm": result.run.arm, "seed": result.run.seed, "epochs": summary["epochs"]}
+    row |= {f"test_{key}": summary["test"].get(key) for key in ("oa", "macc", "loss")}
+    row |= {f"test_{key}_before_folding": before.get(key) for key in ("oa", "macc")}
+    row |= {"val_oa_last": result.val_last, "val_oa_best": best[0], "val_best_epoch": best[1]}
+    keys = ("parameters_in_training", "parameters", "largest_logit_difference", "skipped_steps", "precision")
+    row |= {key: summary.get(key) for key in keys}
+    return row | {
+        key: _environment(summary).get(key) for key in ("commit", "device", "threads", "torch", "ops", "platform")
+    }
+
+
+def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
+    for epoch in result.epochs:
+        row = {"arm": result.run.arm, "seed": result.run.seed, "epoch": epoch["epoch"] + 1}
+        figures = {"train_loss": epoch.get("train/loss"), "val_oa": epoch.get("val/oa"),
+                   "disagreement": disagreement(epoch)}  # fmt: skip
+        yield row | {key: value if value is None else f"{value:.6g}" for key, value in figures.items()}
+
+
+def _cost_row(result: Result) -> dict[str, Any]:
+    summary = result.summary
+    row = {"arm": result.run.arm, "seed": result.run.seed, "seconds": summary["seconds"], "epochs": summary["epochs"]}
+    row["seconds_an_epoch"] = f"{summary['seconds'] / summary['epochs']:.3f}"
+    return row | {key: _environment(summary).get(key) for key in ("device", "threads")}
+
+
+def _environment(summary: dict[str, Any]) -> dict[str, Any]:
+    found = summary.get("environment")
+    return found if isinstance(found, dict) else {}
+
+
+def _machine(summary: dict[str, Any]) -> str:
+    found = _environment(summary)
+    device, threads, torch, ops, system = (
+        found.get(key, "unknown") for key in ("device", "threads", "torch", "ops", "platform")
+    )
+    precision = summary.get("precision", "unknown")
+    return f"{device} in {precision}, {threads} CPU threads, torch {torch}, operators of {ops}, {system}"
+
+
+def _counted(texts: Counter[str]) -> str:
+    """One as it is, several with how many runs have it."""
+    return (
+        next(iter(texts)) if len(texts) == 1 else "; ".join(f"{text} ({count} runs)" for text, count in texts.items())
+    )
+
+
+def _spread(mean: float | None, std: float | None, digits: int = 2) -> str:
+    if mean is None or math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if std is None or math.isnan(std) else f" ± {std:.{digits}f}")
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    rows, text = list(rows), io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,187 @@
+"""`pointewa.load`: what it predicts is what the evaluation of the run predicts."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import pointewa
+from datasets.layouts import shapes
+from datasets.prepare import unit_sphere
+from pointewa.errors import CheckpointError, ConfigError
+from pointewa.models import Architecture, PointTransformerClassifier
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import save_model
+from pointewa.tasks.classification import evaluate
+from tools import cli, predict
+
+NAMES = ("ball", "box", "[cone]", "ring")
+SMALL = Architecture(24, 2, 2, 8, 8, patch_width=8, patch_out=24)
+
+
+def classifier(normalize="unit_sphere", architecture=SMALL):
+    """With weights large enough that clouds are told apart, and batch norms that have seen some."""
+    model = PointTransformerClassifier(architecture, len(NAMES))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for _ in range(5):
+            model.train()(torch.randn(16, 64, 3))
+    return LoadedModel(model.eval(), NAMES, 64, "shapes", normalize)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    loaded = classifier()
+    save_model(tmp_path / "model.safetensors", loaded)
+    return tmp_path, loaded
+
+
+def test_one_cloud_and_many(saved):
+    folder, loaded = saved
+    model = pointewa.load(folder, "cpu")
+    assert (model.class_names, model.num_points) == (NAMES, 64)
+    rng = np.random.default_rng(0)
+    clouds = rng.normal(size=(70, 100, 3)) * rng.uniform(0, 5, (70, 1, 3)) + 3  # more than a batch of 64
+    names, probabilities = model.predict(clouds)
+    assert probabilities.shape == (70, 4)
+    assert probabilities.std(0).max() > 0.01
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    name, alone = model.predict(clouds[3])
+    assert name == names[3] == NAMES[alone.argmax()]
+    np.testing.assert_allclose(alone, probabilities[3], atol=1e-6)
+    by_hand = loaded.model(unit_sphere(torch.from_numpy(clouds[3]).float())[None]).softmax(1)  # which samples by itself
+    assert by_hand.argmax(1).item() == alone.argmax()
+
+
+@pytest.mark.parametrize("normalize", ["unit_sphere", "none"])
+def test_it_is_what_the_evaluation_computes(normalize, monkeypatch):
+    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 2, "test": 2})
+    # fpsample starts at a point of its own choice, which gives another farthest-point sample.
+    monkeypatch.setattr("datasets.order.method", lambda: "torch")
+    source = datasets.open_source("shapes", "", "test")
+    raw = [cloud.points * 3 + 1 for cloud in source.clouds(200)]
+    changed = replace(source, clouds=lambda count: iter(map(datasets.source.Cloud, raw)), normalize=normalize != "none")
+    prepared = torch.from_numpy(np.stack([c.points for c in datasets.prepare.prepare(changed, 64, "")]))
+    loaded = classifier(normalize)
+    expected = evaluate(loaded.model, [(prepared, torch.zeros(len(raw), dtype=torch.int64))]).logits
+    found = torch.stack([pointewa.Predictor(loaded).logits(cloud) for cloud in raw])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    if normalize != "none":
+        again = pointewa.Predictor(loaded).logits(prepared, normalized=True)
+        torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
+
+
+def test_any_number_and_kind_of_points():
+    model = pointewa.Predictor(classifier())
+    points = np.random.default_rng(0).integers(-50, 50, (40, 3))
+    reference = model.logits(points.astype(np.float32))
+    read_only = points.astype(">f8")
+    read_only.flags.writeable = False
+    for other in (points, read_only, torch.from_numpy(points), torch.from_numpy(points)[None], points.tolist()):
+        assert torch.equal(model.logits(other).squeeze(0), reference)
+    few = model.logits(points[:10])
+    twice = model.logits(np.concatenate([points[:10], points[:10]]))
+    torch.testing.assert_close(few, twice, rtol=0, atol=1e-5)  # repeating points changes nothing
+    assert model.logits(points[:1]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.zeros((5, 2)), r"expected points \[P, 3\] or \[B, P, 3\] with B, P > 0, found \[5, 2\]"),
+        (np.zeros(3), r"found \[3\]"),
+        (np.zeros((0, 3)), r"found \[0, 3\]"),
+        (np.zeros((0, 5, 3)), r"found \[0, 5, 3\]"),
+        (np.array([[0, 0, np.nan]]), "not finite or beyond 1e"),
+        (np.array([[0, 0, 1e300]]), "not finite or beyond 1e"),
+        (np.array([[0, 0, 1e19]]), "not finite or beyond 1e"),
+    ],
+)
+def test_what_no_model_can_take(points, message):
+    with pytest.raises(ValueError, match=message):
+        pointewa.Predictor(classifier()).predict(points)
+
+
+def test_what_cannot_be_loaded(saved):
+    with pytest.raises(CheckpointError, match=r"pointewa\.runs\.weights\.load_foreign"):
+        pointewa.load("ckpt-best.pth")
+    with pytest.raises(ConfigError, match="tpu"):
+        pointewa.load(saved[0], "tpu")
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        pointewa.lode  # noqa: B018
+    assert {"load", "Predictor"} <= set(dir(pointewa))
+
+
+def test_the_scheme_alone_imports_nothing_of_this():
+    code = "import sys, pointewa.ewa; print([name for name in sys.modules if name.startswith('pointewa.')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         cwd=Path(__file__).parents[2]).stdout  # fmt: skip
+    assert "trainer" not in out
+    assert "models" not in out
+
+
+def fails(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda: predict.main(arguments))
+    assert exit_.value.code == 2
+    return capsys.readouterr()
+
+
+def test_files(saved, tmp_path, capsys):
+    folder, loaded = saved
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(300, 3)).astype(np.float32)
+    np.save(tmp_path / "a.npy", points)
+    np.savetxt(tmp_path / "b.txt", points[:, [0, 2, 1]] * [1, -1, 1])  # the same with z up
+    (tmp_path / "c.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    files = [str(tmp_path / name) for name in ("a.npy", "b.txt", "c.off")]
+    predict.main([str(folder), *files, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    a, _, c = result["predictions"]
+    assert result["failed"] == []
+    name, probabilities = pointewa.Predictor(loaded).predict(points)
+    assert a["class"] == name
+    assert list(a["probabilities"].values()) == pytest.approx(sorted(probabilities.tolist(), reverse=True))
+    assert (a["points"], c["points"]) == (300, 10_000)
+    predict.main([str(folder), files[1], "--up", "z", "--json"])
+    turned = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert turned["probabilities"] == pytest.approx(a["probabilities"], abs=1e-4)
+    predict.main([str(folder), *files])
+    out = capsys.readouterr().out
+    assert f"{100 * max(probabilities):.1f} %" in out
+    assert out.count(" %") == 9
+
+
+def test_files_that_cannot_be_read(saved, tmp_path, capsys):
+    folder, _ = saved
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    np.save(tmp_path / "far.npy", np.full((4, 3), 1e30))
+    (tmp_path / "b.txt").write_text("nothing")
+    files = [str(tmp_path / name) for name in ("a.npy", "far.npy", "b.txt", "none.ply")]
+    captured = fails([str(folder), *files, "--json"], capsys)
+    result = json.loads(captured.out)
+    assert [len(result["predictions"]), len(result["failed"])] == [1, 3]
+    lines = captured.err.splitlines()
+    assert lines[-1] == "error: 3 of 4 files could not be classified"
+    for line, path in zip(lines[:-1], files[1:], strict=True):
+        assert line.startswith(path)
+    captured = fails([str(tmp_path / "nowhere"), files[0]], capsys)
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_an_unfinished_run_is_folded_on_the_way(trainer_in, tmp_path):
+    trainer = trainer_in(tmp_path, "train.epochs=1", "run.name=a")
+    trainer.fit()
+    points = trainer.data.test.clouds.points[:4, :128]
+    with torch.no_grad():
+        expected = trainer.model.eval()(points)
+    found = pointewa.load(tmp_path / "a" / "last.ckpt", "cpu").logits(points, normalized=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

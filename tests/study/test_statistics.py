@@ -1,0 +1,45 @@
+"""Against numbers that are worked out by hand."""
+
+import math
+
+import pytest
+
+from pointewa.study.statistics import Paired, mean_std, paired
+
+
+def test_mean_and_sample_standard_deviation():
+    assert mean_std([80.0, 82.0, 87.0]) == (83, pytest.approx(math.sqrt((9 + 1 + 16) / 2)))
+    assert mean_std([80.0])[0] == 80
+    assert math.isnan(mean_std([80.0])[1])
+    assert all(map(math.isnan, mean_std([])))
+
+
+def test_three_pairs():
+    """Differences 1, 2, 3: t = 2 sqrt(3), and Student's distribution of 2 degrees of freedom has a closed form."""
+    found = paired([81.0, 82.0, 83.0], [80.0, 80.0, 80.0])
+    t, quantile = 2 * math.sqrt(3), 4.302652729911275  # of 0.975, as tables have it
+    half = quantile / math.sqrt(3)
+    assert (found.mean, found.pairs) == (2, 3)
+    assert (found.low, found.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+
+
+def test_two_pairs():
+    """Differences 0 and 2: t = 1, of which Cauchy's distribution has a quarter above and a quarter below -1."""
+    found = paired([80.0, 84.0], [80.0, 82.0])
+    assert (found.mean, found.p) == (1, pytest.approx(0.5))
+    assert found.high == pytest.approx(1 + math.tan(math.pi * 0.475))
+
+
+def test_equal_differences_have_no_p_and_round_off_is_none():
+    found = paired([0.3, 0.5, 0.9], [0.2, 0.4, 0.8])
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.1), found.mean, found.mean)
+    assert math.isnan(found.p)
+    assert isinstance(paired([1.0, 1.0], [1.0, 1.0]), Paired)
+
+
+def test_too_few_or_no_pairs():
+    assert paired([80.0], [81.0]) is None
+    assert paired([], []) is None
+    with pytest.raises(ValueError, match="expected pairs, found 2 and 1 values"):
+        paired([1.0, 2.0], [1.0])
