@@ -102,8 +102,8 @@ class Aside:
             try:
                 self._pipe.send(name)
                 self._pipe.recv()
-            except (EOFError, BrokenPipeError):
-                raise RuntimeError(f"the process beside this one that runs {name!r} has ended") from None
+            except (EOFError, BrokenPipeError) as error:
+                raise RuntimeError(f"the process beside this one that runs {name!r} has ended") from error
 
         return call
 

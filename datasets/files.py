@@ -176,7 +176,7 @@ def _read_ply(data: bytes) -> _Shape:
     except ValueError as error:
         if "unexpected length" not in str(error):
             raise
-        raise ValueError("expected the length announced, and polygons with equally many corners") from None
+        raise ValueError("expected the length announced, and polygons with equally many corners") from error
     if len(faces) < counts.get(b"face", 0):
         raise ValueError(f"{counts[b'face']} faces announced, {len(faces)} found")
     return points, faces

@@ -142,7 +142,7 @@ def load_config(
         try:
             layers.append(("command line", OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"{key}: the value {value!r} is not valid YAML ({first_line(error)})") from None
+            raise ConfigError(f"{key}: the value {value!r} is not valid YAML ({first_line(error)})") from error
     for source, layer in layers:
         _check_keys(layer, Config, source)
         try:
@@ -150,7 +150,7 @@ def load_config(
             OmegaConf.to_container(merged, resolve=True)
         except (OmegaConfBaseException, OverflowError, RecursionError) as error:
             key = getattr(error, "full_key", None) or "config"
-            raise ConfigError(f"{source}: {key}: {first_line(error)}") from None
+            raise ConfigError(f"{source}: {key}: {first_line(error)}") from error
     config = OmegaConf.to_object(merged)
     _check_values(config)
     return config
@@ -172,7 +172,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     try:
         return Architecture(**values)
     except ValueError as error:
-        raise ConfigError(f"model.{error}") from None
+        raise ConfigError(f"model.{error}") from error
 
 
 def save_interval(config: TrainConfig) -> tuple[int, float]:
@@ -223,9 +223,9 @@ def read_yaml(path: Path) -> Any:
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from None
+        raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from error
     except Exception as error:  # YAMLError, and whatever PyYAML makes of a value that does not fit its tag
-        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from None
+        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(_names(Config))}), found a list")
     return layer

@@ -37,7 +37,7 @@ def classify(model: pointewa.Predictor, path: Path, z_up: bool) -> dict[str, Any
     try:
         name, probabilities = model.predict(points)
     except ValueError as error:
-        raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from None
+        raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from error
     ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
     return {"file": str(path), "points": len(points), "class": name, "probabilities": dict(ranked)}
 

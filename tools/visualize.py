@@ -157,7 +157,7 @@ def _fitting(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"{what}: {first_line(error)}") from None
+        raise ConfigError(f"{what}: {first_line(error)}") from error
 
 
 def _named(item: Item) -> str:
@@ -178,7 +178,7 @@ def _figure(found: Any, renderer: str) -> tuple[Any, str]:
         return clouds_figure(found, offscreen.render(found)), "Open3D"
     except offscreen.RenderError as error:
         if renderer == "open3d":
-            raise ConfigError(f"--renderer open3d: {error}: {offscreen.REMEDY}") from None
+            raise ConfigError(f"--renderer open3d: {error}: {offscreen.REMEDY}") from error
         return clouds_figure(found), f"matplotlib: {error}"
 
 

@@ -142,7 +142,7 @@ def fetch(
                     print(f"note: {failures[-1]}", file=sys.stderr)
         kept = f"{_size(part)} bytes are kept, and the same command goes on from there.\n" if part.exists() else ""
     except OSError as error:  # those of the network have become _Failed
-        raise DataError(f"{folder}: {archive.name} cannot be written here: {error}") from None
+        raise DataError(f"{folder}: {archive.name} cannot be written here: {error}") from error
     tried = "\n  ".join(failures or ["no mirror was given"])
     raise DataError(
         f"{archive.name} could not be downloaded.\n  {tried}\n{kept}"
@@ -185,9 +185,11 @@ def extract(archive: Path, folder: Path, max_bytes: int = 20 << 30) -> Path:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from None
+        raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from error
     except Exception as error:  # zipfile and the decompressors have many of their own
-        raise DataError(f"{archive}{member}: {first_line(error)}: get it again, it is damaged or no zip file") from None
+        raise DataError(
+            f"{archive}{member}: {first_line(error)}: get it again, it is damaged or no zip file"
+        ) from error
 
 
 def _objection(info: zipfile.ZipInfo) -> str:
@@ -257,7 +259,7 @@ def _ask(url: str, part: Path, size: int | None, max_bytes: int, timeout: float,
                 try:
                     chunk = response.read1(_CHUNK)  # read() would lose what comes before a stall
                 except (OSError, HTTPException) as error:
-                    raise _Failed(f"{first_line(error)} after {have} bytes") from None
+                    raise _Failed(f"{first_line(error)} after {have} bytes") from error
                 if not chunk:
                     break
                 have += len(chunk)
@@ -284,14 +286,14 @@ def _open(url: str, have: int, part: Path, timeout: float) -> HTTPResponse:
         if error.code == 416:  # what is there is no beginning of the file; the next request is for the whole file
             part.unlink(missing_ok=True)
         again = error.code >= 500 or error.code in (408, 416, 429)
-        raise (_Failed if again else _Refused)(first_line(error)) from None
+        raise (_Failed if again else _Refused)(first_line(error)) from error
     except URLError as error:
         again = not isinstance(error.reason, str | ssl.SSLCertVerificationError)  # str: urllib's own objections
-        raise (_Failed if again else _Refused)(str(error.reason)) from None
+        raise (_Failed if again else _Refused)(str(error.reason)) from error
     except (OSError, HTTPException) as error:
-        raise _Failed(first_line(error)) from None
+        raise _Failed(first_line(error)) from error
     except ValueError as error:
-        raise _Refused(first_line(error)) from None
+        raise _Refused(first_line(error)) from error
 
 
 def _size(path: Path) -> int:

@@ -141,7 +141,7 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
         except ImportError as error:
             raise ConfigError(
                 f"--format onnx needs {package} ({first_line(error)}): pip install onnx onnxscript onnxruntime"
-            ) from None
+            ) from error
     import onnx
     import onnxruntime
 

@@ -92,7 +92,7 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
                 model = _gated(model, description["experts"])
         return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
 
 
 def _gated(model: torch.nn.Module, experts: Any) -> torch.nn.Module:

@@ -46,7 +46,7 @@ def find_run(config: Config) -> Path:
         return folder
     except (OSError, ValueError) as error:  # a file; a name that is too long, or has characters that no name can have
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"run.name: {reprlib.repr(str(folder))} cannot be used ({reason})") from None
+        raise ConfigError(f"run.name: {reprlib.repr(str(folder))} cannot be used ({reason})") from error
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"run.name: {folder} exists and is not a run folder: it is left alone; choose another name")
     if not config.run.overwrite:
@@ -56,7 +56,7 @@ def find_run(config: Config) -> Path:
             raise ConfigError(
                 f"run.name: {folder} has a damaged configuration ({error}): start over with run.overwrite=true, or "
                 "choose another name"
-            ) from None
+            ) from error
         changed = differences(recorded, config, ignore=_FREE)
         if changed:
             raise ConfigError(
@@ -84,10 +84,10 @@ class Claim:
         self._handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             raise CheckpointError(
                 f"{folder}: another process is training in this folder: wait for it, stop it, or choose another name"
-            ) from None
+            ) from error
         remove_temporary(folder)
 
     def release(self) -> None:
@@ -122,5 +122,5 @@ def start_run(folder: Path, config: Config) -> Claim:
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(to_yaml(config))
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot make the run folder ({first_line(error)})") from None
+        raise CheckpointError(f"{folder}: cannot make the run folder ({first_line(error)})") from error
     return claim

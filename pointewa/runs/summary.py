@@ -38,7 +38,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / SUMMARY}: damaged ({first_line(error)}): remove it, and the same command makes it again"
-        ) from None
+        ) from error
 
 
 def write_summary(folder: Path, summary: dict) -> None:

@@ -34,7 +34,7 @@ def save_model(path: Path, loaded: LoadedModel) -> None:
         with atomic_write(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from error
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -135,7 +135,7 @@ def restore(path: str | Path) -> Restored:
         try:
             found = _restore(path / PREVIOUS)
         except CheckpointError as previous:
-            raise CheckpointError(f"{error}; and so is the one before it: {previous}") from None
+            raise CheckpointError(f"{error}; and so is the one before it: {previous}") from previous
         warnings.warn(f"{error}; taking {PREVIOUS}, the one before it", stacklevel=2)
         return found
 
@@ -159,7 +159,7 @@ def _restore(path: Path) -> Restored:
             expect(layers, str if isinstance(layers, str) else list, "layers")
             model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from None
+            raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from error
     _load_state(model, state["model"], path)
     return Restored(model, state, path)
 
@@ -180,7 +180,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from error
 
 
 def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
@@ -196,7 +196,7 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
                 raise CheckpointError(f"{name} holds complex numbers")
         return load_weights(model, weights)
     except (CheckpointError, RuntimeError, TypeError) as error:  # names that are no text, tensors without values
-        raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from None
+        raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from error
 
 
 def _read_description(path: Path) -> Any:
@@ -205,7 +205,7 @@ def _read_description(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: not readable as JSON ({first_line(error)})") from error
 
 
 def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
@@ -224,4 +224,4 @@ def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
         model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split()[:40])
-        raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from None
+        raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from error

@@ -63,4 +63,4 @@ def reading(path: Path, what: str) -> Iterator[None]:
         elif isinstance(error, OSError) and error.errno:
             problem, remedy = os.strerror(error.errno), "check the path and its permissions"  # h5py's own is long
         problem = "".join(filter(str.isprintable, problem))[:200]  # it may quote the file
-        raise DataError(f"{path}: cannot be read as {what} ({type(error).__name__}: {problem}): {remedy}") from None
+        raise DataError(f"{path}: cannot be read as {what} ({type(error).__name__}: {problem}): {remedy}") from error

@@ -44,4 +44,4 @@ def load_arrays(path: Path) -> Any:
         try:
             return _Unpickler(content, encoding="latin1").load()
         except pickle.UnpicklingError as error:
-            raise DataError(f"{path}: not a pickle of arrays only, or damaged ({error}): get the file again") from None
+            raise DataError(f"{path}: not a pickle of arrays only, or damaged ({error}): get the file again") from error

@@ -42,7 +42,7 @@ def check_sums(path: Path) -> None:
     except Exception as error:  # whatever a damaged file makes of the reader
         raise CheckpointError(
             f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
-        ) from None
+        ) from error
     if damaged:
         raise CheckpointError(f"{path}: the checkpoint is damaged: {damaged!r} does not fit its checksum")
 
@@ -73,16 +73,16 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
     except UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values, or damaged ({first_line(error)}): refused"
-        ) from None
+        ) from error
     except Exception as error:  # whatever a damaged file makes of torch's reader
         raise CheckpointError(
             f"{path}: cannot read the checkpoint, it is damaged ({first_line(error)[:200]})"
-        ) from None
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found a {type(state).__name__}")
     return state

@@ -184,11 +184,13 @@ def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[st
         if config.train.task != "classification":
             raise ConfigError(f"train.task: a study compares accuracies, found {config.train.task}")
     except ConfigError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix('command line: ')}") from None
+        raise ConfigError(f"{where}: {str(error).removeprefix('command line: ')}") from error
     try:
         find_run(config)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}\nIn a study: remove {folder}/{arm}-seed{seed}, or rename {path}") from None
+        raise ConfigError(
+            f"{where}: {error}\nIn a study: remove {folder}/{arm}-seed{seed}, or rename {path}"
+        ) from error
     return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]))
 
 
@@ -214,7 +216,7 @@ def _flat(keys: Any, path: Path, where: str) -> Iterator[str]:
             try:
                 yield f"{key}={json.dumps(value)}"
             except (TypeError, ValueError) as error:  # a date, or a mapping with dates for keys
-                raise ConfigError(f"{path}: {where}: {key}: {first_line(error)}") from None
+                raise ConfigError(f"{path}: {where}: {key}: {first_line(error)}") from error
 
 
 def _all(values: Any, kind: type) -> bool:

@@ -47,7 +47,7 @@ def with_experts(model: nn.Module, config: Config) -> nn.Module:
     try:
         return ewa.to_moe(model, scheme.num_experts, scheme.layers, init, inplace=True, mixture=mixture)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"ewa: {error}") from None
+        raise ConfigError(f"ewa: {error}") from error
 
 
 def build_averaging(
@@ -67,7 +67,7 @@ def build_averaging(
             schedule = ewa.until(schedule, scheme.until, total_steps)
         return ewa.ExpertAveraging(model, schedule).attach(optimizer)
     except ValueError as error:
-        raise ConfigError(f"ewa: {error}") from None
+        raise ConfigError(f"ewa: {error}") from error
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:

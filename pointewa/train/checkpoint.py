@@ -31,4 +31,4 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a short write as a RuntimeError
         raise CheckpointError(
             f"{path}: cannot write the checkpoint ({first_line(error)}); {kept}: free some space, then go on from it"
-        ) from None
+        ) from error

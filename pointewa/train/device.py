@@ -29,7 +29,7 @@ def select_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"train.device: {name!r} cannot be used here ({first_line(error)}): try cpu or auto"
-        ) from None
+        ) from error
     return device
 
 
@@ -112,4 +112,4 @@ def memory_advice(config: TrainConfig) -> Iterator[None]:
         raise TrainingError(
             f"out of memory with train.batch_size={config.batch_size}, train.accumulate={config.accumulate}: try "
             f"{', or '.join(advice)} ({first_line(error)})"
-        ) from None
+        ) from error

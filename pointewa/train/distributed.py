@@ -140,7 +140,7 @@ def process_group() -> Iterator[World]:
             raise TrainingError(
                 f"process {world.rank} of {world.size} lost another one ({first_line(error)}): the run has ended, and "
                 "the same command goes on from its last checkpoint"
-            ) from None
+            ) from error
         raise
     finally:
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ class MaskedPretraining(Trainer):
                 build_architecture(config.model), config.model.mask_ratio, config.model.decoder_depth
             )
         except ValueError as error:
-            raise ConfigError(f"model.{error}") from None
+            raise ConfigError(f"model.{error}") from error
         return with_experts(model, config)
 
     def _loss(self, output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def load_training_state(trainer: "Trainer") -> None:
         raise CheckpointError(
             f"{restored.path}: does not fit the run ({type(error).__name__}: {first_line(error)}): start over with "
             "run.overwrite=true"
-        ) from None
+        ) from error
     if len(random_states) != trainer.world.size:
         seed_all(trainer.config.train.seed + trainer.step, trainer.world.rank)
         trainer.rng = random_state()

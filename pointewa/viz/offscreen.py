@@ -51,8 +51,8 @@ def render(picture: Picture) -> list[np.ndarray]:
         try:
             ended = subprocess.run(_command(given, drawn), env=_environment(), capture_output=True, text=True,
                                    errors="replace", timeout=limit, stdin=subprocess.DEVNULL, check=False)  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise RenderError(f"Open3D rendered nothing within {limit} s") from None
+        except subprocess.TimeoutExpired as error:
+            raise RenderError(f"Open3D rendered nothing within {limit} s") from error
         if ended.returncode:
             raise RenderError(_reason(ended))
         with np.load(drawn) as images:

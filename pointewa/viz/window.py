@@ -40,7 +40,7 @@ def show(picture: Picture) -> None:
     except (ImportError, OSError) as error:
         raise ConfigError(
             f"--show: needs Open3D, which cannot be imported ({first_line(error)}): {REMEDY}, or use --html x.html"
-        ) from None
+        ) from error
     cloud = open3d.geometry.PointCloud()
     points, colours, sizes = placed(picture)
     cloud.points, cloud.colors = open3d.utility.Vector3dVector(points), open3d.utility.Vector3dVector(colours)
