@@ -47,7 +47,7 @@ train: .venv/.done  ## train, fold, evaluate, or go on with RUN=x: DATASET MODEL
 	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS) $(ENDED)
 
 pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
-	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml --config configs/task/pretraining.yaml $(KEYS) $(ENDED)
+	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml --config configs/task/masked_autoencoding.yaml $(KEYS) $(ENDED)
 
 study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"
 	@$(if $(STUDY),,echo 'error: say which study: make study STUDY=configs/study/quick.yaml' >&2; exit 2)

@@ -59,7 +59,7 @@ class Scenario:
     processes: int = 1
 
     def command(self, folder: Path, epochs: int) -> list[str]:
-        """The command line that trains in a folder, or goes on there."""
+        """The command line that trains in a folder, or resumes there."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         keys = [*TINY, f"train.epochs={epochs}", f"run.dir={folder.parent}", f"run.name={folder.name}", *self.overrides]
         # A shell's background job ignores SIGINT, and so would what it starts.
@@ -88,7 +88,7 @@ class Attempt:
     after: int = 0  # steps in the checkpoint that it left
     done: bool = False  # it left a finished run
     torn: bool = False  # it left a file half written, under a temporary name
-    went_on: bool = False  # it said that it goes on from a checkpoint
+    resumed: bool = False  # it said that it resumes from a checkpoint
     previous: bool = False  # it said that it took the one before the last
     faults: list[str] = field(default_factory=list)  # what should not be
 
@@ -121,7 +121,7 @@ class Outcome:
         figures = {kind.name: sum(kill.signal == kind.name for kill in kills) for kind in KINDS} | {
             "in training": sum(kill.after > kill.before for kill in kills),
             "writing": sum(kill.torn for kill in kills),
-            "went on": sum(attempt.went_on for attempt in self.attempts),
+            "went on": sum(attempt.resumed for attempt in self.attempts),
             "by previous": sum(attempt.previous for attempt in self.attempts),
             "seconds": round(self.seconds),
             "identical": "no" if self.differences else "yes",
@@ -182,7 +182,7 @@ def start(
     result.code = code if code >= 0 else 128 - code
     result.after, result.done = saved_steps(folder), (folder / SUMMARY).exists()
     result.torn = any(folder.glob(".*.tmp"))
-    result.went_on, result.previous = "going on with" in text, f"taking {PREVIOUS}" in text
+    result.resumed, result.previous = "resuming" in text, f"taking {PREVIOUS}" in text
     result.faults += judge(result, text, exact=scenario.processes == 1)
     return result
 
@@ -211,7 +211,7 @@ def judge(attempt: Attempt, text: str, exact: bool = True) -> list[str]:
     told = not attempt.killed or name == "SIGKILL" or "go on with the same command" in text
     if attempt.after > attempt.before and not told:
         faults.append(f"{name} after {attempt.after} steps, and no word of how to go on: {end}")
-    saved, found = re.search(r"(\d+) of \d+ steps are saved", text), re.search(r"going on .*\((\d+) steps\)", text)
+    saved, found = re.search(r"(\d+) of \d+ steps are saved", text), re.search(r"resuming .*\((\d+) steps\)", text)
     if saved and int(saved[1]) != attempt.after:
         faults.append(f"it said that {saved[1]} steps are saved, there are {attempt.after}")
     if found and int(found[1]) != attempt.before:

@@ -10,15 +10,21 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pointewa.errors import ConfigError, first_line
 from pointewa.models.presets import PRESETS, Architecture
 
+AtLeastOne = Annotated[int, Field(ge=1, lt=2**63)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 _LARGEST, _DEEPEST, _MOST_REFERENCES = 100_000, 20, 20  # of a YAML file: characters, levels, and ${...}
 
 
@@ -31,11 +37,13 @@ class DataConfig:
     variant: str | None = (
         None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
     )
-    num_points: int = 1024
+    num_points: AtLeastOne = 1024
     augment: str = "scale_shift"  # or "rotate_up", "none"
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
-    val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
-    train_fraction: float = 1.0  # of each class of the training split, trained on; fixed objects whatever the seed
+    val_fraction: Fraction = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
+    train_fraction: PositiveFraction = (
+        1.0  # of each class of the training split, trained on; fixed objects whatever the seed
+    )
 
 
 @dataclass
@@ -46,56 +54,70 @@ class ModelConfig:
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
+    mlp_ratio: float | None = None
     num_groups: int | None = None
     group_size: int | None = None
+    patch_out: int | None = None  # width of the patch encoder's output; where it is not `width`, reduce_dim follows
     drop_path: float | None = None
-    mask_ratio: float = 0.6  # of the patches, in pre-training
-    decoder_depth: int = 4  # blocks of the decoder, in pre-training
+    mask_ratio: float = 0.6  # of the patches, in masked autoencoding
+    decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
     head: str | None = None  # "point_mae", "point_bert" or "linear"
 
 
 @dataclass
-class EwaConfig:
-    """Experts Weights Averaging during training, and what it is compared with: see configs/arm."""
+class MoeConfig:
+    """Which FFNs are mixtures of experts during training, and how tokens reach the experts."""
 
-    enabled: bool = True
+    router: Literal["auto", "none", "random", "top_k"] = "auto"  # random partition, then fold; or learned, the experts
+    # stay (the naive MoE); auto: random with ewa.enabled, none (the dense model) without
     num_experts: int = 4
     layers: Any = "every_other"  # or "all", or a list of block numbers
+    top_k: int = 1  # experts a token, behind the learned router
+    balance: NonNegative = 0.01  # weight of that router's load-balancing loss
+    init: Literal["auto", "copy", "independent"] = (
+        "auto"  # copies of the FFN, or independent; auto: copy with init_from
+    )
+    scope: Literal["batch", "sample"] = "batch"  # of the random partition: all tokens of a batch, or those of a sample
+
+
+@dataclass
+class EwaConfig:
+    """Experts Weights Averaging: the experts are averaged towards each other after every optimizer step."""
+
+    enabled: bool = True
     share_rate: float = 0.3  # b of Eq. 6, or where it rises to
-    schedule: str = "linear"  # or "constant"
+    schedule: Literal["constant", "linear"] = "linear"
     until: float = 1.0  # fraction of the training after which averaging is off
-    router: str = "random"  # partition, then fold; or "top_k": learned, the experts stay (the naive MoE)
-    scope: str = "batch"  # of the random partition: all tokens of a batch at once, or those of each "sample"
-    top_k: int = 1  # experts a token, behind that router
-    balance: float = 0.01  # weight of its load-balancing loss
-    init: str = "auto"  # "independent" experts, or a "copy" of the FFN; auto: copy with train.init_from
 
 
 @dataclass
 class TrainConfig:
     """The training recipe. Defaults: Point-BERT's and Point-MAE's for ModelNet40."""
 
-    task: str = "classification"  # or "pretraining": masked autoencoding, without labels
-    epochs: int = 300
-    batch_size: int = 32  # over all processes
-    accumulate: int = 1  # parts a batch is worked through in, to save memory
+    task: str = "classification"  # what is learned: a module of pointewa/tasks
+    epochs: AtLeastOne = 300
+    batch_size: AtLeastOne = 32  # over all processes
+    accumulate: AtLeastOne = 1  # parts a batch is worked through in, to save memory
     activation_checkpointing: bool = False  # keep less for the backward pass and compute it again: exact, slower
-    lr: float = 5e-4
-    min_lr: float = 1e-6  # where the warm-up starts and the cosine ends
-    warmup_epochs: float | None = None  # None: a thirtieth of the epochs, the field's 10 of 300
-    weight_decay: float = 0.05
-    clip_norm: float = 10.0  # 0: no clipping
-    label_smoothing: float = 0.0
-    precision: str = "auto"  # "float32", "bfloat16"; auto: bfloat16 where the hardware computes in it
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
+    lr: NonNegative = 5e-4
+    min_lr: NonNegative = 1e-6  # where the warm-up starts and the cosine ends
+    warmup_epochs: NonNegative | None = None  # None: a thirtieth of the epochs, the field's 10 of 300
+    betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
+    momentum: Fraction = 0.9  # of SGD and Muon
+    weight_decay: NonNegative = 0.05
+    clip_norm: NonNegative = 10.0  # 0: no clipping
+    label_smoothing: Fraction = 0.0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the hardware computes in it
     compile: bool = False
-    seed: int = 0
+    seed: Natural = 0
     device: str = "auto"
     save_every: Any = "15min"  # between checkpoints within an epoch: iterations or minutes; 0: only at its end
-    max_skipped: int = 10  # steps of a run that may be skipped because the loss or a gradient was not finite
+    max_skipped: Natural = 10  # steps of a run that may be skipped because the loss or a gradient was non-finite
     init_from: str | None = None  # weights to start from: a run, or a checkpoint of ours, Point-MAE or Point-BERT
-    layer_decay: float = 1.0  # factor of the learning rate from one block to the one before it
+    layer_decay: PositiveFraction = 1.0  # factor of the learning rate from one block to the one before it
     freeze_backbone: bool = False  # train the head only (probing)
-    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is then what is evaluated; 0: none
+    ema_decay: Fraction = 0.0  # of an exponential moving average of the weights, which is then evaluated; 0: none
 
 
 @dataclass
@@ -104,7 +126,7 @@ class RunConfig:
 
     name: str | None = None  # None: made of the data set, model, scheme and seed
     dir: str = "runs"
-    overwrite: bool = False  # start over, where otherwise an unfinished run of this name goes on
+    overwrite: bool = False  # start over, where otherwise an unfinished run of this name is resumed
     report: bool = True  # at the end a page of the run, and in TensorBoard clouds, features, confusion matrix
 
 
@@ -114,9 +136,24 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     ewa: EwaConfig = field(default_factory=EwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def router(self) -> str:
+        """How tokens reach the experts: "random" or "top_k"; "none" of a dense model."""
+        if self.moe.router == "auto":
+            return "random" if self.ewa.enabled else "none"
+        return self.moe.router
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in a word, for names: dense; rup, ewa (random partition without and with averaging); moe,
+        moe_ewa (behind a router)."""
+        names = {"none": "dense", "random": "ewa" if self.ewa.enabled else "rup"}
+        return names.get(self.router, "moe_ewa" if self.ewa.enabled else "moe")
 
 
 def load_config(
@@ -134,7 +171,7 @@ def load_config(
     """
     merged = OmegaConf.structured(Config)
     layers = [("base", OmegaConf.create(dict(base or {})))]
-    layers += [(str(file), read_yaml(Path(file))) for file in files]
+    layers += [(str(file), _modernised(read_yaml(Path(file)))) for file in files]
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -167,8 +204,8 @@ def build_architecture(config: ModelConfig) -> Architecture:
     own = ("preset", "mask_ratio", "decoder_depth")  # no field of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
-    if "width" in overrides and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
-        values["patch_out"] = values["width"]  # a preset without reduce_dim stays without it
+    if config.width and not config.patch_out and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
+        values["patch_out"] = config.width  # a preset without reduce_dim stays without it
     try:
         return Architecture(**values)
     except ValueError as error:
@@ -279,53 +316,66 @@ def _expected(found: str, names: Iterable[str], near: bool = False) -> str:
     return f"expected one of {', '.join(names)}, found {found!r}"
 
 
+_LIMITS = {  # how pydantic's errors are said
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "a finite number",
+}
+
+
 def _check_values(config: Config) -> None:
-    data, ewa, train = config.data, config.ewa, config.train
-    for key, value, low in (
-        ("data.num_points", data.num_points, 1),
-        ("train.epochs", train.epochs, 1),
-        ("train.batch_size", train.batch_size, 1),
-        ("train.accumulate", train.accumulate, 1),
-        ("train.max_skipped", train.max_skipped, 0),
-        ("train.lr", train.lr, 0),
-        ("train.weight_decay", train.weight_decay, 0),
-        ("train.clip_norm", train.clip_norm, 0),
-        ("train.seed", train.seed, 0),
-        ("ewa.balance", ewa.balance, 0),
-    ):
-        if not value >= low:
-            raise ConfigError(f"{key}: expected at least {low}, found {value}")
-        if isinstance(value, int) and value >= 2**63:
-            raise ConfigError(f"{key}: expected less than 2**63")
-    for key, value in (
-        ("data.val_fraction", data.val_fraction),
-        ("train.label_smoothing", train.label_smoothing),
-        ("train.ema_decay", train.ema_decay),
-    ):
-        if not 0 <= value < 1:
-            raise ConfigError(f"{key}: expected a fraction in [0, 1), found {value}")
-    for key, value in (("data.train_fraction", data.train_fraction), ("train.layer_decay", train.layer_decay)):
-        if not 0 < value <= 1:
-            raise ConfigError(f"{key}: expected a fraction in (0, 1], found {value}")
+    """Refuse values out of range, each by its own annotation, and values that do not go together.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    try:
+        TypeAdapter(Config).validate_python(asdict(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, limits = ".".join(map(str, first["loc"])), first.get("ctx", {})
+        expected = _LIMITS.get(first["type"], first["msg"]).format(**limits)
+        raise ConfigError(f"{key}: expected {expected}, found {reprlib.repr(first['input'])}") from error
+    data, train = config.data, config.train
+    if data.stream not in ("auto", True, False):
+        raise ConfigError(f"data.stream: expected auto, true or false, found {reprlib.repr(data.stream)}")
     if data.val_fraction and data.train_fraction < 1 and data.val_fraction + data.train_fraction > 1:
         raise ConfigError(f"data.train_fraction: expected at most 1 - data.val_fraction = {1 - data.val_fraction:g}, "
                           f"found {data.train_fraction}")  # fmt: skip
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip
-    if train.freeze_backbone and ewa.enabled:
+    if len(train.betas) != 2:
+        raise ConfigError(f"train.betas: expected two numbers, such as [0.9,0.999], found {reprlib.repr(train.betas)}")
+    if train.freeze_backbone and config.router != "none":
         raise ConfigError("train.freeze_backbone: a frozen backbone leaves no experts to train: set ewa.enabled=false")
+    if config.moe.router == "none" and config.ewa.enabled:
+        raise ConfigError("moe.router: a dense model has no experts to average: set ewa.enabled=false")
+    if train.warmup_epochs is not None and train.warmup_epochs > train.epochs:
+        raise ConfigError(f"train.warmup_epochs: expected at most train.epochs, found {train.warmup_epochs}")
     save_interval(train)
-    if train.warmup_epochs is not None and not 0 <= train.warmup_epochs <= train.epochs:
-        raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
-    for key, value, choices in (
-        ("ewa.schedule", ewa.schedule, ("constant", "linear")),
-        ("train.task", train.task, ("classification", "pretraining")),
-        ("ewa.scope", ewa.scope, ("batch", "sample")),
-        ("ewa.router", ewa.router, ("random", "top_k")),
-        ("ewa.init", ewa.init, ("auto", "copy", "independent")),
-        ("train.precision", train.precision, ("auto", "bfloat16", "float32")),
-        ("data.stream", data.stream, ("auto", True, False)),
-    ):
-        if value not in choices:
-            raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, found {reprlib.repr(value)}")
+
+
+_MOVED = ("num_experts", "layers", "top_k", "balance", "init", "scope")  # to the group moe, since version 0.2
+
+
+def _modernised(layer: Any) -> Any:
+    """A layer of a run folder of version 0.1, whose group ``ewa`` has the experts' keys too, in today's keys.
+
+    There ``ewa.enabled`` said whether there are experts, and a share rate of 0 that they are not averaged.
+    """
+    if not OmegaConf.is_dict(layer.get("ewa")) or "router" not in layer["ewa"]:
+        return layer
+    content = OmegaConf.to_container(layer)
+    scheme = content["ewa"]
+    router, experts = scheme.pop("router"), scheme.get("enabled", True)
+    scheme["enabled"] = averaged = experts and scheme.get("share_rate") != 0
+    content["moe"] = {key: scheme.pop(key) for key in _MOVED if key in scheme}
+    content["moe"]["router"] = router if experts and (router != "random" or not averaged) else "auto"
+    if not averaged:
+        scheme.pop("share_rate", None)
+    if isinstance(content.get("train"), dict) and content["train"].get("task") == "pretraining":
+        content["train"]["task"] = "masked_autoencoding"
+    return OmegaConf.create(content)

@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(
-        self, number: int, message: str = "if it was training, go on with the same command and its RUN=name"
+        self, number: int, message: str = "if it was training, resume with the same command and its RUN=name"
     ) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}: {message}")
         self.number = number

@@ -49,7 +49,7 @@ TINY = [  # a real run of the whole path in a few seconds
 ]  # fmt: skip
 
 
-def build_trainer(folder, *overrides, world=ALONE, console=None, kind=Trainer):
+def build_trainer(folder, *overrides, world=ALONE, console=None):
     """A trainer on 160 procedural objects of 5 classes, 60 to test on."""
 
     def few(split, objects):
@@ -65,7 +65,7 @@ def build_trainer(folder, *overrides, world=ALONE, console=None, kind=Trainer):
         val = EvalLoader(val, 32, points, None, *share)
     loader = TrainLoader(train, batch, points, config.data.augment, seed, *share)
     data = Data(loader, val, EvalLoader(few("test", 60), 32, points, None, *share), train.class_names)
-    return kind(config, data, find_run(config), console or Console(quiet=True), world)
+    return Trainer(config, data, find_run(config), console or Console(quiet=True), world)
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@ OVERLAYS = [path for folder in ("arm", "task") for path in sorted((ROOT / "confi
 
 def test_later_layers_win(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("train:\n  epochs: 5\n  lr: 1e-3\newa:\n  layers: [1, 3]\n")
+    file.write_text("train:\n  epochs: 5\n  lr: 1e-3\nmoe:\n  layers: [1, 3]\n")
     base = {"train": {"epochs": 4, "seed": 9}}
     config = load_config([file], ["train.lr=2e-3", "run.name=x"], base)
     assert (config.train.seed, config.train.epochs, config.train.lr) == (9, 5, 2e-3)
-    assert (config.ewa.layers, config.run.name, config.train.batch_size) == ([1, 3], "x", 32)
+    assert (config.moe.layers, config.run.name, config.train.batch_size) == ([1, 3], "x", 32)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -46,7 +46,7 @@ def test_committed_studies_are_valid(path, monkeypatch, tmp_path):
 
 
 def test_yaml_reads_back(tmp_path):
-    config = load_config(overrides=["train.init_from=a/b", "ewa.layers=[1]", "model.width=96"])
+    config = load_config(overrides=["train.init_from=a/b", "moe.layers=[1]", "model.width=96"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     again = load_config([tmp_path / "config.yaml"])
     assert again == config
@@ -75,14 +75,18 @@ def test_presets_with_overrides():
         ("epochs", "'epochs': expected key=value"),
         ("train.lr=[1", "train.lr: the value '[1' is not valid YAML"),
         ("train.epochs=0", "train.epochs: expected at least 1, found 0"),
-        ("train.lr=-1", "train.lr: expected at least 0"),
-        ("train.lr=nan", "train.lr: expected at least 0"),
+        ("train.lr=-1", "train.lr: expected at least 0, found -1"),
+        ("train.lr=nan", "train.lr: expected a finite number, found nan"),
+        ("train.betas=[0.9]", "train.betas: expected two numbers"),
+        ("train.betas=[0.9,1]", "train.betas.1: expected less than 1, found 1"),
+        ("train.seed=9223372036854775808", "train.seed: expected less than"),
+        ("moe.router=none", "moe.router: a dense model has no experts to average"),
         ("train.accumulate=5", "train.accumulate: expected a divisor of train.batch_size 32, found 5"),
-        ("train.warmup_epochs=301", "train.warmup_epochs: expected 0 to train.epochs"),
-        ("train.precision=fp16", "train.precision: expected one of auto, bfloat16, float32, found 'fp16'"),
-        ("ewa.schedule=cosine", "ewa.schedule: expected one of constant, linear, found 'cosine'"),
-        ("data.train_fraction=0", "data.train_fraction: expected a fraction in (0, 1]"),
-        ("data.val_fraction=1", "data.val_fraction: expected a fraction in [0, 1)"),
+        ("train.warmup_epochs=301", "train.warmup_epochs: expected at most train.epochs, found 301"),
+        ("train.precision=fp16", "train.precision: Invalid value 'fp16', expected one of ['auto', 'bfloat16', "),
+        ("ewa.schedule=cosine", "ewa.schedule: Invalid value 'cosine', expected one of ['constant', 'linear']"),
+        ("data.train_fraction=0", "data.train_fraction: expected more than 0, found 0"),
+        ("data.val_fraction=1", "data.val_fraction: expected less than 1, found 1"),
         ("model.preset=big", "model.preset: expected one of point_bert, point_mae, small, tiny, found 'big'"),
         ("model.heads=5", "model.width must be a multiple of heads, got 192 and 5"),
     ],
@@ -111,3 +115,25 @@ def test_errors_name_the_file(tmp_path, content, message):
 def test_a_missing_file():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration: .*No such file"):
         load_config(["nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "router", "scheme"),
+    [
+        ((), "random", "ewa"),
+        (("ewa.enabled=false",), "none", "dense"),
+        (("ewa.enabled=false", "moe.router=random"), "random", "rup"),
+        (("moe.router=top_k",), "top_k", "moe_ewa"),
+        (("ewa.enabled=false", "moe.router=top_k"), "top_k", "moe"),
+    ],
+)
+def test_the_scheme_follows_from_router_and_averaging(overrides, router, scheme):
+    config = load_config(overrides=overrides)
+    assert (config.router, config.scheme) == (router, scheme)
+
+
+def test_the_architecture_takes_every_key_of_its_own():
+    keys = ["model.preset=point_bert", "model.mlp_ratio=2", "model.patch_out=128", "model.width=192", "model.heads=3"]
+    arch = build_architecture(load_config(overrides=keys).model)
+    assert (arch.mlp_ratio, arch.patch_out, arch.width) == (2, 128, 192)
+    assert build_architecture(load_config(overrides=["model.patch_out=100"]).model).patch_out == 100

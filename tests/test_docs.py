@@ -88,10 +88,11 @@ def home(tmp_path_factory):
         shrink(patch)
         patch.chdir(home)
         recipe = ["train.epochs=1", "train.device=cpu", "run.report=false", "--json"]
+        masked = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/masked_autoencoding.yaml"]
         for name, more in (
             ("x", ["--config", "configs/modelnet40.yaml"]),
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
-            ("pretrained", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/pretraining.yaml"]),
+            ("pretrained", masked),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
         Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it

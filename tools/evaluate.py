@@ -89,7 +89,7 @@ class Judge:
             result = self._run(
                 lambda points, n=name, s=severity, g=generator: corrupt(points[:, : self.num_points], n, s, g)
             )
-            errors[name].append(100 - self._restricted(result).oa)
+            errors[name].append(100 - self._restricted(result).accuracy)
         return errors
 
     def _run(self, transform: Any, title: str = "") -> Evaluation:
@@ -117,8 +117,8 @@ def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation
         row = [100 * result.per_class[index].item() for result in results.values()]
         table.add_row(name, *(f"{value:.1f} %" if value == value else "no objects" for value in row))
     table.add_section()
-    table.add_row("overall", *(f"{result.oa:.2f} %" for result in results.values()))
-    table.add_row("mean of classes", *(f"{result.macc:.2f} %" for result in results.values()))
+    table.add_row("overall", *(f"{result.accuracy:.2f} %" for result in results.values()))
+    table.add_row("mean of classes", *(f"{result.mean_class_accuracy:.2f} %" for result in results.values()))
     return table
 
 
@@ -158,11 +158,16 @@ def main(argv: list[str] | None = None) -> None:
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, judge.names, title), dpi=150)
     if args.json:
         per_class = dict(zip(judge.names, (100 * plain.per_class).tolist(), strict=True))
-        figures = {"dataset": judge.config.data.name, "objects": len(plain.labels), "oa": plain.oa, "macc": plain.macc}
-        figures |= {"loss": plain.loss, "per_class": per_class, "restricted": judge.shared is not None}
+        figures = {
+            "dataset": judge.config.data.name,
+            "objects": len(plain.labels),
+            "oa": plain.accuracy,
+            "macc": plain.mean_class_accuracy,
+        }
+        figures |= {"loss": plain.metrics["loss"], "per_class": per_class, "restricted": judge.shared is not None}
         if args.votes:
             voted = results[f"{args.votes} votes"]
-            figures["voted"] = {"votes": args.votes, "oa": voted.oa, "macc": voted.macc}
+            figures["voted"] = {"votes": args.votes, "oa": voted.accuracy, "macc": voted.mean_class_accuracy}
         if args.confusion is not None:
             figures["confusion"] = plain.confusion.tolist()
         if errors:
@@ -175,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         what += f" of the {len(judge.names)} classes that the model knows, argmax among these"
     console.print(accuracies(what, judge.names, results))
     if errors:
-        console.print(robustness(errors, 100 - plain.oa))
+        console.print(robustness(errors, 100 - plain.accuracy))
     if args.confusion is not None:
         print(confusion_text(plain.confusion, judge.names))
 

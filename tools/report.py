@@ -37,12 +37,12 @@ def parts(folder: Path, subjects: Subjects, args: argparse.Namespace) -> tuple[l
     """The page from top to bottom, and the figures on it."""
     summary = read_summary(folder)
     if summary is None:
-        raise CheckpointError(f"{folder}: not finished, or no run folder: the same training command goes on with it")
+        raise CheckpointError(f"{folder}: not finished, or no run folder: the same training command resumes it")
     names, result = subjects.classifier.class_names, subjects.evaluation
     what = f"{subjects.what}, {len(result.labels)} objects"
     page = [
         f"<h2>Result</h2>\n<p>{what}, after the last of {summary['epochs']} epochs. "
-        f"Evaluated again for this page: {result.oa:.2f} %, mean-class {result.macc:.2f} %.</p>\n",
+        f"Evaluated again for this page: {result.accuracy:.2f} %, mean-class {result.mean_class_accuracy:.2f} %.</p>\n",
         result_html(summary),
     ]
     records = read_metrics(folder)
@@ -51,8 +51,8 @@ def parts(folder: Path, subjects: Subjects, args: argparse.Namespace) -> tuple[l
     if has_state(folder) and moe_layers(model := restore(folder).model):
         page += ["<h2>Experts</h2>\n", svg_html(experts_figure(disagreements(records), pairwise_distances(model), ""))]
     page += ["<h2>Confusion matrix</h2>\n", confusion_html(result.confusion, names, what)]
-    figures: dict[str, Any] = {"oa": result.oa, "macc": result.macc, "objects": len(result.labels)}
-    if result.oa < 100:
+    figures: dict[str, Any] = {"oa": result.accuracy, "macc": result.mean_class_accuracy, "objects": len(result.labels)}
+    if result.accuracy < 100:
         mistakes, found = visualize.errors(subjects, args)
         page += [f"<h2>{mistakes.heading}</h2>\n", clouds_html(mistakes)]
         figures |= {"mistakes": found["mistakes"]}

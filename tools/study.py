@@ -16,7 +16,7 @@ A study file:
     seeds: [0, 1, 2]
 
 Each run is a run folder runs/STUDY/ARM-seedK, with what it prints in runs/STUDY/ARM-seedK.log. Whatever ends the tool
-ends its trainings too, and the same command goes on. The report has all finished runs, in results/STUDY.
+ends its trainings too, and the same command resumes it. The report has all finished runs, in results/STUDY.
 """
 
 import json
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pointewa.errors import ConfigError, Stopped
-from pointewa.runs.folder import Claim
+from pointewa.runs.folder import Lock
 from pointewa.study.definition import Study, load_study
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import table, write_report
@@ -53,14 +53,14 @@ def train(study: Study, console: Console, only: list[str], jobs: int, budget: fl
         raise ConfigError(f"--budget: expected seconds, found {budget}")
     runs = [run for run in study.runs if not only or run.arm in only]
     study.folder.mkdir(parents=True, exist_ok=True)
-    with Claim(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
+    with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")
         outcome = work(runs, TRAIN, progress, budget)
         state = progress.state()
     if outcome.signal:
-        raise Stopped(outcome.signal, f"{state}; the same command goes on")
+        raise Stopped(outcome.signal, f"{state}; the same command resumes")
     if outcome.out_of_time:
-        say(console, f"The budget of {budget:g} s is used up: {state}; the same command goes on")
+        say(console, f"The budget of {budget:g} s is used up: {state}; the same command resumes")
     return outcome
 
 

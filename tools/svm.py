@@ -69,11 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.config_from(args, {"data": {"name": loaded.dataset}})
     result = fit(loaded, config, args.c)
     figures = {"model": args.checkpoint, "dataset": config.data.name, "train_fraction": config.data.train_fraction,
-               "c": args.c, "oa": round(result.oa, 4), "macc": round(result.macc, 4)}  # fmt: skip
+               "c": args.c, "oa": round(result.accuracy, 4), "macc": round(result.mean_class_accuracy, 4)}  # fmt: skip
     if args.json:
         print(json.dumps(figures))
         return
-    text = f"linear SVM on {config.data.name}: overall accuracy {result.oa:.2f} %, mean-class {result.macc:.2f} %"
+    text = f"linear SVM on {config.data.name}: overall accuracy {result.accuracy:.2f} %, mean-class {result.mean_class_accuracy:.2f} %"
     Console().print(text, highlight=False, soft_wrap=True)
 
 

@@ -18,14 +18,11 @@ from pointewa.config import Config
 from pointewa.errors import ConfigError, UserError, first_line
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import read_summary
-from pointewa.safe.files import atomic_write
+from pointewa.tasks import task_of
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, process_group
-from pointewa.train.pretrain import MaskedPretraining
 from pointewa.train.progress import say
 from pointewa.train.trainer import Data, Trainer
-from pointewa.viz.board import add_hyperparameters
-from pointewa.viz.reconstruction import reconstruction_figure
 from tools import cli, report
 
 SETTLED = 300  # steps
@@ -56,13 +53,12 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
         raise ConfigError("run.name: torchrun --max-restarts needs a name to find the run by: run.name=x")
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         config.run.overwrite = False  # what is there is this run's own beginning
-    folder = world.tell(world.first and find_run(config))
+    folder = world.broadcast(world.first and find_run(config))
     summary = None if config.run.overwrite else read_summary(folder)
     if summary:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
-    kind = MaskedPretraining if config.train.task == "pretraining" else Trainer
-    trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))
+    trainer = world.first_then_others(lambda: Trainer(config, load_data(config, world), folder, console, world))
     if trainer.total_steps < SETTLED and not trainer.resumed:
         advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
         enough = -(-SETTLED // trainer.steps_per_epoch)
@@ -70,7 +66,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     trainer.fit()
     summary = trainer.finish()
     if world.first and config.run.report:
-        show_reconstruction(trainer, summary) if kind is MaskedPretraining else show_run(trainer)
+        show_run(trainer)
     return summary
 
 
@@ -85,48 +81,15 @@ def show_run(trainer: Trainer) -> None:
         say(trainer.console, f"no page of the run: {first_line(error)}", style="yellow")
 
 
-def show_reconstruction(trainer: MaskedPretraining, summary: dict[str, Any]) -> None:
-    """Four clouds of the test split, as ``reconstruction.png`` in the run folder and in TensorBoard; there also the
-    hyperparameters with the result."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    points = next(iter(trainer.data.test))[0]
-    model = trainer.evaluated.eval()
-    figure = reconstruction_figure(model.reconstruct(points[:: max(1, len(points) // 4)][:4]))
-    with atomic_write(trainer.folder / "reconstruction.png") as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    with SummaryWriter(str(trainer.folder)) as board:
-        board.add_figure("reconstruction", figure, trainer.step)
-        add_hyperparameters(board, trainer.config, summary["test"], trainer.step)
-
-
 def table(summary: dict[str, Any]) -> Table:
     """The result as people read it."""
-    before, after = summary["test_before_folding"], summary["test"]
-    result = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
-    result.add_column("")
-    if before:
-        result.add_column("in training (MoE)", justify="right")
-    gated = summary.get("ewa") and not before
-    result.add_column("folded (dense)" if before else "gated MoE" if gated else "dense", justify="right")
-
-    def row(name: str, *values: str) -> None:
-        result.add_row(name, *(values if before else values[-1:]))
-
-    if summary.get("task") == "pretraining":
-        row("Chamfer distance of masked patches", f"{before['loss']:.3e}" if before else "", f"{after['loss']:.3e}")
-    else:
-        row("overall accuracy", f"{before['oa']:.2f} %" if before else "", f"{after['oa']:.2f} %")
-        row("mean-class accuracy", f"{before['macc']:.2f} %" if before else "", f"{after['macc']:.2f} %")
-    row("parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}")
-    if "largest_logit_difference" in summary and before:
-        row("largest difference of logits", "", f"{summary['largest_logit_difference']:.1e}")
-    row(
-        "seconds of training",
-        f"{summary['seconds']:.0f}" if before else "",
-        "" if before else f"{summary['seconds']:.0f}",
-    )
-    return result
+    columns, rows = task_of(summary).result(summary)
+    table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -74,7 +74,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         raise ConfigError(f"OUT: expected a file name ending in {SUFFIXES[format]} for {format}, found {str(path)!r}")
     if format != "safetensors" and any(isinstance(module, ewa.TopKMoE) for module in loaded.model.modules()):
         raise CheckpointError(
-            f"gated experts (ewa.router=top_k) cannot be folded, and {format} has no place for them: --format "
+            f"gated experts (moe.router=top_k) cannot be folded, and {format} has no place for them: --format "
             "safetensors keeps them, for this library only"
         )
     plain, notes = loaded.model, ()

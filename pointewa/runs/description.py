@@ -1,32 +1,35 @@
 """What must be known of a model besides its weights."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
-from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
+from pointewa.models import Architecture, fuse_batch_norm
+from pointewa.models.patch_embed import PatchEncoder
+from pointewa.models.registry import KINDS, Kind, kind_of
 
 _MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to 16,384
 
 
 @dataclass
 class LoadedModel:
-    """A classifier, dense or with gated experts, or a masked autoencoder, and what must be known to use it.
+    """A model, dense or with gated experts, and what must be known to use it.
 
     Args:
-        model: ``points [B, P, 3] -> logits [B, C]``, in evaluation mode; the autoencoder's loss in their place.
-        class_names: C names.
+        model: of a kind in `pointewa.models.registry`, in evaluation mode.
+        class_names: C names; none of a model that knows no classes.
         num_points: P of its training.
         dataset: name of the set it was trained on.
         normalize: what was done to its clouds: "unit_sphere" (centred, scaled to largest norm 1) or "none".
     """
 
-    model: PointTransformerClassifier | MaskedAutoencoder
+    model: nn.Module
     class_names: tuple[str, ...]
     num_points: int
     dataset: str
@@ -34,23 +37,31 @@ class LoadedModel:
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
-        masked = isinstance(self.model, MaskedAutoencoder)
-        patch_encoder = self.model.MAE_encoder.encoder if masked else self.model.encoder
-        fused = not any(isinstance(module, torch.nn.BatchNorm1d) for module in patch_encoder.modules())
-        gated = {number: block.mlp for number, block in enumerate(self.model.blocks.blocks)
-                 if isinstance(block.mlp, ewa.TopKMoE)}  # fmt: skip
+        name = kind_of(self.model)
+        values = KINDS[name].describe(self.model)
+        gated = {path: moe for path, moe in ewa.moe_layers(self.model).items() if isinstance(moe, ewa.TopKMoE)}
         layer = next(iter(gated.values()), None)
         return {
-            "architecture": asdict(self.model.architecture),
+            "model": name,
+            **{key: asdict(value) if is_dataclass(value) else value for key, value in values.items()},
             "class_names": list(self.class_names),
             "num_points": self.num_points,
             "dataset": self.dataset,
             "normalize": self.normalize,
-            "fused_batch_norm": fused,
-            "experts": layer and {"num_experts": layer.num_experts, "top_k": layer.top_k, "layers": list(gated)},
-            "masked": {"mask_ratio": self.model.mask_ratio, "decoder_depth": len(self.model.MAE_decoder.blocks)}
-            if masked else None,
+            "fused_batch_norm": batch_norms_are_fused(self.model),
+            "experts": layer and {
+                "num_experts": layer.num_experts,
+                "top_k": layer.top_k,
+                "layers": [int(path.split(".")[-2]) for path in gated],  # numbers of their blocks
+            },
         }  # fmt: skip
+
+
+def batch_norms_are_fused(model: nn.Module) -> bool:
+    """Whether the patch encoder's batch norms are part of the layers before them."""
+    encoders = [module for module in model.modules() if isinstance(module, PatchEncoder)]
+    norms = [one for encoder in encoders for one in encoder.modules() if isinstance(one, nn.BatchNorm1d)]
+    return bool(encoders) and not norms
 
 
 def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
@@ -65,61 +76,74 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
         CheckpointError: the description is not valid.
     """
     try:
-        expect(description, dict, "the description")
-        expect(description["architecture"], dict, "architecture")
-        for field in fields(Architecture):
-            expect(description["architecture"].get(field.name, field.default), field.type, field.name)
-        architecture = Architecture(**description["architecture"])
-        for name, kind in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
-            expect(description[name], kind, name)
-        for name in description["class_names"]:
-            expect(name, str, "class_names")
-        if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
-            raise ValueError("num_points or normalize is out of range")
-        if architecture.depth > len(weights):
-            raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
-        if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
-            raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
+        kind, values, experts = _checked(description, weights)
         names = tuple(description["class_names"])
         with torch.device("meta"):
-            if description.get("masked"):
-                model = _masked(architecture, description["masked"]).eval()
-            else:
-                model = PointTransformerClassifier(architecture, len(names)).eval()
+            model = kind.build(values, len(names)).eval()
             if description.get("fused_batch_norm"):  # older files do not say
                 model = fuse_batch_norm(model)
-            if description.get("experts"):
-                model = _gated(model, description["experts"])
-        return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            if experts:
+                mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
+                model = ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", mixture=mixture)
+    except (KeyError, OverflowError, ValueError) as error:
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
+    return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
 
 
-def _gated(model: torch.nn.Module, experts: Any) -> torch.nn.Module:
-    expect(experts, dict, "experts")
-    for name, kind in (("num_experts", int), ("top_k", int), ("layers", list)):
-        expect(experts[name], kind, name)
-    for layer in experts["layers"]:
-        expect(layer, int, "layers")
-    mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
-    return ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", inplace=True, mixture=mixture)
+def _checked(description: Any, weights: Any) -> tuple[Kind, dict[str, Any], dict[str, Any] | None]:
+    """The kind of model, the values it is built of, and its gated experts, after a look at each type and size."""
+    expect(description, dict, "the description")
+    masked = description.get("masked")  # how version 0.1 told the two kinds apart
+    name = description.get("model", "masked_autoencoder" if masked else "classifier")
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(f"model: expected one of {', '.join(KINDS)}")
+    if masked:
+        expect(masked, dict, "masked")
+        description = description | masked
+    values: dict[str, Any] = {}
+    for key, field_type in KINDS[name].fields.items():
+        if field_type is Architecture:
+            values[key] = _architecture(description[key], weights)
+        else:
+            expect(description[key], field_type, key)
+            values[key] = description[key]
+    for key, field_type in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
+        expect(description[key], field_type, key)
+    for one in description["class_names"]:
+        expect(one, str, "class_names")
+    if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+        raise ValueError("num_points or normalize is out of range")
+    experts = description.get("experts")
+    if experts:
+        expect(experts, dict, "experts")
+        for key, field_type in (("num_experts", int), ("top_k", int), ("layers", list)):
+            expect(experts[key], field_type, key)
+        for layer in experts["layers"]:
+            expect(layer, int, "layers")
+    return KINDS[name], values, experts
 
 
-def _masked(architecture: Architecture, masked: Any) -> MaskedAutoencoder:
-    expect(masked, dict, "masked")
-    expect(masked["mask_ratio"], float, "mask_ratio")
-    expect(masked["decoder_depth"], int, "decoder_depth")
-    if masked["decoder_depth"] > 100:  # as a file may say anything
-        raise ValueError(f"decoder_depth {masked['decoder_depth']}")
-    return MaskedAutoencoder(architecture, masked["mask_ratio"], masked["decoder_depth"])
+def _architecture(found: Any, weights: Any) -> Architecture:
+    expect(found, dict, "architecture")
+    known = {one.name: one for one in fields(Architecture)}
+    if unknown := found.keys() - known.keys():
+        raise ValueError(f"architecture: unknown key {str(next(iter(unknown)))[:40]!r}")
+    for name, one in known.items():
+        expect(found.get(name, one.default), one.type, name)
+    architecture = Architecture(**found)
+    if architecture.depth > len(weights):
+        raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
+    if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
+        raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
+    return architecture
 
 
 def expect(value: Any, kind: type, name: str) -> None:
     """Refuse a value of another type.
 
     Raises:
-        TypeError: naming ``name`` and both types.
+        ValueError: naming ``name`` and both types.
     """
     # The type itself: True is an int, and printing what else may be there can take forever.
     if type(value) is not kind and (type(value), kind) != (int, float):
-        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
+        raise ValueError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")

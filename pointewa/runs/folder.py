@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
-from pointewa.config import Config, differences, load_config, to_yaml
+from pointewa.config import Config, TrainConfig, differences, load_config, to_yaml
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.runs.weights import has_state
 from pointewa.safe.files import atomic_write, remove_temporary
@@ -33,9 +33,8 @@ def find_run(config: Config) -> Path:
     """
     root, name = Path(config.run.dir), config.run.name
     if name is None:
-        scheme = ("moe" if config.ewa.router == "top_k" else "ewa") if config.ewa.enabled else "dense"
-        task = "pretraining-" if config.train.task == "pretraining" else ""
-        base = f"{config.data.name}-{config.model.preset}-{task}{scheme}-seed{config.train.seed}"
+        task = "" if config.train.task == TrainConfig.task else f"{config.train.task}-"
+        base = f"{config.data.name}-{config.model.preset}-{task}{config.scheme}-seed{config.train.seed}"
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name
@@ -71,7 +70,7 @@ def can_resume(folder: Path, config: Config) -> bool:
     return not config.run.overwrite and has_state(folder)
 
 
-class Claim:
+class Lock:
     """Holds a run folder for one process: as long as that lives, until `release`, or in a ``with`` block.
 
     Raises:
@@ -91,7 +90,7 @@ class Claim:
         remove_temporary(folder)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Give it up."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
@@ -105,15 +104,15 @@ class Claim:
     __del__ = release
 
 
-def start_run(folder: Path, config: Config) -> Claim:
-    """Make the folder of a new run, emptying an older one that `find_run` found may be overwritten, and claim it.
+def start_run(folder: Path, config: Config) -> Lock:
+    """Make the folder of a new run, emptying an older one that `find_run` found may be overwritten, and lock it.
 
     Raises:
         CheckpointError: it cannot be written, or another process has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder)
+        lock = Lock(folder)
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -123,4 +122,4 @@ def start_run(folder: Path, config: Config) -> Claim:
             temporary.write_text(to_yaml(config))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot make the run folder ({first_line(error)})") from error
-    return claim
+    return lock

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pointewa.errors import CheckpointError
 from pointewa.safe.files import atomic_write
@@ -27,9 +27,9 @@ class Logbook:
         if os.path.lexists(self._path) and not self._path.is_file():
             raise CheckpointError(f"{self._path}: expected a file, found a folder or a device: remove it")
         if self._path.exists():
-            lines = [line for line in self._path.read_text(errors="replace").split("\n") if _epoch(line) < first_epoch]
+            kept = [record for record in read_metrics(folder) if record["epoch"] < first_epoch]
             with atomic_write(self._path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in lines))
+                temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
         self._board = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def write(self, epoch: int, step: int, scalars: dict[str, float]) -> None:
@@ -40,33 +40,30 @@ class Logbook:
             self._board.add_scalar(name, value, step)
         self._board.flush()
 
-    def close(self) -> None:
-        """Finish writing."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._board.close()
 
 
-def _epoch(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # cut off by whatever ended the run
-        return float("inf")
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` in order; lines that are cut off or no records are left out.
+    """The lines of a run's ``metrics.jsonl`` in order, without those that are cut off or hold no record of an epoch.
 
     Raises:
         CheckpointError: there is no such file.
     """
     path = folder / METRICS
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected the figures of a run, found no such file: name a run folder")
-    records = []
-    for line in path.read_text(errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-            if type(record["epoch"]) is int:
-                records.append(record)
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut off by whatever ended the run
-            continue
-    return records
+        raise CheckpointError(f"{path}: expected the metrics of a run, found no such file: name a run folder")
+    records = map(_record, path.read_text(errors="replace").split("\n"))
+    return [record for record in records if record is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """An epoch's record; None of a line that whatever ended the run cut off."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("epoch")) is int else None

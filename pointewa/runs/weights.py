@@ -13,8 +13,9 @@ import torch
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
-from pointewa.models import Architecture, LoadReport, MaskedAutoencoder, PointTransformerClassifier, load_weights
+from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
+from pointewa.models.registry import kind_of
 from pointewa.runs.description import LoadedModel, described_model, expect
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
@@ -45,9 +46,9 @@ def load_model(path: str | Path) -> LoadedModel:
             pre-training.
     """
     loaded = load_any(path)
-    if isinstance(loaded.model, MaskedAutoencoder):
-        raise CheckpointError(f"{path}: a pre-trained autoencoder, which has no classes: train a classifier from it "
-                              f"with train.init_from={path}")  # fmt: skip
+    if (kind := kind_of(loaded.model)) != "classifier":
+        raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
+                              f"train.init_from={path}")  # fmt: skip
     return loaded
 
 
@@ -157,8 +158,10 @@ def _restore(path: Path) -> Restored:
             experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
             expect(experts, int, "num_experts")
             expect(layers, str if isinstance(layers, str) else list, "layers")
+            for layer in layers if isinstance(layers, list) else ():
+                expect(layer, int, "layers")
             model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from error
     _load_state(model, state["model"], path)
     return Restored(model, state, path)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,10 +10,17 @@ from pointewa.errors import DataError, UserError, first_line
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(
+    path: str | Path, check: Callable[[Path], None] | None = None, keep: Path | None = None
+) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
 
-    If the block raises, the temporary file is removed and ``path`` stays as it was. Missing folders are made.
+    If anything fails before, the temporary file is removed and ``path`` stays as it was. Missing folders are made.
+
+    Args:
+        path: the file.
+        check: called with the temporary file when its content is on the disk; raises if it is not as it should be.
+        keep: a path in the same folder for what was at ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +33,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for their owner only
+        if check:
+            check(temporary)
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
         _to_disk(path.parent)  # the new name too survives a power cut
     finally:

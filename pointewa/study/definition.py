@@ -4,18 +4,19 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from pointewa.config import Config, build_architecture, differences, load_config, read_yaml
-from pointewa.errors import ConfigError, first_line
+from pointewa.config import Config, differences, load_config, read_yaml
+from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.runs.folder import find_run
-from pointewa.runs.log import METRICS
-from pointewa.runs.summary import read_summary
+from pointewa.runs.log import read_metrics
+from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.tasks import task_class, task_of
+from pointewa.tasks.base import Task
 
 KEYS = ("description", "configs", "settings", "arms", "seeds")
 # Settings of the machine: they change no result, and are not part of the report.
@@ -59,17 +60,17 @@ class StudyRun:
         Raises:
             CheckpointError: damaged.
         """
-        return read_summary(self.folder)
+        summary = read_summary(self.folder)
+        if summary is not None:
+            task_of(summary, str(self.folder / SUMMARY))
+        return summary
 
     def epochs(self) -> list[dict[str, float]]:
         """The scalars of each finished epoch, as far as they can be read."""
-        found = []
-        with suppress(OSError):
-            for line in (self.folder / METRICS).read_text(errors="replace").splitlines():
-                with suppress(ValueError, RecursionError):  # half a line: it is being written
-                    scalars = json.loads(line)
-                    found += [scalars] if isinstance(scalars, dict) and isinstance(scalars.get("epoch"), int) else []
-        return found
+        try:
+            return read_metrics(self.folder)
+        except (CheckpointError, OSError):  # it has not begun
+            return []
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Study:
         description: what it says about itself.
         arms: names; the first is the baseline.
         seeds: of each arm.
+        task: of all runs.
         runs: seed by seed, so that complete pairs come early.
         overrides: of the command line, without those that are the machine's.
     """
@@ -93,6 +95,7 @@ class Study:
     description: str
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
+    task: type[Task]
     runs: tuple[StudyRun, ...]
     overrides: tuple[str, ...]
 
@@ -142,9 +145,21 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
                 raise ConfigError(
                     f"{path}: arms.{run.arm}: the configuration is that of {other.arm}: the same run twice"
                 )
+    tasks = sorted({run.config.train.task for run in runs})
+    _expect(len(tasks) == 1, path, "train.task", "one task, whose metrics the arms are compared by", tasks)
     reported = tuple(override for override in overrides if override.partition("=")[0] not in MACHINE)
     text = path.read_text(encoding="utf-8")
-    return Study(path.stem, path, text, (description or "").strip(), tuple(arms), tuple(seeds), runs, reported)
+    return Study(
+        path.stem,
+        path,
+        text,
+        (description or "").strip(),
+        tuple(arms),
+        tuple(seeds),
+        task_class(tasks[0]),
+        runs,
+        reported,
+    )
 
 
 def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
@@ -180,9 +195,7 @@ def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[st
     ]
     try:
         config = load_config(configs, keys)
-        build_architecture(config.model)
-        if config.train.task != "classification":
-            raise ConfigError(f"train.task: a study compares accuracies, found {config.train.task}")
+        task_class(config.train.task)(config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('command line: ')}") from error
     try:

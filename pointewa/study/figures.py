@@ -6,6 +6,7 @@ from typing import Any
 
 from pointewa.study.definition import Study, StudyRun
 from pointewa.study.statistics import Paired, mean_std, paired
+from pointewa.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -16,22 +17,26 @@ class Result:
         run: which.
         summary: its ``summary.json``.
         epochs: its ``metrics.jsonl``.
+        task: what it learned.
     """
 
     run: StudyRun
     summary: dict[str, Any]
     epochs: list[dict[str, float]]
+    task: type[Task]
 
     @property
     def val_last(self) -> float | None:
-        """Validation accuracy after the last epoch, in percent; None without a validation split."""
-        return self.epochs[-1].get("val/oa") if self.epochs else None
+        """The primary metric on the validation split after the last epoch; None without a validation split."""
+        return self.epochs[-1].get(f"val/{self.task.primary()}") if self.epochs else None
 
     @property
     def val_best(self) -> tuple[float, int] | None:
-        """The highest validation accuracy, and its first epoch, counted from 1."""
-        found = [(epoch["val/oa"], epoch["epoch"] + 1) for epoch in self.epochs if "val/oa" in epoch]
-        return max(found, key=lambda one: one[0]) if found else None
+        """The best of all epochs, and its first epoch, counted from 1."""
+        key = f"val/{self.task.primary()}"
+        found = [(epoch[key], epoch["epoch"] + 1) for epoch in self.epochs if key in epoch]
+        best = max if self.task.metrics[self.task.primary()].higher_is_better else min
+        return best(found, key=lambda one: one[0]) if found else None
 
 
 @dataclass(frozen=True)
@@ -40,29 +45,32 @@ class Arm:
 
     Args:
         name: of the arm.
+        task: what its runs learn.
         results: by seed.
-        difference: of test accuracy to the baseline, in percentage points; None with fewer than two common seeds.
+        difference: of the primary metric on the test split to the baseline's; None with fewer than two common seeds.
         by_seed: the differences that it is the mean of.
         slower: seconds of training by those of the baseline, of each common seed.
     """
 
     name: str
+    task: type[Task]
     results: dict[int, Result]
     difference: Paired | None = None
     by_seed: dict[int, float] = field(default_factory=dict)
     slower: list[float] = field(default_factory=list)
 
-    def test(self, figure: str) -> list[float]:
-        """``oa``, ``macc`` or ``loss`` on the test split, of each seed."""
-        return [result.summary["test"][figure] for result in self.results.values()]
+    def test(self, metric: str) -> list[float]:
+        """A metric on the test split, of each seed."""
+        return [result.summary["test"][metric] for result in self.results.values()]
 
     def figures(self) -> dict[str, Any]:
-        """All of it as JSON; None where there is nothing to tell."""
+        """All of it as JSON; None for what there is nothing to say about."""
         first = next(iter(self.results.values())).summary if self.results else {}
         best = [result.val_best for result in self.results.values() if result.val_best]
         last = [result.val_last for result in self.results.values() if result.val_last is not None]
-        series = {"test_oa": self.test("oa"), "test_macc": self.test("macc"), "val_oa_last": last,
-                  "val_oa_best": [value for value, _ in best]}  # fmt: skip
+        primary = self.task.primary()
+        series = {f"test_{name}": self.test(name) for name, metric in self.task.metrics.items() if metric.headline}
+        series |= {f"val_{primary}_last": last, f"val_{primary}_best": [value for value, _ in best]}
         figures: dict[str, Any] = {"arm": self.name, "seeds": list(self.results)}
         for name, values in series.items():
             figures[name], figures[f"{name}_std"] = (None if math.isnan(one) else one for one in mean_std(values))
@@ -80,18 +88,19 @@ def gather(study: Study) -> list[Arm]:
     Raises:
         CheckpointError: a damaged summary.
     """
+    task, primary = study.task, study.task.primary()
     results: dict[str, dict[int, Result]] = {arm: {} for arm in study.arms}
     for run in study.runs:
         if summary := run.summary():
-            results[run.arm][run.seed] = Result(run, summary, run.epochs())
-    base, arms = results[study.arms[0]], [Arm(study.arms[0], results[study.arms[0]])]
+            results[run.arm][run.seed] = Result(run, summary, run.epochs(), task)
+    base, arms = results[study.arms[0]], [Arm(study.arms[0], task, results[study.arms[0]])]
     for name in study.arms[1:]:
         mine = results[name]
         pairs = [(seed, mine[seed].summary, base[seed].summary) for seed in mine if seed in base]
-        values = [[one[place]["test"]["oa"] for one in pairs] for place in (1, 2)]
-        by_seed = {seed: round(one["test"]["oa"] - other["test"]["oa"], 9) for seed, one, other in pairs}
+        values = [[one[place]["test"][primary] for one in pairs] for place in (1, 2)]
+        by_seed = {seed: round(one["test"][primary] - other["test"][primary], 9) for seed, one, other in pairs}
         slower = [one["seconds"] / other["seconds"] for _, one, other in pairs if other["seconds"]]
-        arms.append(Arm(name, mine, paired(*values), by_seed, slower))
+        arms.append(Arm(name, task, mine, paired(*values), by_seed, slower))
     return arms
 
 

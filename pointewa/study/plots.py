@@ -6,6 +6,7 @@ from typing import Any
 
 from pointewa.safe.files import atomic_write
 from pointewa.study.figures import Arm, disagreement
+from pointewa.tasks.base import Metric
 
 PICTURES = ("curves.png", "disagreement.png", "differences.png")
 # Okabe and Ito's palette, for readers who see fewer colours, without its yellow, which is faint on white.
@@ -47,8 +48,9 @@ def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def _curves(arms: Sequence[Arm]) -> Any:
-    loss, val = (_series(arms, key) for key in (lambda e: e.get("train/loss"), lambda e: e.get("val/oa")))
-    panels = [(series, label) for series, label in ((loss, "training loss"), (val, "validation accuracy, %")) if series]
+    task = arms[0].task
+    wanted = (("train/loss", "training loss"), (f"val/{task.primary()}", f"validation: {_primary(arms).axis}"))
+    panels = [(series, label) for key, label in wanted if (series := _series(arms, lambda one, key=key: one.get(key)))]
     if not panels:
         return None
     figure, axes = _figure(len(panels), 2 + 5 * len(panels), _height(arms))
@@ -85,9 +87,14 @@ def _differences(arms: Sequence[Arm]) -> Any:
                           label="mean and 95 % interval" if not place else None)  # fmt: skip
     axes.set_yticks(range(len(compared)), [arm.name for _, arm in compared])
     axes.set_ylim(len(compared) - 0.5, -0.5)
-    axes.set_xlabel(f"difference to {arms[0].name} in test overall accuracy, percentage points")
+    unit = "percentage points" if _primary(arms).unit == "%" else _primary(arms).unit
+    axes.set_xlabel(", ".join(filter(None, [f"difference to {arms[0].name} in test {_primary(arms).label}", unit])))
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
+
+
+def _primary(arms: Sequence[Arm]) -> Metric:
+    return arms[0].task.metrics[arms[0].task.primary()]
 
 
 def _series(arms: Sequence[Arm], value: Callable[[dict], float | None]) -> dict[tuple[int, str], dict[int, list]]:

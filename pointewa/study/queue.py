@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from pointewa.errors import CheckpointError
-from pointewa.runs.folder import Claim
+from pointewa.runs.folder import Lock
 from pointewa.study.definition import StudyRun, time_left
+from pointewa.tasks import task_of
 from pointewa.train.progress import duration, say
 from pointewa.train.signals import StopSignals
 
@@ -115,14 +116,14 @@ def work(
                 for run in list(waiting):
                     if len(running) == progress.parallel:
                         break
-                    if _claimed(run):
+                    if _locked(run):
                         if run.name not in told:
                             progress.say(f"{run.name}: another process trains in {run.folder}: waiting for it")
                             told.add(run.name)
                         continue
                     waiting.remove(run)
                     if run.summary() is None:  # it may have been finished by another process
-                        progress.say(f"{run.name}: {'goes on' if run.folder.exists() else 'starts'}")
+                        progress.say(f"{run.name}: {'resumes' if run.folder.exists() else 'starts'}")
                         running[run] = _start(run, command, progress.parallel)
                 time.sleep(POLL)
                 _collect(running, outcome, progress)
@@ -142,7 +143,9 @@ def _collect(running: dict[StudyRun, subprocess.Popen], outcome: Outcome, progre
         del running[run]
         summary = run.summary() if code == 0 else None
         if summary:
-            progress.say(f"{run.name}: done, {summary['test']['oa']:.2f} % on the test split; {progress.state()}")
+            task = task_of(summary)
+            figure = task.metrics[task.primary()].text(summary["test"][task.primary()])
+            progress.say(f"{run.name}: done, {figure} on the test split; {progress.state()}")
         else:
             lines = run.log.read_text(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
@@ -184,9 +187,9 @@ def _stop(processes: list[subprocess.Popen]) -> None:
             process.wait()
 
 
-def _claimed(run: StudyRun) -> bool:
+def _locked(run: StudyRun) -> bool:
     try:
-        Claim(run.folder).release()
+        Lock(run.folder).release()
     except CheckpointError:
         return True
     except OSError:  # it is not there yet; or what is wrong with it the training says

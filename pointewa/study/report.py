@@ -17,13 +17,13 @@ from pointewa.study.plots import PICTURES, save_plots
 from pointewa.study.statistics import mean_std
 
 AID = """\
-*How to read this.* Accuracies are in percent, of the model after the last epoch, on the test split: mean ± sample
-standard deviation over the seeds. An arm is compared with the baseline seed by seed; *difference* is the mean of these
-paired differences, in percentage points. If such studies were made again and again, 95 of 100 of their intervals
-(Student's t) would hold the true difference: an interval with 0 in it shows no difference, and with few seeds it is
-wide. p is that of the two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test
-split: it is looked at once a run, after the last epoch. *Best on validation* is the highest of all epochs, and so
-flatters every arm; no model was chosen by it."""
+*How to read this.* Metrics are of the model after the last epoch, on the test split: mean ± sample standard deviation
+over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
+of these paired differences. If such studies were made again and again, 95 of 100 of their intervals (Student's t) would
+hold the true difference: an interval with 0 in it shows no difference, and with few seeds it is wide. p is that of the
+two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test split: it is evaluated
+once a run, after the last epoch. *Best on validation* is the best of all epochs, and so flatters every arm; no model
+was chosen by it."""
 
 
 def write_report(study: Study, out: Path) -> list[Arm]:
@@ -57,18 +57,26 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """The figures of each arm as people read them; '-' where there are too few runs."""
     rows = []
     for arm in arms:
-        figures, base, found = arm.figures(), arms[0].name, arm.difference
-        last, best = (_spread(figures[key], figures[f"{key}_std"]) for key in ("val_oa_last", "val_oa_best"))
+        figures, base, found, task = arm.figures(), arms[0].name, arm.difference, arm.task
+        primary = task.primary()
+        form = task.metrics[primary].form
+        last, best = (
+            _spread(figures[key], figures[f"{key}_std"], form) for key in (f"val_{primary}_last", f"val_{primary}_best")
+        )
+        tests = {
+            f"test {metric.label}": _spread(figures[f"test_{name}"], figures[f"test_{name}_std"], metric.form)
+            for name, metric in task.metrics.items()
+            if metric.headline
+        }
         epochs = ", ".join(map(str, figures["val_best_epochs"]))
         no_difference = "baseline" if arm is arms[0] else "-"
         p = figures["p"]
         rows.append({
             "arm": arm.name,
             "seeds": str(len(arm.results)),
-            "test overall accuracy": _spread(figures["test_oa"], figures["test_oa_std"]),
-            "test mean-class accuracy": _spread(figures["test_macc"], figures["test_macc_std"]),
-            f"difference to {base}": f"{found.mean:+.2f}" if found else no_difference,
-            "95 % interval": f"{found.low:+.2f} to {found.high:+.2f}" if found else "-",
+            **tests,
+            f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
+            "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
             "p": "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
             "validation, last epoch": last,
             "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
@@ -107,9 +115,9 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
         rows.append({
             "arm": arm.name,
             "seeds": str(len(seconds)),
-            "seconds of training": _spread(*mean_std(seconds), digits=1),
-            "peak memory, MB": _spread(*mean_std(_known(arm, "peak_memory_mb")), digits=0),
-            "seconds of evaluating the test split": _spread(*mean_std(_known(arm, "evaluation_seconds")), digits=2),
+            "seconds of training": _spread(*mean_std(seconds), ".1f"),
+            "peak memory, MB": _spread(*mean_std(_known(arm, "peak_memory_mb")), ".0f"),
+            "seconds of evaluating the test split": _spread(*mean_std(_known(arm, "evaluation_seconds"))),
             f"relative to {arms[0].name}": _spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
         })  # fmt: skip
     return "\n".join([
@@ -125,12 +133,13 @@ def _known(arm: Arm, figure: str) -> list[float]:
 
 
 def _result_row(result: Result) -> dict[str, Any]:
-    summary, best = result.summary, result.val_best or (None, None)
+    summary, task, best = result.summary, result.task, result.val_best or (None, None)
     before = summary["test_before_folding"] or {}
     row = {"arm": result.run.arm, "seed": result.run.seed, "epochs": summary["epochs"]}
-    row |= {f"test_{key}": summary["test"].get(key) for key in ("oa", "macc", "loss")}
-    row |= {f"test_{key}_before_folding": before.get(key) for key in ("oa", "macc")}
-    row |= {"val_oa_last": result.val_last, "val_oa_best": best[0], "val_best_epoch": best[1]}
+    row |= {f"test_{key}": summary["test"][key] for key in task.metrics}
+    row |= {f"test_{key}_before_folding": before.get(key) for key, one in task.metrics.items() if one.headline}
+    primary = task.primary()
+    row |= {f"val_{primary}_last": result.val_last, f"val_{primary}_best": best[0], "val_best_epoch": best[1]}
     keys = ("parameters_in_training", "parameters", "largest_logit_difference", "skipped_steps", "precision")
     row |= {key: summary.get(key) for key in keys}
     return row | {
@@ -141,7 +150,8 @@ def _result_row(result: Result) -> dict[str, Any]:
 def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
     for epoch in result.epochs:
         row = {"arm": result.run.arm, "seed": result.run.seed, "epoch": epoch["epoch"] + 1}
-        figures = {"train_loss": epoch.get("train/loss"), "val_oa": epoch.get("val/oa"),
+        primary = result.task.primary()
+        figures = {"train_loss": epoch.get("train/loss"), f"val_{primary}": epoch.get(f"val/{primary}"),
                    "disagreement": disagreement(epoch)}  # fmt: skip
         yield row | {key: value if value is None else f"{value:.6g}" for key, value in figures.items()}
 
@@ -174,10 +184,10 @@ def _counted(texts: Counter[str]) -> str:
     )
 
 
-def _spread(mean: float | None, std: float | None, digits: int = 2) -> str:
+def _spread(mean: float | None, std: float | None, form: str = ".2f") -> str:
     if mean is None or math.isnan(mean):
         return "-"
-    return f"{mean:.{digits}f}" + ("" if std is None or math.isnan(std) else f" ± {std:.{digits}f}")
+    return f"{mean:{form}}" + ("" if std is None or math.isnan(std) else f" ± {std:{form}}")
 
 
 def _count(number: int | None) -> str:

@@ -1,14 +1,18 @@
-"""Accuracy on a set."""
+"""Classification: what an object is."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.tasks.base import Batch
-from pointewa.train.distributed import ALONE, World
+from pointewa.config import Config, build_architecture
+from pointewa.models import LoadReport, PointTransformerClassifier
+from pointewa.runs.weights import init_from
+from pointewa.tasks import register
+from pointewa.tasks.base import Batch, Metric, Outputs, Task, evaluating
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Evaluation:
         return self.confusion.diagonal().double() / self.confusion.sum(1)
 
     @property
-    def oa(self) -> float:
+    def accuracy(self) -> float:
         """Overall accuracy in percent."""
         return 100 * (self.logits.argmax(1) == self.labels).double().mean().item()
 
     @property
-    def macc(self) -> float:
+    def mean_class_accuracy(self) -> float:
         """Mean of the classes' accuracies in percent."""
         return 100 * self.per_class.nanmean().item()
 
@@ -57,23 +61,72 @@ class Evaluation:
         return Evaluation(logits, shared[self.labels][kept])
 
     @property
-    def loss(self) -> float:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self.logits, self.labels).item()
+    def metrics(self) -> dict[str, float]:
+        """Both accuracies, and the mean cross-entropy."""
+        loss = F.cross_entropy(self.logits, self.labels).item()
+        return {"oa": self.accuracy, "macc": self.mean_class_accuracy, "loss": loss}
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Evaluation:
-    """Run a model in evaluation mode, in float32, over all batches; leaves it in the mode it was in.
+@register
+class Classification(Task):
+    """What an object is. Cross-entropy; accuracy over all objects, and as the mean of the classes'."""
+
+    name = "classification"
+    metrics: ClassVar = {
+        "oa": Metric("overall accuracy", ".2f", "%", "acc", digits=4),
+        "macc": Metric("mean-class accuracy", ".2f", "%", digits=4),
+        "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
+    }
+    train_metrics = ("oa",)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        build_architecture(config.model)
+
+    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+        """Point-MAE's or Point-BERT's classifier."""
+        return PointTransformerClassifier(build_architecture(self.config.model), len(class_names))
+
+    def load_initial(self, model: nn.Module, path: str) -> LoadReport:
+        """Of a classifier or a pre-training, ours or Point-MAE's or Point-BERT's."""
+        return init_from(model, path)
+
+    def trained_head(self, model: nn.Module) -> nn.Module:
+        """The classification head."""
+        return model.cls_head_finetune
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy with ``train.label_smoothing``; the accuracy in percent, summed over the objects."""
+        output = model(batch.points)
+        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # a softmax wants more than bfloat16
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.train.label_smoothing)
+        return loss, {"oa": 100 * (logits.argmax(1) == batch.labels).sum()}
+
+    def outputs(self, model: nn.Module, batches: Iterable[Batch]) -> Outputs:
+        """Logits ``[N, C]`` and labels ``[N]``."""
+        return _outputs(model, batches)
+
+    def measure(self, outputs: Outputs) -> dict[str, float]:
+        """Accuracies in percent, and the mean cross-entropy without smoothing."""
+        return Evaluation(**outputs).metrics
+
+    def compare(self, before: Outputs, after: Outputs) -> dict[str, float]:
+        """The largest difference of logits."""
+        return {"largest_logit_difference": (after["logits"] - before["logits"]).abs().max().item()}
+
+
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+    """Run a classifier in evaluation mode, in float32, over all batches; every module keeps the mode it was in.
 
     Args:
         model: ``points [B, P, 3] -> logits [B, C]``.
-        batches: with several processes this one's, of objects that no other one has.
-        world: the processes. Each gets the evaluation of the whole set.
+        batches: with labels.
     """
-    was_training = model.training
-    model.eval()
+    with evaluating(model):
+        return Evaluation(**_outputs(model, batches))
+
+
+def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Outputs:
     results = [(model(batch.points), batch.labels) for batch in batches]
-    model.train(was_training)
-    logits, labels = (world.concatenate(torch.cat(parts).cpu()) for parts in zip(*results, strict=True))
-    return Evaluation(logits.float(), labels)
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
+    return {"logits": logits.float(), "labels": labels}

@@ -7,53 +7,56 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config
 from pointewa.errors import ConfigError
-from pointewa.models import LoadReport, PointTransformerClassifier
-from pointewa.runs.weights import init_from
+from pointewa.models import LoadReport
+from pointewa.tasks.base import Task
 
 
-def build_model(config: Config, num_classes: int, load: bool = True) -> tuple[nn.Module, LoadReport | None]:
-    """The model to train, and what ``train.init_from`` brought.
+def build_model(task: Task, class_names: tuple[str, ...], load: bool = True) -> tuple[nn.Module, LoadReport | None]:
+    """The model to train, in the modes that it is trained in, and what ``train.init_from`` brought.
 
     Args:
-        config: the configuration.
-        num_classes: C.
+        task: what is learned.
+        class_names: of the data set.
         load: take the weights of ``train.init_from``; not where a checkpoint will be loaded anyway.
 
     Raises:
         ConfigError, CheckpointError: values that do not go together, weights that do not fit.
     """
-    model, report = PointTransformerClassifier(build_architecture(config.model), num_classes), None
-    if config.train.init_from and load:
-        report = init_from(model, config.train.init_from)
-    if config.train.freeze_backbone:
-        model.requires_grad_(False).cls_head_finetune.requires_grad_(True)
-    return with_experts(model, config), report
+    train = task.config.train
+    model, report = task.build_model(class_names), None
+    if train.init_from and load:
+        report = task.load_initial(model, train.init_from)
+    if train.freeze_backbone:
+        head = task.trained_head(model.requires_grad_(False)).requires_grad_(True)
+        model.eval()  # its batch norms keep their statistics, nothing is dropped
+        head.train()
+    return with_experts(model, task.config), report
 
 
 def with_experts(model: nn.Module, config: Config) -> nn.Module:
-    """The model itself, its FFNs replaced as ``ewa`` says.
+    """The model itself, its FFNs replaced as ``moe`` says.
 
     Raises:
         ConfigError: values that do not fit the model.
     """
-    scheme = config.ewa
-    if not scheme.enabled:
+    moe = config.moe
+    if config.router == "none":
         return model
-    init = ("copy" if config.train.init_from else "independent") if scheme.init == "auto" else scheme.init
-    gated, dealt = partial(ewa.TopKMoE, top_k=scheme.top_k), partial(ewa.RandomPartitionMoE, scope=scheme.scope)
-    mixture = gated if scheme.router == "top_k" else dealt
+    init = ("copy" if config.train.init_from else "independent") if moe.init == "auto" else moe.init
+    gated, random = partial(ewa.TopKMoE, top_k=moe.top_k), partial(ewa.RandomPartitionMoE, scope=moe.scope)
+    mixture = gated if config.router == "top_k" else random
     try:
-        return ewa.to_moe(model, scheme.num_experts, scheme.layers, init, inplace=True, mixture=mixture)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"ewa: {error}") from error
+        return ewa.to_moe(model, moe.num_experts, moe.layers, init, inplace=True, mixture=mixture)
+    except ValueError as error:
+        raise ConfigError(f"moe: {error}") from error
 
 
 def build_averaging(
     config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> ewa.ExpertAveraging | None:
-    """The averaging of the experts, attached to the optimizer; None without experts.
+    """The averaging of the experts, attached to the optimizer; None without ``ewa.enabled``.
 
     Raises:
         ConfigError: a share rate or a fraction out of range.

@@ -1,5 +1,6 @@
-"""Writing the state of a training."""
+"""The state of a training: writing it so that one is always whole, and resuming from it exactly."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import torch
 
 from pointewa.errors import CheckpointError, first_line
-from pointewa.runs.weights import PREVIOUS
+from pointewa.runs.weights import LAST, PREVIOUS, restore
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import check_sums
+from pointewa.train.optimizer import load_optimizer_state, optimizer_state
+from pointewa.train.rng import random_state, seed_all, set_random_state
+from pointewa.train.step import Training
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -23,12 +27,92 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     kept = "the previous one is kept" if path.exists() else "nothing was written"
     try:
-        with atomic_write(path) as temporary:
+        with atomic_write(path, check_sums, path.with_name(PREVIOUS)) as temporary:
             torch.save(dict(state), temporary)
-            check_sums(temporary)
-            if path.exists():
-                os.replace(path, path.with_name(PREVIOUS))
     except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a short write as a RuntimeError
         raise CheckpointError(
-            f"{path}: cannot write the checkpoint ({first_line(error)}); {kept}: free some space, then go on from it"
+            f"{path}: cannot write the checkpoint ({first_line(error)}); {kept}: free some space, then resume from it"
         ) from error
+
+
+def training_state(training: Training, description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training resumes from, the random states of its processes aside.
+
+    The order of the data and the learning rate are not in it: they follow from the seed and the step.
+
+    Args:
+        training: between two steps.
+        description: of its model, see `pointewa.runs.description`.
+    """
+    moe = training.config.moe
+    return {
+        "description": description,
+        "ewa": {"num_experts": moe.num_experts, "layers": moe.layers} if training.foldable else None,
+        "model": training.model.state_dict(),
+        "optimizer": optimizer_state(training.model, training.optimizer),
+        "averaging": training.averaging.state_dict() if training.averaging else None,
+        "ema": training.ema.state_dict() if training.ema else None,
+        "step": training.step,
+        "seconds": training.seconds,
+        "skipped": training.skipped,
+        "totals": dict(zip(training.sums, training.totals.tolist(), strict=True)),
+    }
+
+
+def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any], int]:
+    """Put a training where the checkpoint in its run folder was made.
+
+    Returns:
+        The random state to continue with, and the number of processes that the checkpoint is of. With another number
+        than today's the random states are drawn anew.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another run.
+    """
+    restored, rank = restore(folder), training.world.rank
+    state = restored.state
+    try:
+        training.model.load_state_dict(restored.model.state_dict())
+        load_optimizer_state(training.model, training.optimizer, state["optimizer"])
+        if training.averaging:
+            training.averaging.load_state_dict({"steps": _whole(state["averaging"]["steps"], training.total_steps)})
+        if training.ema:
+            training.ema.load_state_dict(state["ema"])
+        training.step = _whole(state["step"], training.total_steps)
+        training.seconds, training.skipped = float(state["seconds"]), _whole(state["skipped"], training.total_steps)
+        totals = _totals(state["totals"], training.sums)
+        if not math.isfinite(training.seconds) or len(totals) != len(training.sums):
+            raise ValueError("seconds or totals")
+        training.totals.copy_(torch.tensor(totals))
+        random_states = state["random_states"]
+        if not isinstance(random_states, list):
+            raise TypeError("random_states: expected a list")
+        if len(random_states) == training.world.size:
+            set_random_state(random_states[rank])
+        else:
+            seed_all(training.config.train.seed + training.step, rank)
+    except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{restored.path}: does not fit the run ({type(error).__name__}: {first_line(error)}): start over with "
+            "run.overwrite=true"
+        ) from error
+    if restored.path.name == PREVIOUS and training.world.first and (folder / LAST).exists():
+        # So that the next checkpoint does not put the damaged one in the place of the sound one.
+        os.replace(folder / LAST, folder / f"{LAST}.damaged")
+    return random_state(), len(random_states)
+
+
+def _totals(found: Any, names: tuple[str, ...]) -> list[float]:
+    """The sums of the epoch so far, in the order of ``names``; of version 0.1 they come as loss, objects that were
+    classified correctly, objects, gradient norm."""
+    if isinstance(found, torch.Tensor):
+        loss, correct, objects, norm = found.tolist()
+        found = {name: 100 * correct for name in names} | {"loss": loss, "objects": objects, "grad_norm": norm}
+    return [float(found[name]) for name in names]
+
+
+def _whole(value: Any, largest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+        found = value if isinstance(value, int) else type(value).__name__  # printing anything can take forever
+        raise ValueError(f"expected a whole number from 0 to {largest}, found {found}")
+    return value

@@ -82,12 +82,12 @@ class World:
             failed = str(error)
             raise
         finally:
-            failed = self.tell(failed)
+            failed = self.broadcast(failed)
         if failed:
             sys.exit(2)
         return function()
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, on all of them."""
         if self.size == 1:
             return value
@@ -139,7 +139,7 @@ def process_group() -> Iterator[World]:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
             raise TrainingError(
                 f"process {world.rank} of {world.size} lost another one ({first_line(error)}): the run has ended, and "
-                "the same command goes on from its last checkpoint"
+                "the same command resumes from its last checkpoint"
             ) from error
         raise
     finally:

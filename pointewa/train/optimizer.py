@@ -1,20 +1,26 @@
-"""The optimizer, its learning rate, and what is left out of weight decay."""
+"""The optimizer by its name, its learning rate, and what is left out of weight decay."""
 
 import math
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pointewa.ewa as ewa
 from pointewa.config import TrainConfig
+from pointewa.errors import ConfigError
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_TENSORS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "muon": {"momentum_buffer"}}
 
 
 def no_decay(model: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: biases, norms and tokens.
+    """Names of the parameters without weight decay: of at most one dimension, biases, and names with "token" in them.
 
-    As in Point-MAE those are the parameters of at most one dimension, the biases and the tokens. An expert's
-    parameter counts without its stacking dimension: a stacked bias is 2-D.
+    That is the rule of Point-BERT's and Point-MAE's code, by which ``cls_pos`` is decayed. An expert's parameter
+    counts without its stacking dimension: a stacked bias is 2-D.
     """
     stacked = ewa.stacked_parameters(model)
     return {
@@ -24,33 +30,168 @@ def no_decay(model: nn.Module) -> set[str]:
     }
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the weights only; a group's "lr_scale" is its factor of the learning rate.
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of ``train.optimizer``; a group's "lr_scale" is its factor of the learning rate.
 
     With ``layer_decay`` d the head and the last norm have the whole rate, block i of n the fraction d^(n - i), i from
     0, and what comes before the blocks d^(n + 1) (BEiT, Bao et al., 2021).
+
+    Raises:
+        ConfigError: ``layer_decay`` for a model that has no blocks of the classifier's names.
     """
-    excluded, depth = no_decay(model), 0
-    if config.layer_decay < 1:
-        depth = len(model.blocks.blocks)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    excluded, stacked = no_decay(model), ewa.stacked_parameters(model)
+    layer = _layers(model, config.layer_decay)
+    groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = config.layer_decay ** (depth + 1 - _layer(name, depth)) if depth else 1.0
-            groups.setdefault((scale, 0.0 if name in excluded else config.weight_decay), []).append(parameter)
+            matrix = _BLOCK.search(name) and parameter.ndim - (name in stacked) == 2 and "router" not in name
+            kind = "adamw" if config.optimizer == "muon" and not matrix else config.optimizer
+            decay = 0.0 if name in excluded else config.weight_decay
+            groups.setdefault((layer(name), decay, kind), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    return torch.optim.AdamW(
-        [{"params": parameters, "lr_scale": scale, "weight_decay": decay} for (scale, decay), parameters in ordered],
-        lr=config.lr,
-        fused=True,
-    )
+    settings = [
+        {"params": parameters, "lr_scale": scale, "weight_decay": decay, "kind": kind}
+        for (scale, decay, kind), parameters in ordered
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            settings, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+        )
+    betas = (config.betas[0], config.betas[1])
+    if config.optimizer == "muon":
+        return MuonAndAdamW(settings, config.lr, betas, config.momentum, {id(one) for one in stacked.values()})
+    return torch.optim.AdamW(settings, lr=config.lr, betas=betas, fused=True)
 
 
-def _layer(name: str, depth: int) -> int:
-    block = re.match(r"blocks\.blocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return depth + 1 if name.startswith(("norm.", "cls_head_finetune.")) else 0
+def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """From a parameter's name to the factor of its learning rate."""
+    if decay == 1:
+        return lambda name: 1.0
+    found = [re.match(r"blocks\.blocks\.(\d+)\.", name) for name, _ in model.named_parameters()]
+    depth = 1 + max((int(match[1]) for match in found if match), default=-1)
+    if not depth:
+        raise ConfigError(
+            "train.layer_decay: for fine-tuning a classifier; this model has no blocks of its names: set 1"
+        )
+
+    def factor(name: str) -> float:
+        block = re.match(r"blocks\.blocks\.(\d+)\.", name)
+        last = name.startswith(("norm.", "cls_head_finetune."))
+        return decay ** (depth - int(block[1]) if block else 0 if last else depth + 1)
+
+    return factor
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon for the groups of kind "muon", its AdamW for the others, as one optimizer.
+
+    Muon orthogonalises matrices, so each expert of a stacked parameter ``[N, out, in]`` is one of its own. Updates are
+    scaled to AdamW's size ("match_rms_adamw", Liu et al., arXiv 2502.16982): one learning rate serves both.
+
+    A step with a non-zero ``found_inf`` changes nothing; Muon has no fused form, so it waits for the device to look.
+
+    Args:
+        groups: with "params", "weight_decay", "kind".
+        lr: learning rate.
+        betas: of AdamW.
+        momentum: of Muon.
+        stacked: `id` of the experts' parameters.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float, stacked: set[int]
+    ) -> None:
+        super().__init__(groups, {"lr": lr})
+        self._parts: list[torch.optim.Optimizer] = []  # one for each group
+        self._slices: dict[nn.Parameter, list[nn.Parameter]] = {}
+        for group in self.param_groups:
+            if group["kind"] == "adamw":
+                part = torch.optim.AdamW(group["params"], lr, betas, weight_decay=group["weight_decay"], fused=True)
+                part.state = self.state
+            else:
+                for one in group["params"]:
+                    rows = one.data.unbind() if id(one) in stacked else [one.data]
+                    self._slices[one] = [nn.Parameter(row, requires_grad=False) for row in rows]  # in the same memory
+                matrices = [row for one in group["params"] for row in self._slices[one]]
+                part = torch.optim.Muon(matrices, lr, group["weight_decay"], momentum, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(part)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step of both."""
+        if self.found_inf is not None and self.found_inf.item():
+            return
+        for group, part in zip(self.param_groups, self._parts, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
+            if group["kind"] == "muon":
+                for one in group["params"]:
+                    self._prepare(part, one)
+            part.step()
+
+    def _prepare(self, part: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+        """Let the slices see gradient and momentum of the whole, and keep the latter as its state."""
+        slices = self._slices[parameter]
+        if parameter.grad is None:
+            for row in slices:
+                row.grad = None
+            return
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        whole = len(slices) == 1 and slices[0].shape == parameter.shape
+        views = [[one] if whole else one.unbind() for one in (parameter.data, parameter.grad, state["momentum_buffer"])]
+        for row, data, grad, momentum in zip(slices, *views, strict=True):
+            row.data, row.grad = data, grad
+            part.state[row]["momentum_buffer"] = momentum
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's tensors of each parameter, by the parameter's name."""
+    return {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[Any, dict[str, Tensor]]
+) -> None:
+    """Continue from an `optimizer_state`; of version 0.1 also from states by number.
+
+    Raises:
+        ValueError: of other parameters, of another optimizer, or of other shapes.
+    """
+    named, kinds = dict(model.named_parameters()), {}
+    for group in optimizer.param_groups:
+        kinds |= {one: group["kind"] for one in group["params"]}
+    if state and all(isinstance(key, int) for key in state):
+        numbers = dict(enumerate(_numbered(model, optimizer)))
+        if state.keys() - numbers.keys():
+            raise ValueError("optimizer: of other parameters")
+        state = {numbers[key]: tensors for key, tensors in state.items()}
+    loaded = {}
+    for name, tensors in state.items():
+        parameter = named.get(name)
+        if parameter not in kinds:
+            raise ValueError("optimizer: of other parameters")
+        shapes = {key: torch.Size() if key == "step" else parameter.shape for key in _TENSORS[kinds[parameter]]}
+        if {key: value.shape for key, value in tensors.items()} != shapes:
+            raise ValueError("optimizer: of another kind, or of other shapes")
+        loaded[parameter] = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    optimizer.state.clear()
+    for parameter, tensors in loaded.items():
+        place = {key: value.to(parameter.device) for key, value in tensors.items()}
+        optimizer.state[parameter].update(place)
+
+
+def _numbered(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[str]:
+    """Names in the order in which version 0.1 numbered the parameters: there ``cls_pos`` was not decayed, and
+    ``mask_token`` was."""
+    excluded = no_decay(model) - {"mask_token"} | {"cls_pos"}
+    if not any(group["weight_decay"] for group in optimizer.param_groups):
+        excluded = set()  # all of a rate were one group
+    scales = {one: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
+    trained = [(name, one) for name, one in model.named_parameters() if one in scales]
+    return [name for name, one in sorted(trained, key=lambda item: (-scales[item[1]], item[0] in excluded))]
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

@@ -92,7 +92,7 @@ SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; go on with the same 
 @pytest.mark.parametrize(
     ("attempt", "text", "fault"),
     [
-        (soak.Attempt(10, "SIGTERM", code=143, after=20), f"going on with x (10 steps)\n{SAVED}", None),
+        (soak.Attempt(10, "SIGTERM", code=143, after=20), f"resuming x (10 steps)\n{SAVED}", None),
         (soak.Attempt(0, "SIGTERM", code=143), "stopped by SIGTERM: nothing was saved", None),
         (soak.Attempt(0, "SIGTERM", code=143, after=99, done=True), "nothing was saved", None),
         (soak.Attempt(0, "SIGTERM", code=1, after=20), SAVED, "exit code 1 after SIGTERM, done: False"),
@@ -103,7 +103,7 @@ SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; go on with the same 
         (soak.Attempt(0, "SIGTERM", code=143, after=13), SAVED, "it said that 20 steps are saved, there are 13"),
         (
             soak.Attempt(20, after=99, done=True),
-            "going on with x (13 steps)",
+            "resuming x (13 steps)",
             "it went on from 13 steps, 20 were saved",
         ),
         (soak.Attempt(20, "SIGKILL", code=137), "", "20 steps were saved, and it started over"),

@@ -241,10 +241,10 @@ _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [*{before}" + f", *{before}" * 8 + "]\n" for before, name in pairwise(_LETTERS)
 )
 _GROWS = "ewa:\n  layers:\n    a: xxxxxxxxxx\n" + "".join(
-    f"    {name}: '" + f"${{ewa.layers.{before}}}" * 10 + "'\n" for before, name in pairwise(_LETTERS)
+    f"    {name}: '" + f"${{moe.layers.{before}}}" * 10 + "'\n" for before, name in pairwise(_LETTERS)
 )
 _GROWS_BY_ALIASES = "ewa:\n  layers:\n    a: [x]\n" + "".join(
-    f"    {name}: [&{name} '${{ewa.layers.{before}}}'" + f", *{name}" * 9 + "]\n" for before, name in pairwise(_LETTERS)
+    f"    {name}: [&{name} '${{moe.layers.{before}}}'" + f", *{name}" * 9 + "]\n" for before, name in pairwise(_LETTERS)
 )
 HOSTILE_YAML = (
     _LAUGHS, "ewa:\n  layers:\n    " + _LAUGHS.replace("\n", "\n    "), "&a [*a]", "ewa: &a {layers: *a}",

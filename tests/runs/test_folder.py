@@ -4,7 +4,7 @@ import pytest
 
 from pointewa.config import load_config
 from pointewa.errors import CheckpointError, ConfigError
-from pointewa.runs.folder import Claim, can_resume, find_run, start_run
+from pointewa.runs.folder import Lock, can_resume, find_run, start_run
 from pointewa.runs.summary import read_summary
 
 
@@ -54,20 +54,20 @@ def test_a_changed_configuration_is_shown_and_refused(tmp_path):
     free = ("run.name=a", "data.root=elsewhere", "train.device=cpu", "train.save_every=3")
     assert find_run(config(tmp_path, *free, "train.activation_checkpointing=true")) == tmp_path / "a"
     with pytest.raises(ConfigError, match=r"(?s)another configuration.*run.overwrite=true") as error:
-        find_run(config(tmp_path, *free, "train.lr=0.1", "ewa.num_experts=8"))
-    assert str(error.value).splitlines()[1:] == ["  ewa.num_experts: 4 -> 8", "  train.lr: 0.0005 -> 0.1"]
+        find_run(config(tmp_path, *free, "train.lr=0.1", "moe.num_experts=8"))
+    assert str(error.value).splitlines()[1:] == ["  moe.num_experts: 4 -> 8", "  train.lr: 0.0005 -> 0.1"]
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path):
     named = config(tmp_path, "run.name=a")
     claim = start_run(tmp_path / "a", named)
     (tmp_path / "a/.last.ckpt.x.tmp").touch()  # being written
-    for use in (lambda: Claim(tmp_path / "a"), lambda: start_run(tmp_path / "a", named)):
+    for use in (lambda: Lock(tmp_path / "a"), lambda: start_run(tmp_path / "a", named)):
         with pytest.raises(CheckpointError, match=r"a: another process is training in this folder"):
             use()
     assert (tmp_path / "a/.last.ckpt.x.tmp").exists()
     claim.release()
-    Claim(tmp_path / "a")
+    Lock(tmp_path / "a")
     assert not (tmp_path / "a/.last.ckpt.x.tmp").exists()  # left by one that was killed
 
 

@@ -383,7 +383,7 @@ def test_every_flipped_byte_of_the_content_is_noticed(run, folder):
             with pytest.warns(UserWarning, match=r"last\.ckpt: .*damaged.*taking previous\.ckpt"):
                 resumed = Trainer(trainer.config, trainer.data, folder, Console(quiet=True))
             assert resumed.step == 18
-            resumed.claim.release()
+            resumed.lock.release()
             assert (folder / "last.ckpt.damaged").read_bytes() == damaged
 
 

@@ -13,11 +13,11 @@ def test_accuracies_by_hand():
     labels = torch.tensor([0, 0, 0, 1, 1, 3])
     logits = F.one_hot(torch.tensor([0, 0, 1, 1, 0, 3]), 4).float()
     result = Evaluation(logits, labels)
-    assert result.oa == pytest.approx(100 * 4 / 6)
+    assert result.accuracy == pytest.approx(100 * 4 / 6)
     assert result.per_class[:2].tolist() == pytest.approx([2 / 3, 1 / 2])
     assert result.per_class[2].isnan()  # no object of that class: not part of the mean
-    assert result.macc == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
-    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert result.mean_class_accuracy == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
+    assert result.metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
 
 
 def test_every_object_counts_once_and_the_mode_is_kept():
@@ -52,4 +52,4 @@ def test_restriction_keeps_the_objects_and_the_logits_of_shared_classes():
     result = Evaluation(logits, torch.tensor([0, 0, 2, 1, 2])).restricted([((0, 2), (0,)), ((3,), (2, 5))])
     assert result.logits.tolist() == [[2, 0], [2, 3], [5, 6], [7, 6]]
     assert result.labels.tolist() == [0, 0, 1, 1]
-    assert result.oa == 50
+    assert result.accuracy == 50

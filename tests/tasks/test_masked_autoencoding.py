@@ -8,14 +8,18 @@ import torch
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.runs.weights import load_any, load_model
-from pointewa.train.pretrain import MaskedPretraining
+from pointewa.train.trainer import Trainer
 
-PRETRAINING = ("train.task=pretraining", "train.lr=3e-3", "run.name=p")
+PRETRAINING = ("train.task=masked_autoencoding", "train.lr=3e-3", "run.name=p")
 
 
 @pytest.fixture
 def pretraining(make_trainer):
-    return lambda *overrides: make_trainer(*PRETRAINING, *overrides, kind=MaskedPretraining)
+    return lambda *overrides: make_trainer(*PRETRAINING, *overrides)
+
+
+def loss(trainer, model):
+    return trainer.task.measure(trainer.evaluate(model, trainer.data.test))["loss"]
 
 
 @pytest.mark.parametrize("experts", [True, False])
@@ -32,18 +36,20 @@ def test_pretraining_learns_and_leaves_what_a_classifier_starts_from(pretraining
         assert summary["test"]["loss"] == pytest.approx(summary["test_before_folding"]["loss"], rel=1e-5)
     loaded = load_any(trainer.folder).model
     assert not ewa.moe_layers(loaded)
-    assert trainer._chamfer(loaded, trainer.data.test) == pytest.approx(summary["test"]["loss"], rel=1e-5)
+    assert loss(trainer, loaded) == pytest.approx(summary["test"]["loss"], rel=1e-5)
     tuned = make_trainer("ewa.enabled=false", f"train.init_from={trainer.folder}", "run.name=t")
     for name, value in loaded.MAE_encoder.state_dict().items():
         assert torch.equal(tuned.model.state_dict()[name], value), name
-    with pytest.raises(CheckpointError, match=r"no classes: train a classifier from it with train\.init_from="):
+    with pytest.raises(
+        CheckpointError, match=r"found a masked_autoencoder: train a classifier from it with train\.init"
+    ):
         load_model(trainer.folder)
 
 
 def test_the_loss_of_a_set_has_the_same_masks_each_time_and_draws_nothing(pretraining):
     trainer = pretraining()
     state = torch.get_rng_state()
-    losses = [trainer._chamfer(trainer.model, trainer.data.test) for _ in range(2)]
+    losses = [loss(trainer, trainer.model) for _ in range(2)]
     assert losses[0] == losses[1]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -53,13 +59,13 @@ def test_an_interrupted_pretraining_goes_on_exactly(pretraining, monkeypatch):
     whole.fit()
     part = pretraining("run.name=part", "train.save_every=7")
 
-    def stop(trainer, batch, step=MaskedPretraining.train_step):
+    def stop(trainer, batch, step=Trainer.train_step):
         if trainer.step == 13:
             raise KeyboardInterrupt
         step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MaskedPretraining, "train_step", stop)
+        patch.setattr(Trainer, "train_step", stop)
         with pytest.raises(KeyboardInterrupt):
             part.fit()
     assert load_any(part.folder).class_names == ()
@@ -76,8 +82,9 @@ def test_an_interrupted_pretraining_goes_on_exactly(pretraining, monkeypatch):
         ("model.mask_ratio=0.99", "model.mask_ratio must leave both masked and visible patches"),
         ("model.mask_ratio=1", "model.mask_ratio must leave"),
         ("model.decoder_depth=0", "model.decoder_depth must be at least 1"),
-        ("train.init_from=x", "train.task: pretraining starts from scratch"),
-        ("ewa.router=top_k", "train.task: pretraining starts from scratch"),
+        ("train.init_from=x", "train.init_from: masked_autoencoding starts from scratch"),
+        ("moe.router=top_k", "moe.router: masked_autoencoding folds its experts"),
+        ("train.freeze_backbone=true ewa.enabled=false", "train.freeze_backbone: masked_autoencoding trains"),
     ],
 )
 def test_what_cannot_be_pretrained_is_refused(pretraining, override, message):
@@ -85,4 +92,4 @@ def test_what_cannot_be_pretrained_is_refused(pretraining, override, message):
         pretraining(override)  # 7 of 8 patches: one is left
         override = "model.mask_ratio=0.1"
     with pytest.raises(ConfigError, match=message):
-        pretraining(override)
+        pretraining(*override.split())

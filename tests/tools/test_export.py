@@ -179,7 +179,7 @@ def test_what_is_refused(run, tmp_path, capsys, monkeypatch):
     save_model(tmp_path / "gated.safetensors", LoadedModel(gated, ("a", "b"), 32, "shapes", "none"))
     for kind in ("torchscript", "torch_export", "onnx", "point_mae"):
         arguments = [tmp_path / "gated.safetensors", out / f"m{export.SUFFIXES[kind]}", "--format", kind]
-        assert "gated experts (ewa.router=top_k) cannot be folded" in fails(arguments, capsys)
+        assert "gated experts (moe.router=top_k) cannot be folded" in fails(arguments, capsys)
     tool.main([str(tmp_path / "gated.safetensors"), str(tmp_path / "again.safetensors"), "--format", "safetensors"])
     assert "difference of logits 0.0e+00" in capsys.readouterr().out
 

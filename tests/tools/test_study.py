@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import soak
 from datasets.layouts import shapes
-from pointewa.runs.folder import Claim
+from pointewa.runs.folder import Lock
 from pointewa.runs.log import METRICS
 from pointewa.runs.summary import SUMMARY
 from pointewa.runs.weights import LAST
@@ -163,15 +163,15 @@ def test_a_study_that_is_killed_goes_on_to_the_same_report(straight, tmp_path, c
         wait_for(lambda: not soak.processes_of(token))
     log = (tmp_path / "small" / f"{RUNS[2]}.log").read_text()
     assert re.search(r"stopped by SIGTERM: \d+ of \d+ steps are saved", log)
-    assert "going on with" in log
+    assert "resuming" in log
     assert not (tmp_path / "small" / RUNS[3] / SUMMARY).exists()
     monkeypatch.setattr(study, "TRAIN", (sys.executable, "-c", TRAIN))
     capsys.readouterr()
     study.main([*arguments, "--budget", "2"])
     out = capsys.readouterr().out
     assert "The budget of 2 s is used up: " in out
-    assert "the same command goes on" in out
-    assert f"{RUNS[3]}: goes on" in out
+    assert "the same command resumes" in out
+    assert f"{RUNS[3]}: resumes" in out
     study.main(arguments)
     assert "4 of 4 runs done" in capsys.readouterr().out
     for name in ("README.md", "results.csv", "curves.csv", "curves.png", "differences.png", "study.yaml"):
@@ -209,7 +209,7 @@ def test_only_some_arms_by_two_at_a_time(stubs, tmp_path, capsys):
 def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):
     arguments = stubs(["slow", "a"])
     study.main([*arguments, "--budget", "0.5"])  # ends long before the stub would
-    assert "The budget of 0.5 s is used up: 0 of 4 runs done; the same command goes on" in capsys.readouterr().out
+    assert "The budget of 0.5 s is used up: 0 of 4 runs done; the same command resumes" in capsys.readouterr().out
     started = tmp_path / "s" / "order"  # by the first training
 
     def stop(number):
@@ -222,7 +222,7 @@ def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):
         threading.Thread(target=stop, args=[number], daemon=True).start()
         message = fails([*arguments, "--jobs", "2"], capsys, 128 + number, out=True)
         assert f"stopped by {number.name}: " in message
-        assert "the same command goes on" in message
+        assert "the same command resumes" in message
         for path in (tmp_path / "s").glob("a-*/*"):
             path.unlink()
             path.parent.rmdir()
@@ -231,9 +231,9 @@ def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):
 def test_no_two_at_the_same_runs(stubs, tmp_path, capsys):
     arguments = stubs(["a", "b"], seeds="[0]")
     (tmp_path / "s" / "a-seed0").mkdir(parents=True)
-    with Claim(tmp_path / "s"):
+    with Lock(tmp_path / "s"):
         assert "another process is training" in fails(arguments, capsys)
-    claim = Claim(tmp_path / "s" / "a-seed0")  # as a training has that an earlier call left behind
+    claim = Lock(tmp_path / "s" / "a-seed0")  # as a training has that an earlier call left behind
     study.main([*arguments, "--budget", "1"])
     assert "a-seed0: another process trains in" in capsys.readouterr().out
     assert (tmp_path / "s" / "order").read_text().split() == ["b-seed0"]

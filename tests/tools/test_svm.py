@@ -18,7 +18,7 @@ SMALL = ["data.name=shapes", "data.num_points=128", "model.width=24", "model.dep
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     train.main([*SMALL, f"run.dir={root}", "run.name=classifier"])
-    train.main([*SMALL, f"run.dir={root}", "run.name=pretrained", "train.task=pretraining"])
+    train.main([*SMALL, f"run.dir={root}", "run.name=pretrained", "train.task=masked_autoencoding"])
     return root
 
 

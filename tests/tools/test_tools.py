@@ -101,10 +101,10 @@ def test_pretraining_leaves_a_picture_and_goes_into_a_classifier(tmp_path, capsy
     small = ["data.name=shapes", "data.num_points=64", "model.width=24", "model.depth=2", "model.heads=2",
              "model.num_groups=8", "model.group_size=8", "train.epochs=1", "train.device=cpu", f"run.dir={tmp_path}",
              "data.train_fraction=0.1", "ewa.enabled=false"]  # fmt: skip
-    train.main(["--config", "configs/task/pretraining.yaml", *small, "train.batch_size=16", "run.name=p"])
+    train.main(["--config", "configs/task/masked_autoencoding.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "Chamfer distance of masked patches" in capsys.readouterr().out
     assert (tmp_path / "p" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
-    train.main(["--config", "configs/task/pretraining.yaml", *small, "train.batch_size=16", "run.name=p"])
+    train.main(["--config", "configs/task/masked_autoencoding.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "finished already" in capsys.readouterr().out
     train.main([*small, "train.batch_size=16", f"train.init_from={tmp_path / 'p'}", "run.name=c", "run.report=false"])
     assert "freshly initialised: cls_token" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def fails(main, argv, capsys):
     [
         (["train.epoch=3"], "unknown key train.epoch: did you mean train.epochs?"),
         (["ewa.share_rate=0.9"], "share_rate must be between 0 and (N-1)/N = 0.75"),
-        (["ewa.num_experts=1"], "num_experts must be at least 2"),
+        (["moe.num_experts=1"], "num_experts must be at least 2"),
         (["data.name=modelnet40", "data.root=nowhere"], "ModelNet40 was not found"),
         (["data.name=modelnet10"], "data.name: expected one of folder, modelnet40, scanobjectnn, shapenet55, shapes"),
         (["data.num_points=2000"], "data.num_points asks for 2000"),

@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
         for name, more in (("ewa", []), ("dense", ["ewa.enabled=false"]),
-                           ("pre", ["ewa.enabled=false", "train.task=pretraining"])):  # fmt: skip
+                           ("pre", ["ewa.enabled=false", "train.task=masked_autoencoding"])):  # fmt: skip
             train.main([*FAST, *more, f"run.dir={folder}", f"run.name={name}", "--json"])
     return folder
 
@@ -55,7 +55,7 @@ def real_runs(real_data, tmp_path_factory):
     real = [*FAST, "data.name=modelnet40", f"data.root={folder}", f"run.dir={folder}", "data.num_points=512",
             "train.batch_size=32", "train.epochs=1", "--json"]  # fmt: skip
     train.main([*real, "run.name=ewa"])
-    train.main([*real, "run.name=pre", "train.task=pretraining", "ewa.enabled=false"])
+    train.main([*real, "run.name=pre", "train.task=masked_autoencoding", "ewa.enabled=false"])
     return folder
 
 

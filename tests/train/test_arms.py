@@ -13,7 +13,7 @@ from pointewa.runs.weights import load_model
 from pointewa.safe.torch_files import read_state
 from pointewa.train.optimizer import build_optimizer
 
-GATED = ("ewa.router=top_k", "ewa.num_experts=3")
+GATED = ("moe.router=top_k", "moe.num_experts=3")
 
 
 def run(trainer):
@@ -38,7 +38,7 @@ def test_every_arm_has_a_configuration_that_says_what_it_is(arm):
 
 
 def test_gated_experts_stay_in_the_saved_model(make_trainer):
-    trainer = make_trainer(*GATED, "ewa.top_k=2", "run.name=a")
+    trainer = make_trainer(*GATED, "moe.top_k=2", "run.name=a")
     summary = run(trainer)
     assert summary["test_before_folding"] is None
     ffn = 2 * 24 * 96 + 24 + 96
@@ -69,13 +69,13 @@ def progress(trainer):
     from pointewa.train.signals import StopSignals
 
     start_run(trainer.folder, trainer.config).release()
-    return TrainingProgress(trainer.console, 2, trainer.total_steps, 0), StopSignals(insist=True)
+    return TrainingProgress(trainer.console, trainer.task, 2, trainer.total_steps, 0), StopSignals(insist=True)
 
 
 def test_the_balance_loss_takes_part_in_the_training(make_trainer):
     routers = []
     for weight in ("0", "1"):
-        trainer = make_trainer(*GATED, f"ewa.balance={weight}", "train.epochs=1", f"run.name=b{weight}")
+        trainer = make_trainer(*GATED, f"moe.balance={weight}", "train.epochs=1", f"run.name=b{weight}")
         trainer.fit()
         routers.append(torch.cat([moe.router.weight.flatten() for moe in ewa.moe_layers(trainer.model).values()]))
     assert (routers[0] - routers[1]).abs().max() > 1e-4

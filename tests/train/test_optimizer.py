@@ -1,9 +1,12 @@
-"""The learning rate over a run."""
+"""The optimizers and the learning rate over a run."""
 
 import pytest
+import torch
 
 from pointewa.config import TrainConfig
-from pointewa.train.optimizer import learning_rate
+from pointewa.errors import ConfigError
+from pointewa.train.optimizer import learning_rate, load_optimizer_state, optimizer_state
+from pointewa.train.trainer import Trainer
 
 
 def test_warm_up_is_linear_then_a_cosine():
@@ -22,3 +25,96 @@ def test_a_short_run_has_a_short_warm_up():
     config = TrainConfig(epochs=10)
     assert learning_rate(round(307 / 3), 307, config) == pytest.approx(config.lr)
     assert learning_rate(0, 307, TrainConfig(epochs=1, warmup_epochs=0)) == pytest.approx(5e-4)
+
+
+RECIPES = {
+    "adamw": (),
+    "sgd": ("train.optimizer=sgd", "train.lr=0.01"),
+    "muon": ("train.optimizer=muon",),
+    "momentum_free": ("train.optimizer=sgd", "train.momentum=0", "train.lr=0.01"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("router", ["random", "none"])
+def test_every_optimizer_resumes_exactly(make_trainer, monkeypatch, recipe, router):
+    keys = (*RECIPES[recipe], f"ewa.enabled={str(router == 'random').lower()}", "train.save_every=7")
+    whole = make_trainer(*keys, "run.name=whole")
+    before = {name: value.clone() for name, value in whole.model.named_parameters()}
+    whole.fit()
+    assert all(not torch.equal(value, before[name]) for name, value in whole.model.named_parameters())
+    part, step = make_trainer(*keys, "run.name=part"), Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.step == 9 and self.lock:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            part.fit()
+    resumed = make_trainer(*keys, "run.name=part")
+    assert resumed.step == 7
+    resumed.fit()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(make_trainer):
+    trainer = make_trainer("run.name=a")
+    trainer.train_step(next(trainer.data.train.epoch(0)))
+    state = optimizer_state(trainer.model, trainer.optimizer)
+    other = make_trainer("run.name=b", "train.optimizer=muon")
+    with pytest.raises(ValueError, match="of another kind"):
+        load_optimizer_state(other.model, other.optimizer, state)
+
+
+def test_muon_steps_each_expert_as_a_matrix_of_its_own_and_leaves_the_rest_to_adamw(make_trainer):
+    trainer = make_trainer("train.optimizer=muon", "train.weight_decay=0.1", "train.clip_norm=0", "run.name=a")
+    model, config = trainer.model, trainer.config.train
+    kinds = {one: group["kind"] for group in trainer.optimizer.param_groups for one in group["params"]}
+    named = dict(model.named_parameters())
+    muon = {name for name, one in named.items() if kinds[one] == "muon"}
+    assert {"blocks.blocks.0.attn.qkv.weight", "blocks.blocks.0.mlp.fc1.weight"} <= muon
+    assert {"blocks.blocks.1.mlp.experts.fc1.weight", "blocks.blocks.1.mlp.experts.fc2.weight"} <= muon
+    assert all(name.startswith("blocks.") and name.endswith(".weight") and "norm" not in name for name in muon)
+    copies = {name: [row.detach().clone() for row in (one if one.ndim == 3 else [one])] for name, one in named.items()
+              if name in muon}  # fmt: skip
+    twins = {
+        name: torch.optim.Muon(
+            [torch.nn.Parameter(row) for row in rows], 1.0, 0.1, config.momentum, adjust_lr_fn="match_rms_adamw"
+        )
+        for name, rows in copies.items()
+    }
+    trainer.averaging.detach()
+    gradients, zero = {}, trainer.optimizer.zero_grad
+    trainer.optimizer.zero_grad = lambda: (gradients.update({n: p.grad.clone() for n, p in named.items()}), zero())
+    for batch in list(trainer.data.train.epoch(0))[:3]:
+        trainer.train_step(batch)
+        for name, twin in twins.items():
+            (group,) = twin.param_groups
+            group["lr"] = trainer.optimizer.param_groups[0]["lr"]
+            rows = gradients[name] if named[name].ndim == 3 else [gradients[name]]
+            for parameter, row in zip(group["params"], rows, strict=True):
+                parameter.grad = row
+            twin.step()
+            found = named[name] if named[name].ndim == 3 else [named[name]]
+            for parameter, row in zip(group["params"], found, strict=True):
+                torch.testing.assert_close(row, parameter, rtol=0, atol=1e-6)
+
+
+def test_layer_decay_needs_the_blocks_of_a_classifier(make_trainer):
+    with pytest.raises(ConfigError, match=r"train\.layer_decay: for fine-tuning a classifier"):
+        make_trainer("train.task=masked_autoencoding", "train.layer_decay=0.9")
+    trainer = make_trainer("train.layer_decay=0.5")
+    scales = {one: group["lr_scale"] for group in trainer.optimizer.param_groups for one in group["params"]}
+    found = {name: scales[one] for name, one in trainer.model.named_parameters()}
+    assert found["cls_head_finetune.0.weight"] == found["norm.weight"] == 1
+    assert [found[f"blocks.blocks.{block}.norm1.weight"] for block in range(4)] == [0.0625, 0.125, 0.25, 0.5]
+    assert found["encoder.first_conv.0.weight"] == found["cls_pos"] == 0.5**5
+
+
+def test_betas_reach_adamw(make_trainer):
+    trainer = make_trainer("train.betas=[0.8,0.95]")
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.95)}

@@ -39,7 +39,7 @@ def before_step(monkeypatch, action):
     step = Trainer.train_step
 
     def changed(self, batch):
-        step(self, batch._replace(points=action(self, batch.points)) if self.claim else batch)
+        step(self, batch._replace(points=action(self, batch.points)) if self.lock else batch)
 
     monkeypatch.setattr(Trainer, "train_step", changed)
 

@@ -65,7 +65,7 @@ def test_the_saved_model_is_the_evaluated_one_and_plainly_dense(trained):
     trainer, summary = trained
     loaded = load_model(trainer.folder)
     result = evaluate(loaded.model, trainer.data.test)
-    assert (round(result.oa, 4), round(result.macc, 4)) == (summary["test"]["oa"], summary["test"]["macc"])
+    assert {name: round(value, 4) for name, value in result.metrics.items()} == pytest.approx(summary["test"], abs=1e-4)
     fresh = PointTransformerClassifier(loaded.model.architecture, 5)
     assert list(fresh.state_dict()) == list(loaded.model.state_dict())
     from_checkpoint = load_model(trainer.folder / "last.ckpt").model
@@ -236,9 +236,9 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(make_trainer, missing):
     [
         ("ewa.share_rate=0.76", r"share_rate must be between 0 and \(N-1\)/N = 0.75 for 4 experts, got 0.76"),
         ("ewa.share_rate=-0.1", "share_rate must be between 0"),
-        ("ewa.num_experts=1", "num_experts must be at least 2, got 1"),
-        ("ewa.layers=[4]", "the model's 4 FFNs"),
-        ("ewa.layers=some", "every_other"),
+        ("moe.num_experts=1", "num_experts must be at least 2, got 1"),
+        ("moe.layers=[4]", "the model's 4 FFNs"),
+        ("moe.layers=some", "every_other"),
         ("ewa.until=1.5", "fraction must be between 0 and 1"),
         ("train.device=cuda:99", "train.device"),
     ],

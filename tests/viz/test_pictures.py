@@ -127,7 +127,7 @@ def test_mistakes_are_sorted_by_confidence():
     logits[:20] = logits[0]  # equally sure ones
     result = Evaluation(logits, labels)
     every = confident_mistakes(result)
-    assert len(every) == round(200 * (1 - result.oa / 100))
+    assert len(every) == round(200 * (1 - result.accuracy / 100))
     confidences = [one.confidence for one in every]
     assert confidences == sorted(confidences, reverse=True)
     for one in every:

@@ -1,0 +1,68 @@
+"""The models that can be saved with a description and built again from it, by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.masked_autoencoder import MaskedAutoencoder
+from pointewa.models.presets import Architecture
+
+_MOST_DECODER_BLOCKS = 100  # a file may say anything
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a model is described.
+
+    Args:
+        model: its class.
+        fields: names and types of the plain values that describe it besides its classes; of `Architecture` a mapping.
+        describe: gives these values of a model.
+        build: gives a model of these values and the number of classes; a ValueError refuses them.
+    """
+
+    model: type[nn.Module]
+    fields: Mapping[str, type]
+    describe: Callable[[Any], dict[str, Any]]
+    build: Callable[[Mapping[str, Any], int], nn.Module]
+
+
+def _autoencoder(values: Mapping[str, Any], num_classes: int) -> MaskedAutoencoder:
+    if values["decoder_depth"] > _MOST_DECODER_BLOCKS:
+        raise ValueError(f"decoder_depth {values['decoder_depth']}")
+    return MaskedAutoencoder(**values)
+
+
+KINDS: dict[str, Kind] = {
+    "classifier": Kind(
+        PointTransformerClassifier,
+        {"architecture": Architecture},
+        lambda model: {"architecture": model.architecture},
+        lambda values, num_classes: PointTransformerClassifier(values["architecture"], num_classes),
+    ),
+    "masked_autoencoder": Kind(
+        MaskedAutoencoder,
+        {"architecture": Architecture, "mask_ratio": float, "decoder_depth": int},
+        lambda model: {
+            "architecture": model.architecture,
+            "mask_ratio": model.mask_ratio,
+            "decoder_depth": len(model.MAE_decoder.blocks),
+        },
+        _autoencoder,
+    ),
+}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The name of a model's kind.
+
+    Raises:
+        KeyError: a model of no known kind.
+    """
+    for name, kind in KINDS.items():
+        if type(model) is kind.model:
+            return name
+    raise KeyError(f"{type(model).__name__} is not in pointewa.models.registry.KINDS")
