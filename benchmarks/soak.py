@@ -208,7 +208,7 @@ def judge(attempt: Attempt, text: str, exact: bool = True) -> list[str]:
     if not right:
         faults.append(f"exit code {attempt.code} after {name}, done: {attempt.done}: {end}")
     # Where it had trained, it says how to go on; during its start there is nothing to say.
-    told = not attempt.killed or name == "SIGKILL" or "go on with the same command" in text
+    told = not attempt.killed or name == "SIGKILL" or "resume with the same command" in text
     if attempt.after > attempt.before and not told:
         faults.append(f"{name} after {attempt.after} steps, and no word of how to go on: {end}")
     saved, found = re.search(r"(\d+) of \d+ steps are saved", text), re.search(r"resuming .*\((\d+) steps\)", text)

@@ -26,7 +26,7 @@ def no_decay(model: nn.Module) -> set[str]:
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim - (name in stacked) <= 1 or name.endswith(".bias") or name in ("cls_token", "cls_pos")
+        if parameter.ndim - (name in stacked) <= 1 or name.endswith(".bias") or "token" in name
     }
 
 

@@ -86,7 +86,7 @@ def test_of_a_metric_and_of_the_summary(pair):
     assert soak.first_difference(*pair) == "summary.json: missing"
 
 
-SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; go on with the same command"
+SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; resume with the same command"
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_an_interruption_outside_of_the_training(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.run(interrupted)
     assert exit_.value.code == 130
-    assert "stopped by SIGINT: if it was training, go on with the same command" in capsys.readouterr().err
+    assert "stopped by SIGINT: if it was training, resume with the same command" in capsys.readouterr().err
 
 
 def test_as_a_process(tmp_path):

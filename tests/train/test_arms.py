@@ -28,13 +28,10 @@ def state(trainer):
 @pytest.mark.parametrize("arm", ["dense", "dense_ema", "rup", "ewa", "moe", "moe_ewa", "moe_early"])
 def test_every_arm_has_a_configuration_that_says_what_it_is(arm):
     config = load_config([f"configs/arm/{arm}.yaml"])
-    scheme = config.ewa
-    assert scheme.enabled == (not arm.startswith("dense"))
+    assert config.scheme == {"dense_ema": "dense", "moe_early": "moe_ewa"}.get(arm, arm)
     assert (config.train.ema_decay > 0) == (arm == "dense_ema")
-    assert (scheme.router == "top_k") == arm.startswith("moe")
-    if scheme.enabled:
-        assert (scheme.share_rate == 0) == (arm in ("rup", "moe"))
-        assert (scheme.until < 1) == (arm == "moe_early")
+    assert (config.ewa.until < 1) == (arm == "moe_early")
+    assert config.ewa.share_rate == 0.3
 
 
 def test_gated_experts_stay_in_the_saved_model(make_trainer):
@@ -168,3 +165,17 @@ def test_a_gated_run_logs_no_fold_gap(make_trainer):
     assert any(key.startswith("ewa/disagreement/") for key in line)
     assert not any(key.startswith("ewa/fold_gap/") for key in line)
     assert read_state(trainer.folder / "last.ckpt")["ewa"] is None
+
+
+def test_a_skipped_step_leaves_the_average_of_the_weights_alone(make_trainer):
+    trainer = make_trainer("train.ema_decay=0.8", "run.name=a")
+    batches = list(trainer.data.train.epoch(0))
+    for batch in batches[:3]:
+        trainer.train_step(batch)
+    before = {name: value.clone() for name, value in trainer.ema.state_dict().items()}
+    trainer.train_step(batches[3]._replace(points=batches[3].points * torch.nan))
+    assert trainer.take_skipped() == [3]
+    for name, value in trainer.ema.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trainer.train_step(batches[4])
+    assert int(trainer.ema.n_averaged) == 4

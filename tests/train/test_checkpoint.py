@@ -1,6 +1,7 @@
 """What is read back is what was written; what is damaged, foreign or hostile is refused with a reason."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.runs.weights import LoadedModel, load_model, read_weights, restore, save_model
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
+from pointewa.train import checkpoint
 from pointewa.train.checkpoint import save_state
 
 SMALL = Architecture(width=24, depth=2, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24)
@@ -142,3 +144,28 @@ def test_atomic_write_replaces_whole_files_with_ordinary_permissions(tmp_path):
         interrupted()
     assert path.read_text() == "first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_whose_fsync_fails_takes_no_place(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    save_state(path, {"step": 1})
+    save_state(path, {"step": 2})
+    events = []
+
+    def fsync(handle):
+        events.append("fsync")
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*Input/output error.*is kept"):
+            save_state(path, {"step": 3})
+    assert [read_state(tmp_path / name)["step"] for name in ("previous.ckpt", "last.ckpt")] == [1, 2]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    # What is read back is what the disk has been told to keep.
+    sync, check = os.fsync, checkpoint.check_sums
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), sync(handle)))
+    monkeypatch.setattr(checkpoint, "check_sums", lambda path: (events.append("read"), check(path)))
+    events.clear()
+    save_state(path, {"step": 3})
+    assert events[:2] == ["fsync", "read"]

@@ -5,7 +5,8 @@ import torch
 
 from pointewa.config import TrainConfig
 from pointewa.errors import ConfigError
-from pointewa.train.optimizer import learning_rate, load_optimizer_state, optimizer_state
+from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifier
+from pointewa.train.optimizer import learning_rate, load_optimizer_state, no_decay, optimizer_state
 from pointewa.train.trainer import Trainer
 
 
@@ -113,6 +114,17 @@ def test_layer_decay_needs_the_blocks_of_a_classifier(make_trainer):
     assert found["cls_head_finetune.0.weight"] == found["norm.weight"] == 1
     assert [found[f"blocks.blocks.{block}.norm1.weight"] for block in range(4)] == [0.0625, 0.125, 0.25, 0.5]
     assert found["encoder.first_conv.0.weight"] == found["cls_pos"] == 0.5**5
+
+
+def test_weight_decay_spares_what_the_published_rule_spares():
+    """Parameters of one dimension, biases, and names with "token" in them: `cls_pos` is decayed, `mask_token` not."""
+    models = [PointTransformerClassifier(PRESETS["point_bert"], 40), MaskedAutoencoder(PRESETS["tiny"])]
+    for model in models:
+        published = {name for name, one in model.named_parameters()
+                     if len(one.shape) == 1 or name.endswith(".bias") or "token" in name}  # fmt: skip
+        assert no_decay(model) == published
+    assert "cls_pos" not in no_decay(models[0])
+    assert "mask_token" in no_decay(models[1])
 
 
 def test_betas_reach_adamw(make_trainer):

@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(make_trainer, mon
     assert not same(seen[14], seen[15])
     assert trainer.finish()["skipped_steps"] == read_state(trainer.folder / LAST)["skipped"] == 1
     text = console.export_text()
-    assert "the loss or a gradient is not finite in epoch 2, step 14 of 20, with learning rate 0.00" in text
+    assert "the loss or a gradient is non-finite in epoch 2, step 14 of 20, with learning rate 0.00" in text
     for name in trainer.data.train.object_names(1, 3):
         assert name in text
     assert all(value.isfinite().all() for value in snapshot(trainer))
@@ -137,7 +137,7 @@ def test_too_many_such_steps_stop_the_run_and_keep_the_last_checkpoint(make_trai
     before_step(monkeypatch, lambda trainer, points: points * (torch.nan if trainer.step in (3, 12, 14, 16) else 1))
     trainer = make_trainer("run.name=a", "train.max_skipped=2")
     with pytest.raises(
-        TrainingError, match=r"not finite in epoch 2, step 15 of 20.*3 such steps.*max_skipped=2"
+        TrainingError, match=r"non-finite in epoch 2, step 15 of 20.*3 such steps.*max_skipped=2"
     ) as error:
         trainer.fit()
     for name in trainer.data.train.object_names(1, 4):
@@ -262,7 +262,7 @@ def test_a_disk_that_fills_loses_no_earlier_state(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "last.ckpt: cannot write the checkpoint" in done.stderr
-    assert "the previous one is kept: free some space, then go on from it" in done.stderr
+    assert "the previous one is kept: free some space, then resume from it" in done.stderr
     assert ".tmp" not in done.stdout
     assert int(done.stdout.split()[-1]) == 12  # two checkpoints fitted
     assert (tmp_path / "out").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
