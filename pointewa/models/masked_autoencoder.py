@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointewa.models.backbone import PointTransformer, position_embedding
 from pointewa.models.layers import Encoder, init_weights
-from pointewa.models.patch_embed import PatchEncoder, make_patches
+from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.ops import chamfer_distance, group
 
@@ -58,9 +59,9 @@ class MaskedAutoencoder(nn.Module):
             )
         if decoder_depth < 1:
             raise ValueError(f"decoder_depth must be at least 1, got {decoder_depth}")
-        self.MAE_encoder = _MaskedEncoder(arch)
+        self.MAE_encoder = PointTransformer(arch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, arch.width))
-        self.decoder_pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, arch.width))
+        self.decoder_pos_embed = position_embedding(arch.width)
         self.MAE_decoder = _Decoder(arch.width, decoder_depth, arch.heads, arch.mlp_ratio, arch.drop_path)
         self.increase_dim = nn.Sequential(nn.Conv1d(arch.width, 3 * arch.group_size, 1))
         self.apply(init_weights)
@@ -85,7 +86,8 @@ class MaskedAutoencoder(nn.Module):
     def features(self, points: Tensor) -> Tensor:
         """``points [B, P, 3] -> features [B, 2 * width]``: maximum and mean over all patches' tokens, unmasked."""
         arch = self.architecture
-        x = self.MAE_encoder(*make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training))
+        cut = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
+        x = self.MAE_encoder(cut.patches, cut.centers)
         return torch.cat([x.amax(1), x.mean(1)], dim=-1)
 
     @torch.no_grad()
@@ -107,10 +109,10 @@ class MaskedAutoencoder(nn.Module):
     def _predict(self, points: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Visible, predicted and true patches relative to their centres, and the centres, visible ones first."""
         arch, batch = self.architecture, len(points)
-        patches, centers = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
+        cut = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
         if order is None:
             order = random_order(batch, arch.num_groups, points.device)
-        patches, centers = group(patches, order), group(centers, order)
+        patches, centers = group(cut.patches, order), group(cut.centers, order)
         visible, true = patches.tensor_split([self.num_visible], dim=1)
         x = self.MAE_encoder(visible, centers[:, : self.num_visible])
         x = torch.cat([x, self.mask_token.expand(batch, self.num_masked, -1)], dim=1)  # (B, G, C)
@@ -127,22 +129,6 @@ def random_order(batch: int, num_groups: int, device: torch.device | str) -> Ten
     Drawn from torch's default generator of the device, for all clouds at once and without waiting for the device.
     """
     return torch.rand(batch, num_groups, device=device).argsort(1)
-
-
-class _MaskedEncoder(nn.Module):
-    """The classifier's trunk without a class token."""
-
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.encoder = PatchEncoder(arch.patch_width, arch.patch_out)
-        self.reduce_dim = nn.Identity() if arch.patch_out == arch.width else nn.Linear(arch.patch_out, arch.width)
-        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, arch.width))
-        self.blocks = Encoder(arch.width, arch.depth, arch.heads, arch.mlp_ratio, arch.drop_path)
-        self.norm = nn.LayerNorm(arch.width)
-
-    def forward(self, patches: Tensor, centers: Tensor) -> Tensor:
-        """``[B, V, K, 3], [B, V, 3] -> [B, V, C]``."""
-        return self.norm(self.blocks(self.reduce_dim(self.encoder(patches)), self.pos_embed(centers)))
 
 
 class _Decoder(Encoder):

@@ -1,6 +1,6 @@
 """From a cloud to tokens: farthest point sampling, nearest neighbours, and a mini-PointNet on each patch."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,22 +9,36 @@ from torch import Tensor, nn
 from pointewa.ops import farthest_point_sample, group, knn
 
 
+class Patches(NamedTuple):
+    """B clouds cut into G patches of K points each.
+
+    Args:
+        patches: ``[B, G, K, 3]``, relative to their centres.
+        centers: ``[B, G, 3]``.
+        members: which points of its cloud each patch holds, int64 ``[B, G, K]``.
+    """
+
+    patches: Tensor
+    centers: Tensor
+    members: Tensor
+
+
 @torch.compiler.disable  # the operators are loops and foreign kernels: a graph break is all a compiler could do
-def make_patches(points: Tensor, num_groups: int, group_size: int, check_finite: bool = True) -> tuple[Tensor, Tensor]:
+def make_patches(points: Tensor, num_groups: int, group_size: int, check_finite: bool = True) -> Patches:
     """Cut clouds into patches.
 
     Args:
         points: ``[B, N, 3]``.
         num_groups: G patches, around centres by farthest point sampling.
         group_size: K nearest points of each centre.
-        check_finite: look for NaN and infinities first.
+        check_finite: refuse NaN and infinities.
 
-    Returns:
-        patches ``[B, G, K, 3]`` relative to their centres, and centres ``[B, G, 3]``.
+    Raises:
+        ValueError: see `farthest_point_sample` and `knn`.
     """
     centers = group(points, farthest_point_sample(points, num_groups, check_finite=check_finite))
-    patches = group(points, knn(centers, points, group_size, check_finite=False))
-    return patches - centers.unsqueeze(2), centers
+    members = knn(centers, points, group_size, check_finite=False)
+    return Patches(group(points, members) - centers.unsqueeze(2), centers, members)
 
 
 class PatchEncoder(nn.Module):
