@@ -1,4 +1,4 @@
-"""`RandomPartitionMoE`: the partition, the batched experts against a naive loop, and what it refuses."""
+"""`RandomPartitionMoE`: against a naive loop, its initialisation, and what it refuses."""
 
 import copy
 import io
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pointewa.ewa as ewa
-from pointewa.ewa.experts import random_partition
+from pointewa.ewa.partition import random_partition
 
 D = 6
 
@@ -96,7 +96,7 @@ def test_training_forward_and_gradients_equal_a_loop_over_tokens(ffn, shape, num
 
 
 def test_second_derivatives_are_right():
-    """Dealing and collecting have backward passes of their own; with idle slots too."""
+    """Dispatch and combine have backward passes of their own; with idle slots too."""
     moe = make_moe(nn.Sequential(nn.Linear(D, 4), nn.Tanh()).double(), 3)
 
     def forward(x):
@@ -108,37 +108,7 @@ def test_second_derivatives_are_right():
     assert torch.autograd.gradgradcheck(forward, x)
 
 
-@pytest.mark.parametrize(("tokens", "num_experts"), [(12, 4), (13, 4), (15, 4), (3, 4), (1, 2), (1000, 7)])
-def test_partition_deals_every_token_once_in_groups_that_differ_by_at_most_one(tokens, num_experts):
-    token_of_slot, slot_of_token = random_partition(tokens, num_experts, "cpu")
-    sizes = torch.bincount(expert_of_token(tokens, num_experts), minlength=num_experts)
-    assert sizes.sum() == tokens
-    assert sizes.max() - sizes.min() <= 1
-    assert len(token_of_slot) == num_experts * sizes.max()
-    assert slot_of_token.unique().numel() == tokens
-    assert torch.equal(token_of_slot[slot_of_token], torch.arange(tokens))
-
-
-@pytest.mark.parametrize(("samples", "tokens", "num_experts"), [(4, 9, 4), (3, 8, 4), (5, 33, 4), (6, 2, 5), (2, 7, 3)])
-def test_partition_by_sample_is_even_within_each_sample_and_over_all(samples, tokens, num_experts):
-    token_of_slot, slot_of_token = random_partition(samples * tokens, num_experts, "cpu", samples)
-    assert torch.equal(token_of_slot[slot_of_token], torch.arange(samples * tokens))
-    expert = (slot_of_token // -(-samples * tokens // num_experts)).view(samples, tokens)
-    for part in (*expert, expert.flatten()):
-        counts = torch.bincount(part, minlength=num_experts)
-        assert counts.max() - counts.min() <= 1
-
-
-def test_partition_by_sample_is_uniform():
-    torch.manual_seed(0)
-    draws = torch.stack([random_partition(10, 4, "cpu", 2)[1] // 3 for _ in range(4000)])  # (4000, 10) experts
-    for token in range(10):
-        share = torch.bincount(draws[:, token], minlength=4) / 4000
-        expected = torch.tensor([2, 1, 1, 1] if token < 5 else [1, 2, 1, 1]) / 5  # the fifth card's expert gets two
-        assert (share - expected).abs().max() < 0.03
-
-
-def test_a_layer_deals_by_sample():
+def test_a_layer_partitions_by_sample():
     moe = ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1, bias=False)), 4, scope="sample").train()
     with torch.no_grad():
         moe.experts[0].weight.copy_(torch.arange(4.0).view(4, 1, 1).expand(4, 1, D) / D)  # says who has worked
@@ -146,21 +116,6 @@ def test_a_layer_deals_by_sample():
     assert all(torch.bincount(sample, minlength=4).tolist() == [2, 2, 2, 2] for sample in experts)
     with pytest.raises(ValueError, match='scope must be "batch" or "sample"'):
         ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1)), 4, scope="cloud")
-
-
-def test_partition_is_uniform():
-    tokens, num_experts, draws = 7, 3, 6000
-    experts = torch.stack([expert_of_token(tokens, num_experts) for _ in range(draws)])  # (draws, T)
-    sizes = torch.tensor([3, 2, 2])
-    frequency = torch.stack([(experts == expert).double().mean(0) for expert in range(num_experts)], dim=1)  # (T, N)
-    probability = (sizes / tokens).double().expand_as(frequency)
-    sigma = (probability * (1 - probability) / draws).sqrt()
-    assert ((frequency - probability).abs() < 4.5 * sigma).all()  # 21 frequencies: false alarm 1e-4, and the seed fixed
-
-    # Neighbours are together as often as any two: a rotation of contiguous blocks would pass the check above.
-    together = (experts[:, :, None] == experts[:, None, :]).double().mean(0)[torch.triu(torch.ones(7, 7), 1) == 1]
-    chance = (sizes * (sizes - 1)).sum().item() / (tokens * (tokens - 1))
-    assert (together - chance).abs().max() < 4.5 * (chance * (1 - chance) / draws) ** 0.5
 
 
 def test_partition_is_fresh_at_every_forward_and_follows_the_seed():
@@ -232,30 +187,6 @@ def test_dtype_and_mode_of_the_ffn_are_kept():
     moe = ewa.RandomPartitionMoE(Mlp(D).to(torch.bfloat16).eval(), 2)
     assert not any(module.training for module in moe.modules())
     assert {parameter.dtype for parameter in (*moe.parameters(), *moe.fuse().parameters())} == {torch.bfloat16}
-
-
-class RawParameter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(D))
-
-
-@pytest.mark.parametrize(
-    ("layer", "named"),
-    [
-        (nn.Conv1d(D, D, 1), r"Conv1d.*weight.*bias"),
-        (nn.BatchNorm1d(D), r"BatchNorm1d.*running_mean"),
-        (RawParameter(), r"RawParameter.*gamma"),
-    ],
-)
-def test_an_ffn_that_cannot_be_stacked_is_refused_by_name(layer, named):
-    with pytest.raises(ValueError, match=named):
-        ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, D), layer), 4)
-
-
-def test_a_norm_over_more_than_the_last_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"last dimension.*\(3, 6\)"):
-        ewa.RandomPartitionMoE(nn.LayerNorm((3, D)), 4)
 
 
 @pytest.mark.parametrize("num_experts", [1, 0, -2])
@@ -330,26 +261,6 @@ def test_moe_layers_and_stacked_parameters_are_named_from_the_model():
         "second.experts.fc2.weight": (3, D, 8),
         "second.experts.fc2.bias": (3, D),
     }
-
-
-def test_a_layer_used_twice_in_an_ffn_stays_one_layer():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc1 = self.fc2 = nn.Linear(D, D)
-
-        def forward(self, x):
-            return self.fc2(torch.tanh(self.fc1(x)))
-
-    ffn = Tied().double()
-    moe = ewa.RandomPartitionMoE(ffn, 3, init="copy")
-    x = torch.randn(7, D, dtype=torch.float64)
-    assert moe.experts.fc1 is moe.experts.fc2
-    assert moe.experts.fc1.weight.shape == (3, D, D)
-    torch.testing.assert_close(moe(x), ffn(x), rtol=0, atol=1e-12)
-    dense = moe.fuse()
-    assert dense.fc1 is dense.fc2
-    assert torch.equal(dense(x), ffn(x))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
