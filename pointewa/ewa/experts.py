@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.ewa.partition import combine, dispatch, partition_by_expert, random_partition
-from pointewa.ewa.stacked import stack, unstack
+from pointewa.ewa.stacked import StackedLinear, stack, unstack
 
 
 class MixtureOfExperts(nn.Module):
@@ -17,9 +17,9 @@ class MixtureOfExperts(nn.Module):
         ffn: the dense FFN. Not changed; every expert starts as a copy of it.
         num_experts: N >= 2.
         init: "copy" leaves the experts equal (fine-tuning). "independent" (training from scratch) keeps ``ffn`` as
-            expert 0 and gives every other expert a random shuffle of each of its tensors' entries. For freshly
-            initialised, i.i.d. entries that is another draw from the same initialisation, whatever it was.
-            It would destroy trained weights: use "copy" for those.
+            expert 0 and gives every other expert a random shuffle of its tensors' entries, among units that were
+            initialised alike (see `shuffle_experts_`): another draw from the same initialisation, whatever it was. It
+            would destroy trained weights: use "copy" for those.
 
     Raises:
         ValueError: ``num_experts`` < 2, an unknown ``init``, or an FFN with parameters that cannot be stacked.
@@ -35,10 +35,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = stack(ffn, num_experts)
         self.training = ffn.training
         if init == "independent":
-            for parameter in self.experts.parameters():
-                for expert in parameter.detach()[1:]:
-                    shuffle = torch.randperm(expert.numel(), device=expert.device)
-                    expert.copy_(expert.flatten()[shuffle].view_as(expert))
+            shuffle_experts_(self.experts)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -149,6 +146,41 @@ class TopKMoE(MixtureOfExperts):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"{super().extra_repr()}, top_k={self.top_k}"
+
+
+@torch.no_grad()
+def shuffle_experts_(experts: nn.Module) -> None:
+    """Shuffle, in every expert but the first, the entries of each tensor among the units that were initialised alike.
+
+    A layer's output units are alike if the median sizes of their weights round to the same power of ten. Entries of the
+    weight, and of the bias, change places within such a group only, which keeps the two halves of a packed GLU apart:
+    timm starts the gate half of `GluMlp` and `SwiGLUPacked` with weights of standard deviation 1e-6 and biases of 1.
+    In a vector, such as a bias, neighbours of equal value are taken for constants and stay where they are.
+
+    Shuffling each row of a weight by itself would be simpler, but all experts would have the same row sums. Since the
+    activations that go into an FFN's second layer have a positive mean, the outputs of the experts would be correlated.
+
+    Args:
+        experts: of `pointewa.ewa.stacked.stack`, all equal.
+    """
+    for layer in experts.modules():
+        group = None  # (out)
+        if isinstance(layer, StackedLinear):
+            group = layer.weight[0].float().abs().median(1).values.log10().round().clamp(min=-99).long()
+        for stacked in layer.parameters(recurse=False):
+            first = stacked[0]
+            if first.ndim == 2:
+                groups = group.unsqueeze(1).expand_as(first).flatten()
+            else:
+                equal = first[1:] == first[:-1]
+                constant = F.pad(equal, (1, 0)) | F.pad(equal, (0, 1))
+                own = torch.arange(100, 100 + len(first), device=first.device)  # a group for each: above all others
+                groups = torch.where(constant, own, 0 if group is None else group)
+            place = groups.argsort(stable=True)
+            for expert in stacked[1:]:
+                drawn = torch.randperm(len(groups), device=first.device)
+                drawn = drawn[groups[drawn].argsort(stable=True)]  # group by group, in random order within each
+                expert.view(-1)[place] = first.flatten()[drawn]
 
 
 def balance_loss(model: nn.Module) -> Tensor:

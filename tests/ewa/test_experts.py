@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
+import torch.nn.functional as F
+from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU, SwiGLUPacked
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -163,6 +164,65 @@ def test_independent_experts_are_shuffles_of_the_given_one():
     for sums in (weight.sum(1), weight.sum(2)):
         sums = sums.sort().values
         assert not any(torch.allclose(sums[i], sums[0], atol=1e-3) for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize("packed", [GluMlp, SwiGLUPacked], ids=["GluMlp", "SwiGLUPacked"])
+def test_independent_experts_keep_the_gate_half_of_a_packed_glu_apart(packed):
+    """timm starts it with weights of standard deviation 1e-6 and biases of 1, the other half as any linear layer."""
+    ffn = packed(16, 64)
+    ffn.init_weights()
+    value, gate = slice(0, 32), slice(32, 64)
+    experts = ewa.RandomPartitionMoE(ffn, 4, init="independent").experts
+    weight, bias = experts.fc1.weight.detach(), experts.fc1.bias.detach()
+    assert weight[:, gate].abs().max() < 6e-6
+    assert (bias[:, gate] == 1).all()
+    assert bias[:, value].abs().max() <= 16**-0.5  # torch's initialisation
+    for half in (weight[:, gate], weight[:, value], bias[:, value]):  # and they are shuffled within their half
+        flat = half.flatten(1)
+        assert torch.equal(flat.sort().values, flat[:1].sort().values.expand_as(flat))
+        correlation = torch.corrcoef(flat)[~torch.eye(4, dtype=bool)]
+        assert correlation.abs().max() < 4.5 / flat.shape[1] ** 0.5
+
+
+def test_independent_experts_keep_the_scale_of_each_group_of_units():
+    """Also where units of both kinds alternate. Biases go with their units."""
+    ffn = nn.Sequential(nn.Linear(64, 40))
+    small = torch.arange(40) % 2 == 1
+    with torch.no_grad():
+        ffn[0].weight[small] *= 1e-4
+        ffn[0].bias[small] = 3 + torch.randn(20)
+    experts = ewa.RandomPartitionMoE(ffn, 3).experts[0]
+    for of_units in (experts.weight.detach(), experts.bias.detach()):
+        for units in (small, ~small):
+            flat = of_units[:, units].flatten(1)
+            assert torch.equal(flat.sort().values, flat[:1].sort().values.expand_as(flat))
+            assert not torch.equal(flat[1], flat[0])
+
+
+def test_independent_experts_keep_constants_where_they_are():
+    ffn = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 12), nn.LayerNorm(12))
+    with torch.no_grad():
+        ffn[1].bias[:4] = 1.0
+        ffn[1].bias[6:9] = 0.0
+        ffn[2].weight.fill_(0.5)
+    experts = ewa.RandomPartitionMoE(ffn, 4).experts
+    for name, parameter in experts.named_parameters():
+        if name != "1.weight":
+            constant = slice(None) if name != "1.bias" else [0, 1, 2, 3, 6, 7, 8]
+            assert torch.equal(parameter[:, constant], parameter[:1, constant].expand_as(parameter[:, constant])), name
+    assert not torch.equal(experts[1].bias[1], experts[1].bias[0])
+
+
+def test_the_outputs_of_independent_experts_are_not_correlated():
+    """As they would be, by about 0.12, if every expert's units had the same sums of weights."""
+    x = F.layer_norm(torch.randn(256, 64), (64,))
+    outputs = []
+    for _ in range(5):
+        ffn = Mlp(64, 256)
+        moe = ewa.RandomPartitionMoE(ffn, 5).requires_grad_(False)
+        out = moe.experts(x.expand(5, -1, -1)) - moe.experts.fc2.bias.unsqueeze(1)
+        outputs.append(torch.stack([F.cosine_similarity(out[0].flatten(), one.flatten(), 0) for one in out[1:]]))
+    assert torch.cat(outputs).mean().abs() < 0.03
 
 
 def test_copied_experts_are_all_the_given_one():
