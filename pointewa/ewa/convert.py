@@ -8,7 +8,7 @@ The forms of FFN that are recognised, in any module tree:
 | ``MLPBlock`` | torchvision |
 | the loose ``linear1``, ``activation``, ``dropout``, ``linear2`` of a ``TransformerEncoderLayer`` | torch |
 
-Others are named by the caller's own predicate.
+Any other form needs the caller's own predicate.
 """
 
 import copy
@@ -45,11 +45,11 @@ def to_moe(
     Args:
         model: any module tree.
         num_experts: N >= 2 experts a layer.
-        layers: which of the model's FFNs, counted from 0 in module order: "every_other" (1, 3, 5, ...), "all", or
-            their numbers.
+        layers: which of the model's FFNs, numbered from 0 in module order: "every_other" (1, 3, 5, ...), "all", or a
+            sequence of numbers.
         init: "independent" experts (training from scratch) or "copy" of a trained FFN (fine-tuning); see
             `MixtureOfExperts`.
-        predicate: ``(name, module) -> bool`` saying which modules are FFNs, called from the outside in.
+        predicate: ``(name, module) -> bool``, whether a module is an FFN; called from the outside in.
         inplace: change ``model`` itself instead of a copy.
         mixture: ``(ffn, num_experts, init) -> layer``; `TopKMoE` for gated experts.
 

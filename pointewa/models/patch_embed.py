@@ -48,9 +48,9 @@ class PatchEncoder(nn.Module):
     maximum again. The same function for less arithmetic, without changing the convolutions' names or shapes:
 
     - The third convolution's input is ``[patch maximum, point]``, whose first half is the same for all points of a
-      patch: W_g max is computed once a patch, W_l point once a point.
-    - Nothing lies between the second convolution W and W_l, so the latter acts on W's input as the product W_l W.
-    - W and the last convolution then feed nothing but a maximum: see `linear_max`.
+      patch: W_g max is computed once per patch, W_l point once per point.
+    - Nothing lies between the second convolution W and W_l, so W_l acts on W's input as the product W_l W.
+    - W and the last convolution then only feed a maximum: see `linear_max`.
     """
 
     def __init__(self, width: int, out: int) -> None:
@@ -83,14 +83,14 @@ class PatchEncoder(nn.Module):
 def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tensor:
     """The maximum over each group of rows of ``x @ weight.T + bias``.
 
-    Its gradient reaches one row in ``group_size`` a channel. On a CPU in float32 or float64 the backward pass gathers
-    those rows instead of multiplying zeros; elsewhere a dense product is the faster way.
+    For each channel, its gradient reaches one row of every ``group_size``. On a CPU in float32 or float64 the backward
+    pass gathers those rows instead of multiplying zeros; elsewhere a dense product is faster.
 
     Args:
         x: ``[G * group_size, I]``, group by group.
         weight: ``[O, I]``.
         bias: ``[O]``.
-        group_size: rows in a group.
+        group_size: number of rows of a group.
 
     Returns:
         ``[G, O]``.

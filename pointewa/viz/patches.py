@@ -9,7 +9,7 @@ from torch import Tensor
 from pointewa.models.patch_embed import make_patches
 from pointewa.viz.panels import FAINT, INK, Panel, palette, rgb
 
-_APART = 0.55  # how far the patches are moved away from the middle, in distances from it
+_APART = 0.55  # how far the patches are moved outwards, as a fraction of their distance from the middle
 
 
 @dataclass(frozen=True)

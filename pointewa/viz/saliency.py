@@ -1,4 +1,4 @@
-"""What a prediction rests on: gradient x input for each point, and what leaving out each patch changes."""
+"""What a prediction depends on: gradient x input of each point, and the effect of leaving out each patch."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ class Saliency:
     Args:
         probabilities: ``[C]``.
         predicted: the class with the largest one.
-        gradient: gradient x input ``[P]``, see `gradient_x_input`.
+        gradient: gradient x input ``[P]``; see `gradient_x_input`.
         drops: by how much the predicted class's probability falls without each patch, ``[G]``.
-        of_points: mean of the drops of the patches that a point belongs to, ``[P]``; NaN where it belongs to none.
+        of_points: mean of the drops of the patches that a point belongs to, ``[P]``; NaN if it belongs to none.
     """
 
     probabilities: Tensor
@@ -32,9 +32,9 @@ class Saliency:
 
 
 def gradient_x_input(model: PointTransformerClassifier, points: Tensor) -> Tensor:
-    """The predicted class's logit's gradient, times the coordinates, summed over x, y and z.
+    """The gradient of the predicted class's logit times the coordinates, summed over x, y and z.
 
-    Which points are centres, and which are in which patch, is held fixed: sampling and neighbours have no gradient.
+    The centres and the points of each patch are held fixed: sampling and neighbours have no gradient.
 
     Args:
         model: in evaluation mode.
@@ -44,7 +44,7 @@ def gradient_x_input(model: PointTransformerClassifier, points: Tensor) -> Tenso
         ``[B, P]``, positive where moving the point away from the origin raises the logit.
 
     Raises:
-        ValueError: a wrong shape, or values that are not finite.
+        ValueError: a wrong shape, or non-finite values.
     """
     with torch.enable_grad():
         points = points.detach().clone().requires_grad_()

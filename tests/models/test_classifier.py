@@ -78,7 +78,7 @@ def test_evaluation_refuses_points_that_are_not_finite():
     model = PointTransformerClassifier(SMALL, 5).eval()
     points = torch.randn(2, 64, 3)
     points[1, 3, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"not finite in cloud\(s\) \[1\] of 2"):
+    with pytest.raises(ValueError, match=r"non-finite values in cloud\(s\) \[1\] of 2"):
         model(points)
 
 

@@ -257,7 +257,7 @@ def test_bad_clouds_are_refused():
     model = build().eval()
     with pytest.raises(ValueError, match=r"\[B, N, 3\]"):
         model(torch.zeros(2, 64, 2))
-    with pytest.raises(ValueError, match=r"not finite in cloud\(s\) \[0\] of 1"):
+    with pytest.raises(ValueError, match=r"non-finite values in cloud\(s\) \[0\] of 1"):
         model(torch.full((1, 64, 3), torch.nan))
 
 
