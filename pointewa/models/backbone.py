@@ -52,7 +52,7 @@ class PointTransformer(nn.Module):
         """Tokens of `embed` ``[B, G, C]`` and their centres ``[B, G, 3]`` -> what `forward` returns."""
         position = self.pos_embed(centers)
         if self.cls_token is not None:
-            batch = len(tokens)
+            batch = tokens.shape[0]  # not len(tokens), which tracing would make a constant
             tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
             position = torch.cat([self.cls_pos.expand(batch, -1, -1), position], dim=1)
         return self.norm(self.blocks(tokens, position))
