@@ -123,7 +123,7 @@ class Bench:
         model, arch, device = self.moe.model.train(), self.arch, self.device
         generator, points, step = torch.Generator(device), self.points, self.moe
         centers = points[:, : arch.num_groups].contiguous()
-        patches, _ = make_patches(points, arch.num_groups, arch.group_size, check_finite=False)
+        patches = make_patches(points, arch.num_groups, arch.group_size, check_finite=False).patches
         x = torch.randn(len(points), 1 + arch.num_groups, arch.width, device=device, requires_grad=True)
         features = torch.randn(len(points), 2 * arch.width, device=device)
         last = model.encoder.second_conv[-1]

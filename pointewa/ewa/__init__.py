@@ -11,8 +11,14 @@ Imports torch only.
 from pointewa.ewa.averaging import ExpertAveraging, ShareRate, average_experts_, constant, linear, until
 from pointewa.ewa.convert import fold, is_ffn, to_moe
 from pointewa.ewa.diagnostics import disagreement, fold_gap
-from pointewa.ewa.experts import MixtureOfExperts, RandomPartitionMoE, moe_layers, stacked_parameters
-from pointewa.ewa.gated import TopKMoE, balance_loss
+from pointewa.ewa.experts import (
+    MixtureOfExperts,
+    RandomPartitionMoE,
+    TopKMoE,
+    balance_loss,
+    moe_layers,
+    stacked_parameters,
+)
 
 __all__ = [
     "ExpertAveraging",

@@ -18,7 +18,7 @@ from pointewa.ewa.experts import moe_layers
 
 def _check_share_rate(share_rate: float, num_experts: int) -> None:
     if num_experts < 2:
-        raise ValueError(f"averaging takes at least 2 experts, got {num_experts}")
+        raise ValueError(f"averaging needs at least 2 experts, got {num_experts}")
     limit = (num_experts - 1) / num_experts
     if not 0 <= share_rate <= limit + 1e-12:  # 1 - 1/N and (N-1)/N differ in the last digit
         raise ValueError(
@@ -34,7 +34,7 @@ def average_experts_(stacked: Tensor, share_rate: float, skip: Tensor | None = N
     Args:
         stacked: the parameter.
         share_rate: b.
-        skip: a single 1 to leave it as it is, or 0; on the device, so that nobody waits for it.
+        skip: one element, 1 to leave the parameter as it is, 0 to average; on the device, so that nothing waits for it.
 
     Raises:
         ValueError: ``share_rate`` outside [0, (N-1)/N], or a DTensor that is sharded along its first dimension.
@@ -42,11 +42,11 @@ def average_experts_(stacked: Tensor, share_rate: float, skip: Tensor | None = N
     num_experts = stacked.shape[0]
     if any(placement.is_shard(0) for placement in getattr(stacked, "placements", ())):  # of a DTensor
         raise ValueError(
-            "the experts are split over processes, which takes messages to average: with fully_shard give "
-            "shard_placement_fn=lambda p: Shard(1) for ewa.stacked_parameters(model).values()"
+            "the experts are sharded over processes, so that averaging them would need communication: pass "
+            "shard_placement_fn=lambda p: Shard(1) to fully_shard for ewa.stacked_parameters(model).values()"
         )
     _check_share_rate(share_rate, num_experts)
-    # The limit itself must give exactly 1, so that full averaging leaves the experts bit-identical.
+    # The limit must give exactly 1, so that full averaging leaves the experts bit-identical.
     pull = min(share_rate * num_experts / (num_experts - 1), 1.0)
     if skip is not None:
         pull = pull * (1 - skip.to(stacked))
@@ -58,9 +58,9 @@ class ShareRate:
     """Share rate b as a function of the number of averagings done so far (0 for the first).
 
     Args:
-        peak: the largest value, reached at once or at the end of the rise.
-        rise_steps: number of averagings over which b rises linearly from 0 to ``peak``; 0 for none.
-        stop_step: from this one on b is 0; None for never.
+        peak: the largest value, from the start or at the end of the rise.
+        rise_steps: number of averagings over which b rises linearly from 0 to ``peak``; 0 for no rise.
+        stop_step: b is 0 from this averaging on; None to never stop.
     """
 
     peak: float
@@ -96,9 +96,9 @@ def until(schedule: ShareRate, fraction: float, total_steps: int) -> ShareRate:
 class ExpertAveraging:
     """Applies Eq. 6 to all MoE layers of a model after each step of an optimizer.
 
-    Optimizer state is left alone. With gradient accumulation it runs once an optimizer step, and changes nothing after
-    a step that was skipped: a `torch.amp.GradScaler` does not call one, and a fused optimizer is told by its
-    ``found_inf``. Several processes (DDP) average locally: their weights stay equal.
+    Optimizer state is left alone. With gradient accumulation it runs once per optimizer step. It changes nothing after
+    a skipped step: `torch.amp.GradScaler` does not make the step at all, or sets ``found_inf`` of a fused optimizer.
+    Several processes (DDP) average locally: their weights stay equal.
 
     Args:
         model: what `to_moe` returned.
@@ -118,7 +118,7 @@ class ExpertAveraging:
         self._share_rate = share_rate if callable(share_rate) else constant(share_rate)
         self._handle = None
         self.steps = 0
-        if isinstance(self._share_rate, ShareRate):  # before training, not when the rise gets there
+        if isinstance(self._share_rate, ShareRate):  # before training, not once the rise gets there
             for moe in self._layers:
                 _check_share_rate(self._share_rate.peak, moe.num_experts)
 
@@ -129,10 +129,11 @@ class ExpertAveraging:
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
-        """Average once. `attach` calls this after every optimizer step; call it yourself only in a loop without one.
+        """Average once. `attach` calls this after every optimizer step; call it yourself only in a loop without
+        an optimizer.
 
         Args:
-            skip: a single 1 to average nothing, or 0.
+            skip: one element, 1 to average nothing, 0 to average.
         """
         share_rate = self.share_rate
         if share_rate != 0:
@@ -141,20 +142,20 @@ class ExpertAveraging:
         self.steps += 1
 
     def _parameters(self) -> Iterator[nn.Parameter]:
-        # asked for anew each time: load_state_dict(..., assign=True) puts other ones in their place
+        # looked up each time: load_state_dict(..., assign=True) replaces them
         return (parameter for moe in self._layers for parameter in moe.experts.parameters())
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "ExpertAveraging":
         """Run after every step of ``optimizer`` from now on; returns self.
 
         Raises:
-            ValueError: attached already, or the optimizer does not hold the experts (it was made before `to_moe`).
+            ValueError: attached already, or the optimizer does not hold the experts (it was built before `to_moe`).
         """
         if self._handle is not None:
-            raise ValueError("attached already: detach first, or the experts would be averaged twice a step")
+            raise ValueError("attached already: detach first, or the experts would be averaged twice per step")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(parameter.requires_grad and id(parameter) not in held for parameter in self._parameters()):
-            raise ValueError("the optimizer does not hold the experts' parameters: make it after ewa.to_moe")
+            raise ValueError("the optimizer does not hold the experts' parameters: build it after ewa.to_moe")
         self._handle = optimizer.register_step_post_hook(self._after_step)
         return self
 
@@ -168,9 +169,9 @@ class ExpertAveraging:
         self.step(getattr(optimizer, "found_inf", None))
 
     def state_dict(self) -> dict[str, int]:
-        """What `load_state_dict` needs to go on: the number of averagings done."""
+        """What `load_state_dict` needs to resume: the number of averagings done."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a `state_dict`."""
+        """Resume from a `state_dict`."""
         self.steps = int(state["steps"])

@@ -8,20 +8,21 @@ The forms of FFN that are recognised, in any module tree:
 | ``MLPBlock`` | torchvision |
 | the loose ``linear1``, ``activation``, ``dropout``, ``linear2`` of a ``TransformerEncoderLayer`` | torch |
 
-Others are named by the caller's own predicate.
+Any other form needs the caller's own predicate.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import nn
 
-from pointewa.ewa.experts import MixtureOfExperts, RandomPartitionMoE, moe_layers, swap_modules
+from pointewa.ewa.experts import MixtureOfExperts, RandomPartitionMoE, moe_layers
+from pointewa.ewa.stacked import swap_modules
+from pointewa.ewa.torch_encoder import EncoderLayerFFN, close_nested_path, fold_encoder_layers, put_moe
 
 
 def is_ffn(name: str, module: nn.Module) -> bool:
-    """Whether a module is one of the FFN forms in the table above; the default ``predicate`` of `to_moe`."""
+    """Whether a module has one of the FFN forms in the table above; the default ``predicate`` of `to_moe`."""
     if isinstance(module, nn.TransformerEncoderLayer) or type(module).__name__ == "MLPBlock":
         return True
     linear = [child_name for child_name, child in module.named_children() if isinstance(child, nn.Linear)]
@@ -44,13 +45,13 @@ def to_moe(
     Args:
         model: any module tree.
         num_experts: N >= 2 experts a layer.
-        layers: which of the model's FFNs, counted from 0 in module order: "every_other" (1, 3, 5, ...), "all", or
-            their numbers.
+        layers: which of the model's FFNs, numbered from 0 in module order: "every_other" (1, 3, 5, ...), "all", or a
+            sequence of numbers.
         init: "independent" experts (training from scratch) or "copy" of a trained FFN (fine-tuning); see
             `MixtureOfExperts`.
-        predicate: ``(name, module) -> bool`` saying which modules are FFNs, called from the outside in.
+        predicate: ``(name, module) -> bool``, whether a module is an FFN; called from the outside in.
         inplace: change ``model`` itself instead of a copy.
-        mixture: ``(ffn, num_experts, init) -> layer``; for gated experts `TopKMoE`.
+        mixture: ``(ffn, num_experts, init) -> layer``; `TopKMoE` for gated experts.
 
     Returns:
         The model with MoE layers. With random partition its output in evaluation mode is that of the folded model.
@@ -64,20 +65,17 @@ def to_moe(
         model = copy.deepcopy(model)
     ffns = list(dict.fromkeys(_find("", model, predicate)))  # a shared FFN counts once
     if not ffns:
-        raise ValueError("no FFN of a known form in the model: say which modules they are with predicate=")
+        raise ValueError("no FFN of a known form in the model: name its FFNs with predicate=")
     chosen = {ffns[index] for index in _layer_numbers(layers, len(ffns))}
-    moes = {  # all of them before the model is touched: one that is refused must not leave it half converted
-        ffn: mixture(_pieces(ffn), num_experts, init) for ffn in ffns if ffn in chosen
+    moes = {  # all of them before the model is touched: a refusal must not leave it half converted
+        ffn: mixture(EncoderLayerFFN(ffn) if isinstance(ffn, nn.TransformerEncoderLayer) else ffn, num_experts, init)
+        for ffn in ffns
+        if ffn in chosen
     }
-    for ffn, moe in moes.items():
-        if isinstance(ffn, nn.TransformerEncoderLayer):
-            _put_into_encoder_layer(ffn, moe)
-    model = swap_modules(
-        model, {ffn: moe for ffn, moe in moes.items() if not isinstance(ffn, nn.TransformerEncoderLayer)}
-    )
-    for encoder in _encoders(model):
-        if moe_layers(encoder):
-            encoder._dense_use_nested_tensor, encoder.use_nested_tensor = encoder.use_nested_tensor, False
+    for layer in [ffn for ffn in moes if isinstance(ffn, nn.TransformerEncoderLayer)]:
+        put_moe(layer, moes.pop(layer))
+    model = swap_modules(model, moes)
+    close_nested_path(model)
     return model
 
 
@@ -88,7 +86,7 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     equals the MoE model's in evaluation mode. The MoE model is left as it is, unless ``inplace``.
 
     Raises:
-        ValueError: the model has no MoE layers, or gated ones, whose experts differ and stay.
+        ValueError: the model has no MoE layers, or gated ones, whose experts stay at inference.
     """
     if not moe_layers(model):
         raise ValueError("nothing to fold: the model has no MoE layers")
@@ -96,13 +94,7 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         raise ValueError("nothing to fold: experts behind a router stay experts at inference")
     if not inplace:
         model = copy.deepcopy(model)
-    for encoder in _encoders(model):
-        if hasattr(encoder, "_dense_use_nested_tensor"):
-            encoder.use_nested_tensor = encoder._dense_use_nested_tensor
-            del encoder._dense_use_nested_tensor
-    for layer in model.modules():
-        if isinstance(layer, nn.TransformerEncoderLayer) and isinstance(layer.linear1, RandomPartitionMoE):
-            _fold_encoder_layer(layer)
+    fold_encoder_layers(model)
     return swap_modules(model, {moe: moe.fuse() for moe in moe_layers(model).values()})
 
 
@@ -126,48 +118,3 @@ def _layer_numbers(layers: str | Sequence[int], count: int) -> list[int]:
     if not numbers or not all(0 <= number < count for number in numbers):
         raise ValueError(f"layers={layers!r} selects {numbers} of the model's {count} FFNs (numbered from 0)")
     return numbers
-
-
-# torch.nn.TransformerEncoderLayer keeps its FFN in pieces, and its fused inference path reads ``linear1.weight`` and
-# hands nested tensors from layer to layer. So the whole MoE takes the place of ``linear1`` and identities that of the
-# other pieces, the fused path is closed by the flags it looks at, and all are put back by `fold`.
-
-
-class _EncoderLayerFFN(nn.Module):
-    PIECES = ("linear1", "activation", "dropout", "linear2")
-
-    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
-        super().__init__()
-        for name in self.PIECES:
-            setattr(self, name, getattr(layer, name))
-        self.fused_activation = layer.activation_relu_or_gelu
-        self.training = layer.training
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
-
-
-def _pieces(ffn: nn.Module) -> nn.Module:
-    return _EncoderLayerFFN(ffn) if isinstance(ffn, nn.TransformerEncoderLayer) else ffn
-
-
-def _put_into_encoder_layer(layer: nn.TransformerEncoderLayer, moe: MixtureOfExperts) -> None:
-    _set_pieces(layer, [moe, nn.Identity(), nn.Identity(), nn.Identity()])
-    layer.activation_relu_or_gelu = 0
-
-
-def _fold_encoder_layer(layer: nn.TransformerEncoderLayer) -> None:
-    ffn = layer.linear1.fuse()
-    _set_pieces(layer, [getattr(ffn, name) for name in ffn.PIECES])
-    layer.activation_relu_or_gelu = ffn.fused_activation
-
-
-def _set_pieces(layer: nn.TransformerEncoderLayer, pieces: Iterable) -> None:
-    for name, piece in zip(_EncoderLayerFFN.PIECES, pieces, strict=True):
-        if name == "activation":  # it changes between a function and a module, which setattr alone refuses
-            delattr(layer, name)
-        setattr(layer, name, piece)
-
-
-def _encoders(model: nn.Module) -> list[nn.TransformerEncoder]:
-    return [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]

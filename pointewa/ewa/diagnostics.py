@@ -1,4 +1,4 @@
-"""What to watch during training: how far the experts are apart, and what folding them now would change."""
+"""What to watch during training: how far apart the experts are, and what folding them now would change."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from pointewa.ewa.experts import RandomPartitionMoE, moe_layers
 
 @torch.no_grad()
 def disagreement(model: nn.Module) -> dict[str, float]:
-    """``sum_i ||W_i - m|| / ||m||`` for each MoE layer, over all its experts' parameters taken as one vector each.
+    """``sum_i ||W_i - m|| / ||m||`` for each MoE layer, each expert's parameters taken as one vector.
 
     0 for equal experts; independently initialised ones start at about ``N sqrt(N - 1)``.
     """
@@ -25,11 +25,15 @@ def disagreement(model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def fold_gap(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
-    """``||mean_i f(x; W_i) - f(x; m)|| / ||f(x; m)||`` on the tokens x that ``inputs`` bring to a layer, for each layer
-    with random partition.
+    """``||mean_i f(x; W_i) - f(x; m)|| / ||f(x; m)||`` for each layer with random partition.
 
-    How much the mean of the experts' outputs differs from the folded FFN's output; second order in W_i - m.
-    The model is run once in evaluation mode and left in the mode it was in.
+    How much the mean of the experts' outputs differs from the folded FFN's output, x being the tokens that reach the
+    layer for these inputs; second order in W_i - m. The model is run once in evaluation mode, and every module is left
+    in the mode that it was in.
+
+    Args:
+        model: what `to_moe` returned.
+        inputs: the arguments of its forward pass.
     """
     result = {}
 

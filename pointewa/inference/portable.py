@@ -1,4 +1,8 @@
-"""The dense classifier in operators that other runtimes know: what `pointewa.inference.export` writes."""
+"""The dense classifier in operators that other runtimes know: what `pointewa.inference.export` writes.
+
+It cuts clouds into patches by itself instead of calling `pointewa.models.patch_embed.make_patches`: the kernels, the
+chunks and the writing in place of `pointewa.ops` cannot be exported, and a loop over the patches would be unrolled.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +13,14 @@ from pointewa.models import PointTransformerClassifier
 class PortableClassifier(nn.Module):
     """A dense classifier whose sampling and neighbours are plain tensor operations on a fixed number of points.
 
-    They pick what `pointewa.ops` picks, by the same float32 arithmetic: the first point of the largest distance, and
-    no point twice before every point came once. Sampling stays a loop in the exported graph, which so does not grow
-    with the number of patches.
+    They pick what `pointewa.ops` picks, by the same float32 arithmetic: the first of the farthest points, and no point
+    twice until every point has been picked. Sampling is still a loop in the exported graph, whose size therefore does
+    not depend on the number of patches.
 
     Args:
         model: dense; not copied.
-        num_points: P of the clouds that it will be given.
-        scripted: the loop is TorchScript's; else the `scan` of `torch.export` and ONNX.
+        num_points: P, the number of points of the clouds that it will be given.
+        scripted: make the loop TorchScript's; otherwise the `scan` of `torch.export` and ONNX.
     """
 
     def __init__(self, model: PointTransformerClassifier, num_points: int, scripted: bool = False) -> None:
@@ -39,18 +43,18 @@ def _gather(points: Tensor, index: Tensor) -> Tensor:
 
 
 def _repeated(index: Tensor, count: int) -> Tensor:
-    """Indices that start over where there are fewer than ``count``."""
+    """``count`` indices, starting over if there are fewer."""
     copies = -(-count // index.shape[-1])
     return torch.cat([index] * copies, -1)[..., :count] if copies > 1 else index
 
 
 def _square_norm(vectors: Tensor) -> Tensor:
     x, y, z = vectors.unbind(-1)
-    return x * x + y * y + z * z  # in this order: a last digit may decide which point is picked
+    return x * x + y * y + z * z  # in this order: the last digit may decide which point is picked
 
 
 def _neighbors(centers: Tensor, points: Tensor, count: int) -> Tensor:
-    # The root, by which `pointewa.ops.knn` orders: it may be equal where the squares differ in the last digit.
+    # The root, by which `pointewa.ops.knn` orders: roots may be equal although the squares differ in the last digit.
     distance = _square_norm(centers.unsqueeze(2) - points.unsqueeze(1)).sqrt()  # (B, G, P)
     return distance.topk(count, largest=False).indices
 
@@ -68,7 +72,7 @@ def _pick(nearest: Tensor, last: Tensor, points: Tensor) -> tuple[Tensor, Tensor
     """
     center = points.gather(1, last.unsqueeze(2).expand(-1, -1, 3))
     nearest = torch.minimum(nearest, _square_norm(points - center)).scatter(1, last, -1.0)
-    return nearest, nearest.argmax(1, keepdim=True)  # the first of equal ones
+    return nearest, nearest.argmax(1, keepdim=True)  # the first of equals
 
 
 def _sample_by_scan(points: Tensor, count: int) -> Tensor:
@@ -76,7 +80,7 @@ def _sample_by_scan(points: Tensor, count: int) -> Tensor:
 
     def step(carried: tuple[Tensor, Tensor], _: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         nearest, last = _pick(*carried, points)
-        return (nearest, last), last.clone()  # what is carried may not be given out too
+        return (nearest, last), last.clone()  # the carried tensor itself may not be an output
 
     nearest, last = torch.full_like(points[..., 0], torch.inf), torch.zeros_like(points[:, :1, 0], dtype=torch.int64)
     if count == 1:

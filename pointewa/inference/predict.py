@@ -1,4 +1,4 @@
-"""A trained model, ready to classify clouds as users have them."""
+"""A trained model, ready to classify clouds of any kind."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import farthest_point_sample, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_model
 from pointewa.train.device import select_device
@@ -17,7 +17,7 @@ _LARGEST = 1e18  # the square of a distance must fit float32
 
 
 class Predictor:
-    """Classifies clouds after doing with them what was done with the training's.
+    """Classifies clouds, after preparing them as those of the training were prepared.
 
     Args:
         loaded: a classifier; it is moved to the device and set to evaluation mode.
@@ -38,19 +38,22 @@ class Predictor:
     ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
         """The most probable class, and the probabilities of all classes.
 
-        The first point counts: farthest-point sampling, here and in the model, starts there. The same points in
-        another order give other patches, and so other probabilities where a decision is close.
+        A cloud is a set: its points in any order give the same probabilities, bit for bit. Farthest point sampling,
+        here and in the model, starts at the point farthest from the centroid (`pointewa.ops.canonical_order`).
 
         Args:
-            points: ``[P, 3]``, or ``[B, P, 3]`` for many; any P and any type of numbers. Of more points than the
-                model was trained on it sees the farthest-point sample, of fewer it sees some repeatedly.
-            normalized: each cloud is centred and scaled to largest norm 1 already, as those of `datasets.load`.
+            points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. If there are more
+                points than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
+                some of them repeatedly.
+            normalized: the clouds are those of `datasets.load`, which are prepared: centred, scaled to largest norm 1,
+                and sampled from their first point on, as published. They are taken as they are, in the order that they
+                have, and so give exactly what the evaluation of the run computes.
 
         Returns:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
 
         Raises:
-            ValueError: a wrong shape, no points, coordinates that are not finite or beyond 1e18.
+            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18.
         """
         probabilities = self.logits(points, normalized=normalized).softmax(-1).numpy()
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
@@ -60,8 +63,8 @@ class Predictor:
     def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
         if not isinstance(points, Tensor):
-            with np.errstate(over="ignore"):  # becomes infinite, which is refused below
-                points = torch.from_numpy(np.array(points, np.float32))  # a copy: it may be read-only, or big-endian
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused later
+                points = torch.from_numpy(np.array(points, np.float32))  # a copy: it may be read-only or big-endian
         if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
             raise ValueError(f"expected points [P, 3] or [B, P, 3] with B, P > 0, found {list(points.shape)}")
         clouds = points if points.ndim == 3 else points[None]
@@ -71,15 +74,17 @@ class Predictor:
     def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
         points = points.to(self.device, torch.float32)
         if not (points.abs() <= _LARGEST).all():  # nor NaN
-            raise ValueError(f"points has coordinates that are not finite or beyond {_LARGEST:.0e}")
-        if self.normalize and not normalized:
-            points = unit_sphere(points)  # of all points, before any is left out, as the training's clouds were
+            raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
+        if not normalized:
+            points = group(points, canonical_order(points))
+            if self.normalize:
+                points = unit_sphere(points)  # by all points, as the training's clouds were, before any is left out
         picks = farthest_point_sample(points, self.num_points, check_finite=False)
-        return points.gather(1, picks.unsqueeze(2).expand(-1, -1, 3))
+        return group(points, picks)
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of ours, ready to classify.
+    """A model of this library, ready to classify.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")
@@ -90,15 +95,15 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     Args:
         path: a run folder, finished or not, its ``last.ckpt``, or a ``.safetensors`` file with its ``.json``. An EWA
             run is folded on the way.
-        device: "auto" is CUDA where there is a GPU, else the CPU.
+        device: "auto" is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        CheckpointError: not a classifier of ours, or damaged.
-        ConfigError: a device that is not there.
+        CheckpointError: not a classifier of this library, or damaged.
+        ConfigError: a device that does not exist.
     """
     if Path(path).suffix in (".pth", ".pt"):
         raise CheckpointError(
-            f"{path}: expected a run or .safetensors: a file of another codebase tells neither its architecture nor "
-            "its classes: load it with pointewa.runs.weights.load_foreign, and make a pointewa.Predictor of it"
+            f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
+            "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
     return Predictor(load_model(path), select_device(device))

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: checkpoints of Point-BERT and Point-MAE, classifiers and pre-training, and our own."""
+"""Loading weights: checkpoints of Point-BERT and Point-MAE, of classifiers and of pre-training, and our own."""
 
 import re
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from torch import Tensor
 from pointewa.errors import CheckpointError
 from pointewa.models.classifier import PointTransformerClassifier
 
-# Where each pre-training file keeps the encoder that the classifier needs, and what else is below that prefix.
-# Point-MAE's has no class token; what is outside the prefix (decoder, dVAE, momentum encoder, queue) is left behind.
+# The prefix under which a pre-training file keeps the encoder, and what else it keeps there that a classifier does not
+# need. Everything outside the prefix (decoder, dVAE, momentum encoder, queue) is ignored.
 _PRETRAINING = {
     "MAE_encoder.": (),
     "transformer_q.": ("cls_head.", "lm_head.", "mask_token"),
@@ -20,7 +20,13 @@ _PRETRAINING = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Keys of the model that were loaded, that kept their fresh initialisation, and of the file that were not used."""
+    """What became of each key.
+
+    Args:
+        loaded: keys of the model that were loaded.
+        fresh: keys of the model that kept their initialisation.
+        unused: keys of the file's head that were not used.
+    """
 
     loaded: list[str]
     fresh: list[str]
@@ -28,10 +34,10 @@ class LoadReport:
 
 
 def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The state of a classifier in Point-MAE's names, out of what a checkpoint file of these codebases holds.
+    """The state of a classifier, by Point-MAE's names, from the content of a checkpoint file of these codebases.
 
     Raises:
-        CheckpointError: no mapping of names to tensors in it.
+        CheckpointError: it holds no mapping of names to tensors.
     """
     for container in ("base_model", "model"):
         if isinstance(checkpoint.get(container), Mapping):
@@ -41,8 +47,8 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
     state = {re.sub(r"^module\.", "", key): value for key, value in named.items()}
     if not state:
         raise CheckpointError(
-            "no named tensors in the checkpoint: expected parameters by name, or such under 'base_model' or 'model', "
-            f"found {sorted(map(str, checkpoint))[:6]}"
+            "no named tensors in the checkpoint: expected parameters by name, at the top or under 'base_model' or "
+            f"'model', found {sorted(map(str, checkpoint))[:6]}"
         )
     for prefix, leave in _PRETRAINING.items():
         if any(key.startswith(prefix) for key in state):
@@ -54,8 +60,8 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
 def load_weights(model: PointTransformerClassifier, checkpoint: Mapping) -> LoadReport:
     """Load a classifier or pre-training checkpoint into a classifier, in place.
 
-    A head that is missing, or made for another number of classes, keeps its initialisation, and so does a class
-    token that the pre-training did not have. Anything else must be there and fit; else nothing is loaded.
+    A head that is missing or has another number of classes keeps its initialisation, and so does a class token that
+    the pre-training did not have. Everything else must be present and fit; otherwise nothing is loaded.
 
     Args:
         model: the dense model.
@@ -74,8 +80,8 @@ def load_weights(model: PointTransformerClassifier, checkpoint: Mapping) -> Load
         for key, value in own.items()
         if (key not in state and not key.startswith(optional)) or (key in state and state[key].shape != value.shape)
     ]
-    # e.g. a deeper model's blocks: leaving them out would load a different network without a word
-    wrong += [f"{key} {list(value.shape)}, which the model has not" for key, value in state.items() if key not in own]
+    # such as the blocks of a deeper model: to ignore them would silently load a different network
+    wrong += [f"{key} {list(value.shape)}, expected none" for key, value in state.items() if key not in own]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"the checkpoint is of another architecture: {'; '.join(wrong[:3])}{more}")

@@ -1,22 +1,25 @@
-"""Batch norms that are folded into the layers before them, for inference."""
+"""Folding batch norms into the layers before them, for inference."""
 
 import copy
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from pointewa.models.classifier import PointTransformerClassifier
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def fuse_batch_norm(model: PointTransformerClassifier) -> PointTransformerClassifier:
-    """A copy in which each batch norm is part of the convolution or linear layer before it: the same function in
-    evaluation mode for fewer passes over memory. It cannot be trained, and lacks the batch norms' parameters.
+def fuse_batch_norm(model: Model) -> Model:
+    """A copy in which each batch norm is part of the convolution or linear layer before it.
+
+    It computes the same function as the model in evaluation mode with fewer passes over memory. It cannot be trained,
+    and lacks the batch norms' parameters. A model without batch norms is just copied.
 
     Args:
-        model: in evaluation mode.
+        model: a classifier or a masked autoencoder in evaluation mode.
 
     Raises:
-        ValueError: in training mode, in which a batch norm is no fixed function.
+        ValueError: the model is in training mode, in which a batch norm is not a fixed function.
     """
     if model.training:
         raise ValueError("fuse_batch_norm needs a model in evaluation mode: call model.eval() first")

@@ -14,7 +14,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` -> the same shape, a sample being zero with probability ``rate`` and scaled up otherwise."""
+        """``[B, ...]`` -> the same shape: a sample becomes 0 with probability ``rate``, else is scaled up."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         """``[B, T, C] -> [B, T, C]``."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, C/heads) each
         if x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
-            # In bfloat16 the backward pass of torch's fused kernel takes several times as long as all of this.
+            # In bfloat16 the backward pass of torch's fused kernel takes several times as long as this.
             x = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
         else:
             x = F.scaled_dot_product_attention(q, k, v)
@@ -81,8 +81,8 @@ class Encoder(nn.Module):
     """A stack of blocks that adds the position embedding before each of them.
 
     Attributes:
-        activation_checkpointing: keep only what goes into each block and compute the block again in the backward
-            pass, with the same random draws: the same gradients for less memory and a second forward pass.
+        activation_checkpointing: keep only the input of each block and compute the block again in the backward pass,
+            with the same random draws: the same gradients with less memory, at the cost of a second forward pass.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
@@ -102,7 +102,10 @@ class Encoder(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """The initialisation of Point-BERT and Point-MAE, for ``model.apply``: N(0, 0.02) cut at +-2, biases 0."""
+    """The initialisation of Point-BERT and Point-MAE, for ``model.apply``.
+
+    Weights are normal with standard deviation 0.02, truncated at -2 and 2; biases are 0.
+    """
     if isinstance(module, nn.Linear | nn.Conv1d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Point-MAE's pre-training: from the patches of a cloud that are left, predict the points of those taken away."""
+"""Point-MAE's pre-training: predict the points of masked patches from the visible patches of a cloud."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointewa.models.backbone import PointTransformer, position_embedding
 from pointewa.models.layers import Encoder, init_weights
-from pointewa.models.patch_embed import PatchEncoder, make_patches
+from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.ops import chamfer_distance, group
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was seen, predicted, and there, patch by patch, in the coordinates of the clouds.
+    """The visible, predicted and true points of clouds, by patch, in the coordinates of the clouds.
 
     Args:
         visible: points of the visible patches ``[B, V, K, 3]``.
         predicted: points predicted for the masked patches ``[B, M, K, 3]``.
-        true: their points ``[B, M, K, 3]``, patch for patch.
+        true: the points of the masked patches ``[B, M, K, 3]``, in the same order.
     """
 
     visible: Tensor
@@ -30,17 +31,17 @@ class Reconstruction:
 class MaskedAutoencoder(nn.Module):
     """Point-MAE's model for pre-training (Pang et al., ECCV 2022), with the parameter names of its checkpoints.
 
-    Its trained encoder loads into the classifier (`pointewa.models.load_weights`). Two things differ from the published
-    code. The mini-PointNet sees the visible patches only, where there it sees all and the rest is dropped: less work,
-    and the batch norms tell nothing of the masked ones. And all layers start from `init_weights`, where there the
-    decoder and what belongs to it start from other distributions.
+    Its trained encoder loads into the classifier (`pointewa.models.load_weights`). It differs from the published code
+    in two ways. The mini-PointNet sees the visible patches only, whereas theirs sees all and drops the rest: that is
+    less work, and the batch norms leak nothing about the masked patches. And all layers start from `init_weights`,
+    whereas their decoder starts from other distributions.
 
     Args:
         architecture: of the encoder; its ``head`` is not used. The decoder has the same width and heads, and stochastic
             depth that rises to the same rate.
-        mask_ratio: part of the patches that is masked, rounded down to a number of patches that is the same for every
-            cloud.
-        decoder_depth: blocks of the decoder.
+        mask_ratio: fraction of the patches that is masked; the number of patches is rounded down, and is the same for
+            every cloud.
+        decoder_depth: number of blocks of the decoder.
 
     Raises:
         ValueError: no patch would be masked, or none visible; a decoder without blocks.
@@ -58,9 +59,9 @@ class MaskedAutoencoder(nn.Module):
             )
         if decoder_depth < 1:
             raise ValueError(f"decoder_depth must be at least 1, got {decoder_depth}")
-        self.MAE_encoder = _MaskedEncoder(arch)
+        self.MAE_encoder = PointTransformer(arch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, arch.width))
-        self.decoder_pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, arch.width))
+        self.decoder_pos_embed = position_embedding(arch.width)
         self.MAE_decoder = _Decoder(arch.width, decoder_depth, arch.heads, arch.mlp_ratio, arch.drop_path)
         self.increase_dim = nn.Sequential(nn.Conv1d(arch.width, 3 * arch.group_size, 1))
         self.apply(init_weights)
@@ -68,7 +69,7 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def blocks(self) -> Encoder:
-        """The encoder's blocks, by the name that they have in the classifier."""
+        """The encoder's blocks, under the name that they have in the classifier."""
         return self.MAE_encoder.blocks
 
     def forward(self, points: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class MaskedAutoencoder(nn.Module):
         Which patches are masked is drawn anew at each call, also in evaluation mode.
 
         Raises:
-            ValueError: a wrong shape or an empty cloud; in evaluation mode also values that are not finite.
+            ValueError: a wrong shape or an empty cloud; in evaluation mode also non-finite values.
         """
         _, predicted, true, _ = self._predict(points, None)
         return chamfer_distance(predicted.flatten(0, 1), true.flatten(0, 1))
@@ -85,17 +86,18 @@ class MaskedAutoencoder(nn.Module):
     def features(self, points: Tensor) -> Tensor:
         """``points [B, P, 3] -> features [B, 2 * width]``: maximum and mean over all patches' tokens, unmasked."""
         arch = self.architecture
-        x = self.MAE_encoder(*make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training))
+        cut = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
+        x = self.MAE_encoder(cut.patches, cut.centers)
         return torch.cat([x.amax(1), x.mean(1)], dim=-1)
 
     @torch.no_grad()
     def reconstruct(self, points: Tensor, order: Tensor | None = None) -> Reconstruction:
-        """Masked clouds and what the model makes of them, for pictures. Call ``eval()`` first, as for any prediction.
+        """Mask clouds and predict the masked patches, for pictures. Call ``eval()`` first, as for any prediction.
 
         Args:
             points: ``[B, P, 3]``.
             order: int64 ``[B, G]``, each row a permutation of the patches, of which the last ``num_masked`` are
-                masked; None to draw it (`random_order`).
+                masked; drawn by `random_order` if None.
 
         Raises:
             ValueError: as `forward`.
@@ -107,10 +109,10 @@ class MaskedAutoencoder(nn.Module):
     def _predict(self, points: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Visible, predicted and true patches relative to their centres, and the centres, visible ones first."""
         arch, batch = self.architecture, len(points)
-        patches, centers = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
+        cut = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
         if order is None:
             order = random_order(batch, arch.num_groups, points.device)
-        patches, centers = group(patches, order), group(centers, order)
+        patches, centers = group(cut.patches, order), group(cut.centers, order)
         visible, true = patches.tensor_split([self.num_visible], dim=1)
         x = self.MAE_encoder(visible, centers[:, : self.num_visible])
         x = torch.cat([x, self.mask_token.expand(batch, self.num_masked, -1)], dim=1)  # (B, G, C)
@@ -124,29 +126,13 @@ class MaskedAutoencoder(nn.Module):
 def random_order(batch: int, num_groups: int, device: torch.device | str) -> Tensor:
     """A random permutation of the patches for each cloud, int64 ``[batch, num_groups]``, all equally likely.
 
-    Drawn from torch's default generator of the device, for all clouds at once and without waiting for the device.
+    Drawn for all clouds at once from torch's default generator of the device, without waiting for the device.
     """
     return torch.rand(batch, num_groups, device=device).argsort(1)
 
 
-class _MaskedEncoder(nn.Module):
-    """The classifier's trunk without a class token."""
-
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.encoder = PatchEncoder(arch.patch_width, arch.patch_out)
-        self.reduce_dim = nn.Identity() if arch.patch_out == arch.width else nn.Linear(arch.patch_out, arch.width)
-        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, arch.width))
-        self.blocks = Encoder(arch.width, arch.depth, arch.heads, arch.mlp_ratio, arch.drop_path)
-        self.norm = nn.LayerNorm(arch.width)
-
-    def forward(self, patches: Tensor, centers: Tensor) -> Tensor:
-        """``[B, V, K, 3], [B, V, 3] -> [B, V, C]``."""
-        return self.norm(self.blocks(self.reduce_dim(self.encoder(patches)), self.pos_embed(centers)))
-
-
 class _Decoder(Encoder):
-    """Blocks, and a norm on the last tokens, the masked ones."""
+    """Blocks, and a norm on the last tokens, which are those of the masked patches."""
 
     def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__(width, depth, heads, mlp_ratio, drop_path)

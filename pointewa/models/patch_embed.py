@@ -1,6 +1,6 @@
 """From a cloud to tokens: farthest point sampling, nearest neighbours, and a mini-PointNet on each patch."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,22 +9,36 @@ from torch import Tensor, nn
 from pointewa.ops import farthest_point_sample, group, knn
 
 
+class Patches(NamedTuple):
+    """B clouds cut into G patches of K points each.
+
+    Args:
+        patches: ``[B, G, K, 3]``, relative to their centres.
+        centers: ``[B, G, 3]``.
+        members: which points of its cloud each patch holds, int64 ``[B, G, K]``.
+    """
+
+    patches: Tensor
+    centers: Tensor
+    members: Tensor
+
+
 @torch.compiler.disable  # the operators are loops and foreign kernels: a graph break is all a compiler could do
-def make_patches(points: Tensor, num_groups: int, group_size: int, check_finite: bool = True) -> tuple[Tensor, Tensor]:
+def make_patches(points: Tensor, num_groups: int, group_size: int, check_finite: bool = True) -> Patches:
     """Cut clouds into patches.
 
     Args:
         points: ``[B, N, 3]``.
         num_groups: G patches, around centres by farthest point sampling.
         group_size: K nearest points of each centre.
-        check_finite: look for NaN and infinities first.
+        check_finite: refuse NaN and infinities.
 
-    Returns:
-        patches ``[B, G, K, 3]`` relative to their centres, and centres ``[B, G, 3]``.
+    Raises:
+        ValueError: see `farthest_point_sample` and `knn`.
     """
     centers = group(points, farthest_point_sample(points, num_groups, check_finite=check_finite))
-    patches = group(points, knn(centers, points, group_size, check_finite=False))
-    return patches - centers.unsqueeze(2), centers
+    members = knn(centers, points, group_size, check_finite=False)
+    return Patches(group(points, members) - centers.unsqueeze(2), centers, members)
 
 
 class PatchEncoder(nn.Module):
@@ -34,9 +48,9 @@ class PatchEncoder(nn.Module):
     maximum again. The same function for less arithmetic, without changing the convolutions' names or shapes:
 
     - The third convolution's input is ``[patch maximum, point]``, whose first half is the same for all points of a
-      patch: W_g max is computed once a patch, W_l point once a point.
-    - Nothing lies between the second convolution W and W_l, so the latter acts on W's input as the product W_l W.
-    - W and the last convolution then feed nothing but a maximum: see `linear_max`.
+      patch: W_g max is computed once per patch, W_l point once per point.
+    - Nothing lies between the second convolution W and W_l, so W_l acts on W's input as the product W_l W.
+    - W and the last convolution then only feed a maximum: see `linear_max`.
     """
 
     def __init__(self, width: int, out: int) -> None:
@@ -69,14 +83,14 @@ class PatchEncoder(nn.Module):
 def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tensor:
     """The maximum over each group of rows of ``x @ weight.T + bias``.
 
-    Its gradient reaches one row in ``group_size`` a channel. On a CPU in float32 or float64 the backward pass gathers
-    those rows instead of multiplying zeros; elsewhere a dense product is the faster way.
+    For each channel, its gradient reaches one row of every ``group_size``. On a CPU in float32 or float64 the backward
+    pass gathers those rows instead of multiplying zeros; elsewhere a dense product is faster.
 
     Args:
         x: ``[G * group_size, I]``, group by group.
         weight: ``[O, I]``.
         bias: ``[O]``.
-        group_size: rows in a group.
+        group_size: number of rows of a group.
 
     Returns:
         ``[G, O]``.

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """What defines a point transformer classifier, the number of classes aside.
+    """What defines a point transformer, apart from the number of classes.
 
     Args:
         width: token dimension.
         depth: number of blocks.
         heads: attention heads.
-        num_groups: patches a cloud, the tokens.
-        group_size: points a patch.
+        num_groups: patches per cloud, which become the tokens.
+        group_size: points per patch.
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
-        patch_width: first width of the mini-PointNet; the following are 2, 4 and 4 times that.
-        patch_out: width of its output; where it is not ``width``, a linear layer ``reduce_dim`` follows.
+        patch_width: width of the mini-PointNet's first layer; those of the next two are 2 and 4 times that.
+        patch_out: width of its output; if it is not ``width``, a linear layer ``reduce_dim`` follows.
         head: "point_mae" (two hidden layers with batch norm), "point_bert" (one hidden layer) or "linear".
-        mlp_ratio: hidden width of the FFNs over ``width``.
+        mlp_ratio: hidden width of the FFNs as a multiple of ``width``.
 
     Raises:
         ValueError: a field out of range.

@@ -1,8 +1,8 @@
-"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation.
+"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation, order.
 
-Each selects by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's kernels do
-the work where they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS`` (``pytorch3d`` or
-``torch``) overrides that choice.
+Sampling and neighbours go by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's
+kernels do the work if they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS``
+(``pytorch3d`` or ``torch``) overrides that choice.
 """
 
 from pointewa.ops.backend import backend
@@ -11,5 +11,6 @@ from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.knn import knn
 from pointewa.ops.normalize import unit_sphere
+from pointewa.ops.order import canonical_order
 
-__all__ = ["backend", "chamfer_distance", "farthest_point_sample", "group", "knn", "unit_sphere"]
+__all__ = ["backend", "canonical_order", "chamfer_distance", "farthest_point_sample", "group", "knn", "unit_sphere"]

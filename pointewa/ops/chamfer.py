@@ -6,22 +6,22 @@ from torch import Tensor
 from pointewa.ops.backend import check_points, choose
 from pointewa.ops.group import group
 
-_CHUNK = 2**24  # distances in memory at a time
+_CHUNK = 2**24  # distances held in memory at a time
 
 
 def chamfer_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     """The squared Chamfer distance, as Point-MAE's ``ChamferDistanceL2``.
 
-    The mean over all points of ``x`` of the squared distance to the nearest point of ``y``, and the same from ``y`` to
-    ``x``, added. Nearest is by float32 distances, and the gradient flows through the nearest pairs only.
+    The mean over all points of ``x`` of the squared distance to the nearest point of ``y``, plus the same from ``y`` to
+    ``x``. The nearest point is chosen by float32 distances, and the gradient flows through the nearest pairs only.
 
     Args:
         x: ``[B, N, 3]``.
         y: ``[B, M, 3]``.
-        backend: "pytorch3d" (works in float32) or "torch"; None for the faster of those installed.
+        backend: "pytorch3d" (works in float32) or "torch"; None for the fastest of those installed.
 
     Returns:
-        A scalar, differentiable with respect to both; float32, or with "torch" float64 where an input is.
+        A scalar, differentiable with respect to both; float32, or with "torch" float64 if an input is.
 
     Raises:
         ValueError: wrong shapes, an empty cloud, different batch sizes.
@@ -30,7 +30,7 @@ def chamfer_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Ten
     check_points("y", y, check_finite=False)
     if len(x) != len(y):
         raise ValueError(f"x and y must have the same batch size, got {len(x)} and {len(y)}")
-    # For many small clouds, which is what masked patches are, torch takes half of pytorch3d's time on a CPU.
+    # For many small clouds, such as masked patches, torch takes half of pytorch3d's time on a CPU.
     if choose(backend, torch_is_faster=x.device.type == "cpu") == "pytorch3d":
         from pytorch3d.loss import chamfer_distance as of_pytorch3d
 
@@ -44,10 +44,10 @@ def chamfer_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Ten
 
 @torch.no_grad()
 def _nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """For each point of the one its nearest of the other, int64 ``[B, N]`` and ``[B, M]``, from one matrix."""
+    """For each point the nearest of the other cloud, int64 ``[B, N]`` and ``[B, M]``, from one matrix of distances."""
     clouds, found = max(1, _CHUNK // (x.shape[1] * y.shape[1])), []
     for part in zip(x.float().split(clouds), y.float().split(clouds), strict=True):
-        # Differences, not the matrix-product form of cdist: that one cancels digits for close points.
+        # Differences, not the matrix-product form of cdist, which cancels digits for close points.
         distance = torch.cdist(*part, compute_mode="donot_use_mm_for_euclid_dist")
         found.append((distance.min(2).indices, distance.min(1).indices))  # faster than argmin
     of_x, of_y = zip(*found, strict=True)

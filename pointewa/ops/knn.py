@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pointewa.ops.backend import check_points, choose
 
-_CHUNK = 2**24  # distances in memory at a time
+_CHUNK = 2**24  # distances held in memory at a time
 
 
 @torch.no_grad()
@@ -14,20 +14,20 @@ def knn(
 ) -> Tensor:
     """The nearest points of each query, the nearest first. The order among equal distances is not defined.
 
-    Where ``num_neighbors`` > N the neighbours start over from the nearest.
+    If ``num_neighbors`` > N, the neighbours start over from the nearest.
 
     Args:
         queries: ``[B, G, 3]``.
         points: ``[B, N, 3]``.
         num_neighbors: K >= 1.
-        backend: "pytorch3d" or "torch"; None for the faster of those installed.
-        check_finite: look for NaN and infinities first. Costs a wait for the device.
+        backend: "pytorch3d" or "torch"; None for the fastest of those installed.
+        check_finite: refuse NaN and infinities; this waits for the device.
 
     Returns:
         Indices int64 ``[B, G, K]`` into the points.
 
     Raises:
-        ValueError: wrong shapes, an empty cloud, a value that is not finite, ``num_neighbors`` < 1.
+        ValueError: wrong shapes, an empty cloud, a non-finite value, ``num_neighbors`` < 1.
     """
     check_points("points", points, check_finite)
     check_points("queries", queries, check_finite)
@@ -37,7 +37,7 @@ def knn(
         raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
     queries, points = queries.float(), points.float()
     distinct = min(num_neighbors, points.shape[1])
-    # pytorch3d's kernel is the faster one on a GPU only (`make bench ARGS="--only operators"`).
+    # pytorch3d's kernel is faster on a GPU only (`make bench ARGS="--only operators"`).
     if choose(backend, torch_is_faster=points.device.type == "cpu") == "pytorch3d":
         from pytorch3d.ops import knn_points
 
@@ -52,6 +52,6 @@ def knn(
 
 
 def _torch(queries: Tensor, points: Tensor, num_neighbors: int) -> Tensor:
-    # Differences, not the matrix-product form of cdist: that one cancels digits for close points.
+    # Differences, not the matrix-product form of cdist, which cancels digits for close points.
     distance = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
     return distance.topk(num_neighbors, largest=False).indices

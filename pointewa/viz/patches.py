@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointewa.ops import farthest_point_sample, group, knn
+from pointewa.models.patch_embed import make_patches
 from pointewa.viz.panels import FAINT, INK, Panel, palette, rgb
 
-_APART = 0.55  # how far the patches are moved away from the middle, in distances from it
+_APART = 0.55  # how far the patches are moved outwards, as a fraction of their distance from the middle
 
 
 @dataclass(frozen=True)
-class Patches:
-    """Of one cloud of P points, on the CPU.
+class CutCloud:
+    """The patches of one cloud of P points, on the CPU.
 
     Args:
         centers: ``[G, 3]``.
-        members: which points are in each patch, int64 ``[G, K]``.
-        owner: of the patches that a point is in the one whose centre is nearest, int64 ``[P]``; -1 where it is in none.
+        members: which points each patch holds, int64 ``[G, K]``.
+        owner: for each point the patch that holds it and has the nearest centre, int64 ``[P]``; -1 if no patch does.
     """
 
     centers: Tensor
@@ -27,25 +27,23 @@ class Patches:
     owner: Tensor
 
 
-def cut(points: Tensor, num_groups: int, group_size: int) -> Patches:
-    """The patches of one cloud ``[P, 3]``, as the models make them (`pointewa.models.patch_embed.make_patches`).
+def cut(points: Tensor, num_groups: int, group_size: int) -> CutCloud:
+    """The patches that the models make of one cloud ``[P, 3]`` (`pointewa.models.patch_embed.make_patches`).
 
     Raises:
-        ValueError: a wrong shape, values that are not finite, fewer points than groups.
+        ValueError: a wrong shape, non-finite values, fewer points than groups.
     """
     if not 1 <= num_groups <= len(points):
         raise ValueError(f"num_groups must be 1 to {len(points)}, the points of the cloud, got {num_groups}")
     points = points.detach().float().cpu()
-    centers = group(points[None], farthest_point_sample(points[None], num_groups))
-    members = knn(centers, points[None], group_size)[0]
+    patches, centers, members = (one[0] for one in make_patches(points[None], num_groups, group_size))
     distance = torch.full((num_groups, len(points)), torch.inf)
-    offsets = points[members] - centers[0].unsqueeze(1)
-    distance.scatter_(1, members, offsets.norm(dim=-1))
+    distance.scatter_(1, members, patches.norm(dim=-1))
     nearest, owner = distance.min(0)
-    return Patches(centers[0], members, torch.where(nearest.isinf(), -1, owner))
+    return CutCloud(centers, members, torch.where(nearest.isinf(), -1, owner))
 
 
-def patch_panels(points: Tensor, patches: Patches, name: str) -> list[Panel]:
+def patch_panels(points: Tensor, patches: CutCloud, name: str) -> list[Panel]:
     """Three panels: the centres on the cloud ``[P, 3]``, the coloured patches, and the patches pulled apart."""
     cloud = points.detach().float().cpu().numpy()
     num_groups, group_size = patches.members.shape

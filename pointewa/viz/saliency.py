@@ -1,4 +1,4 @@
-"""What a prediction rests on: gradient x input for each point, and what leaving out each patch changes."""
+"""What a prediction depends on: gradient x input of each point, and the effect of leaving out each patch."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pointewa.models import PointTransformerClassifier
-from pointewa.models.patch_embed import make_patches
-from pointewa.ops import farthest_point_sample, group, knn
+from pointewa.models.patch_embed import Patches, make_patches
 from pointewa.viz.panels import AGAINST, FOR, NEUTRAL, Panel, by_sign, plain_panel
 
 SALIENCY_LEGEND = ((FOR, "speaks for the predicted class"), (NEUTRAL, "no influence"), (AGAINST, "speaks against it"))
@@ -20,9 +19,9 @@ class Saliency:
     Args:
         probabilities: ``[C]``.
         predicted: the class with the largest one.
-        gradient: gradient x input ``[P]``, see `gradient_x_input`.
+        gradient: gradient x input ``[P]``; see `gradient_x_input`.
         drops: by how much the predicted class's probability falls without each patch, ``[G]``.
-        of_points: mean of the drops of the patches that a point belongs to, ``[P]``; NaN where it belongs to none.
+        of_points: mean of the drops of the patches that a point belongs to, ``[P]``; NaN if it belongs to none.
     """
 
     probabilities: Tensor
@@ -33,9 +32,9 @@ class Saliency:
 
 
 def gradient_x_input(model: PointTransformerClassifier, points: Tensor) -> Tensor:
-    """The predicted class's logit's gradient, times the coordinates, summed over x, y and z.
+    """The gradient of the predicted class's logit times the coordinates, summed over x, y and z.
 
-    Which points are centres, and which are in which patch, is held fixed: sampling and neighbours have no gradient.
+    The centres and the points of each patch are held fixed: sampling and neighbours have no gradient.
 
     Args:
         model: in evaluation mode.
@@ -45,7 +44,7 @@ def gradient_x_input(model: PointTransformerClassifier, points: Tensor) -> Tenso
         ``[B, P]``, positive where moving the point away from the origin raises the logit.
 
     Raises:
-        ValueError: a wrong shape, or values that are not finite.
+        ValueError: a wrong shape, or non-finite values.
     """
     with torch.enable_grad():
         points = points.detach().clone().requires_grad_()
@@ -54,20 +53,24 @@ def gradient_x_input(model: PointTransformerClassifier, points: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def without_each_patch(model: PointTransformerClassifier, points: Tensor, batch_size: int = 64) -> Tensor:
-    """Logits ``[G, C]`` for one cloud ``[P, 3]`` when patch g, its token and its position, is left out.
+def without_each_patch(model: PointTransformerClassifier, cut: Patches, batch_size: int = 64) -> Tensor:
+    """Logits ``[G, C]`` for one cloud when patch g, its token and its position, is left out.
+
+    Args:
+        model: in evaluation mode.
+        cut: the patches of the cloud, as a batch of 1 (`make_patches`).
+        batch_size: patches left out at a time, each in a copy of the cloud of its own.
 
     Raises:
-        ValueError: a model of one patch, a wrong shape, or values that are not finite.
+        ValueError: a single patch.
     """
-    arch = model.architecture
-    if arch.num_groups < 2:
-        raise ValueError("a model of one patch cannot do without it")
-    patches, centers = make_patches(points[None], arch.num_groups, arch.group_size)
-    tokens = model.reduce_dim(model.encoder(patches))[0]  # (G, C): a patch's token does not depend on the others
-    numbers = torch.arange(arch.num_groups, device=points.device)
-    kept = numbers.expand(len(numbers), -1)[numbers[:, None] != numbers].view(len(numbers), -1)  # (G, G - 1)
-    parts = [model.pooled(tokens[rows], centers[0][rows]) for rows in kept.split(batch_size)]
+    num_groups = cut.centers.shape[1]
+    if num_groups < 2:
+        raise ValueError("cannot leave out the only patch: the model needs at least 2")
+    tokens, centers = model.embed(cut.patches)[0], cut.centers[0]  # (G, C): a patch's token depends on no other patch
+    numbers = torch.arange(num_groups, device=centers.device)
+    kept = numbers.expand(num_groups, -1)[numbers[:, None] != numbers].view(num_groups, -1)  # (G, G - 1)
+    parts = [model.pooled(tokens[rows], centers[rows]) for rows in kept.split(batch_size)]
     return torch.cat([model.cls_head_finetune(part) for part in parts])
 
 
@@ -79,15 +82,15 @@ def saliency(model: PointTransformerClassifier, points: Tensor) -> Saliency:
     """
     model.eval()
     arch = model.architecture
+    cut = make_patches(points[None], arch.num_groups, arch.group_size)
     with torch.no_grad():
-        probabilities = model(points[None])[0].softmax(0)
+        probabilities = model.cls_head_finetune(model.encode(cut.patches, cut.centers))[0].softmax(0)
     predicted = int(probabilities.argmax())
-    drops = probabilities[predicted] - without_each_patch(model, points).softmax(1)[:, predicted]
-    centers = group(points[None], farthest_point_sample(points[None], arch.num_groups))
-    members = knn(centers, points[None], arch.group_size)[0]  # (G, K)
+    drops = probabilities[predicted] - without_each_patch(model, cut).softmax(1)[:, predicted]
+    members, of_member = cut.members.flatten(), drops.repeat_interleave(arch.group_size)  # (G K)
     zeros = torch.zeros(len(points), dtype=drops.dtype, device=points.device)
-    sums = zeros.index_add(0, members.flatten(), drops.repeat_interleave(arch.group_size))
-    counts = zeros.index_add(0, members.flatten(), torch.ones_like(drops).repeat_interleave(arch.group_size))
+    sums = zeros.index_add(0, members, of_member)
+    counts = zeros.index_add(0, members, torch.ones_like(of_member))
     found = (probabilities, gradient_x_input(model, points[None])[0], drops, sums / counts)  # 0 / 0 is NaN
     probabilities, gradient, drops, of_points = (one.detach().cpu() for one in found)
     return Saliency(probabilities, predicted, gradient, drops, of_points)

@@ -294,7 +294,7 @@ def _ddp_worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = make_model()
-    groups = []  # the tokens as they are dealt to the experts
+    groups = []  # the tokens as they are dispatched to the experts
     model[1].experts.register_forward_pre_hook(lambda _, args: groups.append(args[0].detach()[..., 0]))
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

@@ -182,37 +182,6 @@ def test_fold_keeps_training_and_evaluation_mode():
     assert not any(module.training for module in ewa.fold(moe.eval()).modules())
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("layers", ["all", "every_other"])
-@pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu", F.gelu])
-def test_torch_fused_inference_with_padding(activation, norm_first, layers):
-    """Without gradients torch runs a fused kernel that reads the weights itself, on nested tensors if it can."""
-    torch.manual_seed(0)
-    dense = encoder(activation, norm_first).double().eval()
-    x = torch.randn(3, TOKENS, D, dtype=torch.float64)
-    lengths = torch.tensor([TOKENS, 5, 2])
-    padding = torch.arange(TOKENS) >= lengths[:, None]
-    moe = ewa.to_moe(dense, layers=layers)
-    folded = ewa.fold(moe)
-    assert folded.use_nested_tensor == dense.use_nested_tensor == (not norm_first)
-    assert not any("nested" in name for name in vars(folded).keys() - vars(dense).keys())
-    for folded_layer, dense_layer in zip(folded.layers, dense.layers, strict=True):
-        assert folded_layer.activation_relu_or_gelu == dense_layer.activation_relu_or_gelu > 0
-        assert folded_layer.activation is dense_layer.activation
-
-    with_grad = folded(x, src_key_padding_mask=padding)
-    with torch.no_grad():
-        expected = moe(x, src_key_padding_mask=padding)
-        out = folded(x, src_key_padding_mask=padding)
-        dense_out = dense(x, src_key_padding_mask=padding)
-    torch.testing.assert_close(out[~padding], expected[~padding], rtol=0, atol=1e-10)
-    torch.testing.assert_close(with_grad[~padding], expected[~padding], rtol=0, atol=1e-10)
-    # Nested tensors come back with zeros for padding: the folded model takes that path where the dense one does.
-    assert (dense_out[padding] == 0).all() == (not norm_first)
-    assert (out[padding] == 0).all() == (not norm_first)
-
-
 def test_timm_reparameterisation_folds_to_the_same_weights():
     _, moe, _ = dense_and_moe("timm_vit")
     folded, reparameterised = ewa.fold(moe), reparameterize_model(moe)
@@ -247,17 +216,6 @@ def test_a_module_used_in_two_places_stays_shared():
     assert len(list(folded.parameters())) == len(list(dense.parameters()))
     x = torch.randn(2, 3, D, dtype=torch.float64)
     torch.testing.assert_close(folded.eval()(x), moe.eval()(x), rtol=0, atol=1e-12)
-
-
-def test_a_shared_torch_encoder_layer_stays_shared():
-    layer = nn.TransformerEncoderLayer(D, 2, 32, batch_first=True)
-    dense = nn.Sequential(layer, nn.LayerNorm(D), layer)
-    moe = ewa.to_moe(dense, layers="all")
-    folded = ewa.fold(moe)
-    assert len(ewa.moe_layers(moe)) == 1
-    assert moe[0] is moe[2]
-    assert folded[0] is folded[2]
-    assert classes(folded) == classes(dense)
 
 
 def test_a_frozen_ffn_stays_frozen():

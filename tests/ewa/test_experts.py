@@ -1,4 +1,4 @@
-"""`RandomPartitionMoE`: the partition, the batched experts against a naive loop, and what it refuses."""
+"""`RandomPartitionMoE`: against a naive loop, its initialisation, and what it refuses."""
 
 import copy
 import io
@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 import torch
-from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
+import torch.nn.functional as F
+from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU, SwiGLUPacked
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pointewa.ewa as ewa
-from pointewa.ewa.experts import random_partition
+from pointewa.ewa.partition import random_partition
 
 D = 6
 
@@ -96,7 +97,7 @@ def test_training_forward_and_gradients_equal_a_loop_over_tokens(ffn, shape, num
 
 
 def test_second_derivatives_are_right():
-    """Dealing and collecting have backward passes of their own; with idle slots too."""
+    """Dispatch and combine have backward passes of their own; with idle slots too."""
     moe = make_moe(nn.Sequential(nn.Linear(D, 4), nn.Tanh()).double(), 3)
 
     def forward(x):
@@ -108,37 +109,7 @@ def test_second_derivatives_are_right():
     assert torch.autograd.gradgradcheck(forward, x)
 
 
-@pytest.mark.parametrize(("tokens", "num_experts"), [(12, 4), (13, 4), (15, 4), (3, 4), (1, 2), (1000, 7)])
-def test_partition_deals_every_token_once_in_groups_that_differ_by_at_most_one(tokens, num_experts):
-    token_of_slot, slot_of_token = random_partition(tokens, num_experts, "cpu")
-    sizes = torch.bincount(expert_of_token(tokens, num_experts), minlength=num_experts)
-    assert sizes.sum() == tokens
-    assert sizes.max() - sizes.min() <= 1
-    assert len(token_of_slot) == num_experts * sizes.max()
-    assert slot_of_token.unique().numel() == tokens
-    assert torch.equal(token_of_slot[slot_of_token], torch.arange(tokens))
-
-
-@pytest.mark.parametrize(("samples", "tokens", "num_experts"), [(4, 9, 4), (3, 8, 4), (5, 33, 4), (6, 2, 5), (2, 7, 3)])
-def test_partition_by_sample_is_even_within_each_sample_and_over_all(samples, tokens, num_experts):
-    token_of_slot, slot_of_token = random_partition(samples * tokens, num_experts, "cpu", samples)
-    assert torch.equal(token_of_slot[slot_of_token], torch.arange(samples * tokens))
-    expert = (slot_of_token // -(-samples * tokens // num_experts)).view(samples, tokens)
-    for part in (*expert, expert.flatten()):
-        counts = torch.bincount(part, minlength=num_experts)
-        assert counts.max() - counts.min() <= 1
-
-
-def test_partition_by_sample_is_uniform():
-    torch.manual_seed(0)
-    draws = torch.stack([random_partition(10, 4, "cpu", 2)[1] // 3 for _ in range(4000)])  # (4000, 10) experts
-    for token in range(10):
-        share = torch.bincount(draws[:, token], minlength=4) / 4000
-        expected = torch.tensor([2, 1, 1, 1] if token < 5 else [1, 2, 1, 1]) / 5  # the fifth card's expert gets two
-        assert (share - expected).abs().max() < 0.03
-
-
-def test_a_layer_deals_by_sample():
+def test_a_layer_partitions_by_sample():
     moe = ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1, bias=False)), 4, scope="sample").train()
     with torch.no_grad():
         moe.experts[0].weight.copy_(torch.arange(4.0).view(4, 1, 1).expand(4, 1, D) / D)  # says who has worked
@@ -146,21 +117,6 @@ def test_a_layer_deals_by_sample():
     assert all(torch.bincount(sample, minlength=4).tolist() == [2, 2, 2, 2] for sample in experts)
     with pytest.raises(ValueError, match='scope must be "batch" or "sample"'):
         ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1)), 4, scope="cloud")
-
-
-def test_partition_is_uniform():
-    tokens, num_experts, draws = 7, 3, 6000
-    experts = torch.stack([expert_of_token(tokens, num_experts) for _ in range(draws)])  # (draws, T)
-    sizes = torch.tensor([3, 2, 2])
-    frequency = torch.stack([(experts == expert).double().mean(0) for expert in range(num_experts)], dim=1)  # (T, N)
-    probability = (sizes / tokens).double().expand_as(frequency)
-    sigma = (probability * (1 - probability) / draws).sqrt()
-    assert ((frequency - probability).abs() < 4.5 * sigma).all()  # 21 frequencies: false alarm 1e-4, and the seed fixed
-
-    # Neighbours are together as often as any two: a rotation of contiguous blocks would pass the check above.
-    together = (experts[:, :, None] == experts[:, None, :]).double().mean(0)[torch.triu(torch.ones(7, 7), 1) == 1]
-    chance = (sizes * (sizes - 1)).sum().item() / (tokens * (tokens - 1))
-    assert (together - chance).abs().max() < 4.5 * (chance * (1 - chance) / draws) ** 0.5
 
 
 def test_partition_is_fresh_at_every_forward_and_follows_the_seed():
@@ -210,6 +166,65 @@ def test_independent_experts_are_shuffles_of_the_given_one():
         assert not any(torch.allclose(sums[i], sums[0], atol=1e-3) for i in (1, 2, 3))
 
 
+@pytest.mark.parametrize("packed", [GluMlp, SwiGLUPacked], ids=["GluMlp", "SwiGLUPacked"])
+def test_independent_experts_keep_the_gate_half_of_a_packed_glu_apart(packed):
+    """timm starts it with weights of standard deviation 1e-6 and biases of 1, the other half as any linear layer."""
+    ffn = packed(16, 64)
+    ffn.init_weights()
+    value, gate = slice(0, 32), slice(32, 64)
+    experts = ewa.RandomPartitionMoE(ffn, 4, init="independent").experts
+    weight, bias = experts.fc1.weight.detach(), experts.fc1.bias.detach()
+    assert weight[:, gate].abs().max() < 6e-6
+    assert (bias[:, gate] == 1).all()
+    assert bias[:, value].abs().max() <= 16**-0.5  # torch's initialisation
+    for half in (weight[:, gate], weight[:, value], bias[:, value]):  # and they are shuffled within their half
+        flat = half.flatten(1)
+        assert torch.equal(flat.sort().values, flat[:1].sort().values.expand_as(flat))
+        correlation = torch.corrcoef(flat)[~torch.eye(4, dtype=bool)]
+        assert correlation.abs().max() < 4.5 / flat.shape[1] ** 0.5
+
+
+def test_independent_experts_keep_the_scale_of_each_group_of_units():
+    """Also where units of both kinds alternate. Biases go with their units."""
+    ffn = nn.Sequential(nn.Linear(64, 40))
+    small = torch.arange(40) % 2 == 1
+    with torch.no_grad():
+        ffn[0].weight[small] *= 1e-4
+        ffn[0].bias[small] = 3 + torch.randn(20)
+    experts = ewa.RandomPartitionMoE(ffn, 3).experts[0]
+    for of_units in (experts.weight.detach(), experts.bias.detach()):
+        for units in (small, ~small):
+            flat = of_units[:, units].flatten(1)
+            assert torch.equal(flat.sort().values, flat[:1].sort().values.expand_as(flat))
+            assert not torch.equal(flat[1], flat[0])
+
+
+def test_independent_experts_keep_constants_where_they_are():
+    ffn = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 12), nn.LayerNorm(12))
+    with torch.no_grad():
+        ffn[1].bias[:4] = 1.0
+        ffn[1].bias[6:9] = 0.0
+        ffn[2].weight.fill_(0.5)
+    experts = ewa.RandomPartitionMoE(ffn, 4).experts
+    for name, parameter in experts.named_parameters():
+        if name != "1.weight":
+            constant = slice(None) if name != "1.bias" else [0, 1, 2, 3, 6, 7, 8]
+            assert torch.equal(parameter[:, constant], parameter[:1, constant].expand_as(parameter[:, constant])), name
+    assert not torch.equal(experts[1].bias[1], experts[1].bias[0])
+
+
+def test_the_outputs_of_independent_experts_are_not_correlated():
+    """As they would be, by about 0.12, if every expert's units had the same sums of weights."""
+    x = F.layer_norm(torch.randn(256, 64), (64,))
+    outputs = []
+    for _ in range(5):
+        ffn = Mlp(64, 256)
+        moe = ewa.RandomPartitionMoE(ffn, 5).requires_grad_(False)
+        out = moe.experts(x.expand(5, -1, -1)) - moe.experts.fc2.bias.unsqueeze(1)
+        outputs.append(torch.stack([F.cosine_similarity(out[0].flatten(), one.flatten(), 0) for one in out[1:]]))
+    assert torch.cat(outputs).mean().abs() < 0.03
+
+
 def test_copied_experts_are_all_the_given_one():
     ffn = Mlp(D, 8)
     moe = ewa.RandomPartitionMoE(ffn, 3, init="copy")
@@ -232,30 +247,6 @@ def test_dtype_and_mode_of_the_ffn_are_kept():
     moe = ewa.RandomPartitionMoE(Mlp(D).to(torch.bfloat16).eval(), 2)
     assert not any(module.training for module in moe.modules())
     assert {parameter.dtype for parameter in (*moe.parameters(), *moe.fuse().parameters())} == {torch.bfloat16}
-
-
-class RawParameter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(D))
-
-
-@pytest.mark.parametrize(
-    ("layer", "named"),
-    [
-        (nn.Conv1d(D, D, 1), r"Conv1d.*weight.*bias"),
-        (nn.BatchNorm1d(D), r"BatchNorm1d.*running_mean"),
-        (RawParameter(), r"RawParameter.*gamma"),
-    ],
-)
-def test_an_ffn_that_cannot_be_stacked_is_refused_by_name(layer, named):
-    with pytest.raises(ValueError, match=named):
-        ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, D), layer), 4)
-
-
-def test_a_norm_over_more_than_the_last_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"last dimension.*\(3, 6\)"):
-        ewa.RandomPartitionMoE(nn.LayerNorm((3, D)), 4)
 
 
 @pytest.mark.parametrize("num_experts", [1, 0, -2])
@@ -330,26 +321,6 @@ def test_moe_layers_and_stacked_parameters_are_named_from_the_model():
         "second.experts.fc2.weight": (3, D, 8),
         "second.experts.fc2.bias": (3, D),
     }
-
-
-def test_a_layer_used_twice_in_an_ffn_stays_one_layer():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc1 = self.fc2 = nn.Linear(D, D)
-
-        def forward(self, x):
-            return self.fc2(torch.tanh(self.fc1(x)))
-
-    ffn = Tied().double()
-    moe = ewa.RandomPartitionMoE(ffn, 3, init="copy")
-    x = torch.randn(7, D, dtype=torch.float64)
-    assert moe.experts.fc1 is moe.experts.fc2
-    assert moe.experts.fc1.weight.shape == (3, D, D)
-    torch.testing.assert_close(moe(x), ffn(x), rtol=0, atol=1e-12)
-    dense = moe.fuse()
-    assert dense.fc1 is dense.fc2
-    assert torch.equal(dense(x), ffn(x))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")

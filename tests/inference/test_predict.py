@@ -16,8 +16,10 @@ from datasets.layouts import shapes
 from datasets.prepare import unit_sphere
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import Architecture, PointTransformerClassifier
+from pointewa.ops import canonical_order, group
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
+from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import evaluate
 from tools import cli, predict
 
@@ -66,12 +68,13 @@ def test_it_is_what_the_evaluation_computes(normalize, monkeypatch):
     # fpsample starts at a point of its own choice, which gives another farthest-point sample.
     monkeypatch.setattr("datasets.order.method", lambda: "torch")
     source = datasets.open_source("shapes", "", "test")
-    raw = [cloud.points * 3 + 1 for cloud in source.clouds(200)]
+    raw = torch.from_numpy(np.stack([cloud.points * 3 + 1 for cloud in source.clouds(200)]))
+    raw = group(raw, canonical_order(raw)).numpy()  # the evaluation starts at the first point
     changed = replace(source, clouds=lambda count: iter(map(datasets.source.Cloud, raw)), normalize=normalize != "none")
     prepared = torch.from_numpy(np.stack([c.points for c in datasets.prepare.prepare(changed, 64, "")]))
     loaded = classifier(normalize)
-    expected = evaluate(loaded.model, [(prepared, torch.zeros(len(raw), dtype=torch.int64))]).logits
-    found = torch.stack([pointewa.Predictor(loaded).logits(cloud) for cloud in raw])
+    expected = evaluate(loaded.model, [Batch(prepared, torch.zeros(len(raw), dtype=torch.int64))]).logits
+    found = torch.stack([pointewa.Predictor(loaded).logits(cloud[::-1].copy()) for cloud in raw])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if normalize != "none":
         again = pointewa.Predictor(loaded).logits(prepared, normalized=True)
@@ -92,6 +95,39 @@ def test_any_number_and_kind_of_points():
     assert model.logits(points[:1]).isfinite().all()
 
 
+def shuffled(points, seed):
+    return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))]
+
+
+@pytest.mark.parametrize("normalize", ["unit_sphere", "none"])
+@pytest.mark.parametrize("kind", ["continuous", "on a grid", "duplicates", "few"])
+def test_the_order_of_the_points_does_not_matter(normalize, kind):
+    model, points = pointewa.Predictor(classifier(normalize)), torch.randn(500, 3) * torch.tensor([1, 0.5, 2])
+    if kind == "on a grid":  # many points as far from the centroid, and from each other, as others
+        points = (2 * points).round()
+    elif kind == "duplicates":
+        points = torch.cat([points[:150], points[:100], points[:1].expand(20, -1)])
+    elif kind == "few":
+        points = points[:7]
+    expected = model.logits(points)
+    for seed in range(5):
+        assert torch.equal(model.logits(shuffled(points, seed)), expected)
+    batch = torch.stack([shuffled(points, seed) for seed in range(4)])
+    assert all(torch.equal(one, model.logits(batch)[0]) for one in model.logits(batch))
+    name, probabilities = model.predict(points)
+    assert model.predict(points.flip(0))[0] == name
+    assert (model.predict(points.flip(0))[1] == probabilities).all()
+
+
+def test_prepared_clouds_keep_their_first_point():
+    loaded = classifier()
+    points = unit_sphere(torch.randn(3, 64, 3))
+    model = pointewa.Predictor(loaded)
+    with torch.no_grad():
+        assert torch.equal(model.logits(points, normalized=True), loaded.model(points))
+    assert not torch.equal(model.logits(points.flip(1), normalized=True), model.logits(points, normalized=True))
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
@@ -99,9 +135,9 @@ def test_any_number_and_kind_of_points():
         (np.zeros(3), r"found \[3\]"),
         (np.zeros((0, 3)), r"found \[0, 3\]"),
         (np.zeros((0, 5, 3)), r"found \[0, 5, 3\]"),
-        (np.array([[0, 0, np.nan]]), "not finite or beyond 1e"),
-        (np.array([[0, 0, 1e300]]), "not finite or beyond 1e"),
-        (np.array([[0, 0, 1e19]]), "not finite or beyond 1e"),
+        (np.array([[0, 0, np.nan]]), "non-finite or beyond 1e"),
+        (np.array([[0, 0, 1e300]]), "non-finite or beyond 1e"),
+        (np.array([[0, 0, 1e19]]), "non-finite or beyond 1e"),
     ],
 )
 def test_what_no_model_can_take(points, message):

@@ -111,7 +111,7 @@ def test_point_bert_pretraining_loads_the_query_encoder_only():
     ("other", "message"),
     [
         (BERT, "another architecture"),
-        (Architecture(**SIZES | {"depth": 3}, patch_out=24), "blocks.blocks.2.norm1.weight .*which the model has not"),
+        (Architecture(**SIZES | {"depth": 3}, patch_out=24), "blocks.blocks.2.norm1.weight .*expected none"),
         (Architecture(**SIZES | {"depth": 1}, patch_out=24), "blocks.blocks.1.norm1.weight missing"),
         (Architecture(**SIZES | {"patch_width": 16}, patch_out=24), re.escape("[16, 3, 1], expected [8, 3, 1]")),
     ],

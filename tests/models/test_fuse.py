@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pointewa.models import Architecture, PointTransformerClassifier, fuse_batch_norm
+from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
 
 
 @pytest.mark.parametrize("head", ["point_mae", "point_bert"])
@@ -30,3 +30,22 @@ def test_a_model_in_training_is_refused():
     model = PointTransformerClassifier(Architecture(width=24, depth=1, heads=2), 5)
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         fuse_batch_norm(model.train())
+
+
+@pytest.mark.parametrize("build", [lambda arch: PointTransformerClassifier(arch, 5), MaskedAutoencoder])
+def test_a_model_without_batch_norms_works_as_any_other(build):
+    """Fused already: it runs, gives features, has gradients, and fusing it again changes nothing."""
+    arch = Architecture(width=24, depth=2, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24)
+    model = fuse_batch_norm(build(arch).eval())
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    points = torch.randn(4, 64, 3)
+    again = fuse_batch_norm(model)
+    assert again is not model
+    assert again.state_dict().keys() == model.state_dict().keys()
+    torch.manual_seed(0)
+    expected = model(points)
+    torch.manual_seed(0)
+    assert torch.equal(again(points), expected)
+    assert model.features(points).isfinite().all()
+    model.train()(points).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

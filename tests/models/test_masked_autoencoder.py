@@ -11,7 +11,7 @@ from torch import nn
 from pointewa import ewa
 from pointewa.models import PRESETS, Architecture, MaskedAutoencoder, PointTransformerClassifier, load_weights
 from pointewa.models.masked_autoencoder import random_order
-from pointewa.models.patch_embed import make_patches
+from pointewa.models.patch_embed import Patches, make_patches
 from pointewa.ops import chamfer_distance
 
 SIZES = {"width": 24, "depth": 3, "heads": 2, "num_groups": 8, "group_size": 6, "patch_width": 8, "drop_path": 0.0}
@@ -107,9 +107,9 @@ def test_all_sets_of_patches_are_equally_likely():
 def test_the_prediction_knows_nothing_of_the_masked_patches(monkeypatch, training):
     """Bit for bit, also in training, where a batch norm over all patches would tell of them; but the loss does."""
     model, points, order = build().train(training), clouds(), random_order(3, 8, "cpu")
-    patches, centers = make_patches(points, 8, 6)
+    patches, centers, members = make_patches(points, 8, 6)
     patches.requires_grad_()
-    monkeypatch.setattr(MODULE, "make_patches", lambda *args, **options: (patches, centers))
+    monkeypatch.setattr(MODULE, "make_patches", lambda *args, **options: Patches(patches, centers, members))
     _, predicted, true, _ = model._predict(points, order)
     masked = torch.zeros(3, 8, dtype=torch.bool).scatter_(1, order[:, 4:], True)
     gradient = torch.autograd.grad(predicted.square().sum(), patches)[0].flatten(2).abs().sum(2)
@@ -135,8 +135,9 @@ def plain_block(block, x):
 def naive_loss(model, points, order):
     """One cloud at a time, in the published form, on boolean masks; patch by patch where the patch is encoded, too."""
     encoder, losses = model.MAE_encoder, []
-    all_patches, all_centers = make_patches(points, model.architecture.num_groups, model.architecture.group_size)
-    for patches, centers, row in zip(all_patches, all_centers, order, strict=True):
+    arch = model.architecture
+    cut = make_patches(points, arch.num_groups, arch.group_size)
+    for patches, centers, row in zip(cut.patches, cut.centers, order, strict=True):
         masked = torch.zeros(len(row), dtype=torch.bool)
         masked[row[model.num_visible :]] = True
         tokens = []
@@ -193,7 +194,7 @@ def test_a_reconstruction_is_in_the_coordinates_of_the_cloud():
     for part in (result.visible, result.true):  # they are the cloud's own points
         distance = torch.cdist(part.flatten(1, 2), points, compute_mode="donot_use_mm_for_euclid_dist")
         assert distance.amin(2).max() < 1e-6
-    whole, (patches, centers) = torch.cat([result.visible, result.true], 1), make_patches(points, 8, 6)
+    whole, (patches, centers, _) = torch.cat([result.visible, result.true], 1), make_patches(points, 8, 6)
     expected = (patches + centers.unsqueeze(2)).flatten(1).sort(1).values  # every patch once
     torch.testing.assert_close(whole.flatten(1).sort(1).values, expected)
     assert not result.predicted.requires_grad
@@ -206,7 +207,7 @@ def test_its_encoder_loads_into_the_classifier(architecture):
     assert all(key.startswith("cls_") for key in report.fresh)
     assert {"cls_token", "cls_pos"} < set(report.fresh)
     assert len(report.loaded) == sum(key.startswith("MAE_encoder.") for key in model.state_dict())
-    patches, centers = make_patches(clouds(), 8, 6)
+    patches, centers, _ = make_patches(clouds(), 8, 6)
     tokens = classifier.reduce_dim(classifier.encoder(patches))
     out = classifier.norm(classifier.blocks(tokens, classifier.pos_embed(centers)))
     assert torch.equal(out, model.MAE_encoder(patches, centers))
@@ -256,7 +257,7 @@ def test_bad_clouds_are_refused():
     model = build().eval()
     with pytest.raises(ValueError, match=r"\[B, N, 3\]"):
         model(torch.zeros(2, 64, 2))
-    with pytest.raises(ValueError, match=r"not finite in cloud\(s\) \[0\] of 1"):
+    with pytest.raises(ValueError, match=r"non-finite values in cloud\(s\) \[0\] of 1"):
         model(torch.full((1, 64, 3), torch.nan))
 
 

@@ -134,8 +134,8 @@ def test_group_gathers_with_gradients():
         (torch.zeros(2, 0, 3), "has no points"),
         (torch.zeros(2, 8, 2), r"\[B, N, 3\]"),
         (torch.zeros(8, 3), r"\[B, N, 3\]"),
-        (torch.full((2, 8, 3), torch.nan), r"not finite in cloud\(s\) \[0, 1\]"),
-        (torch.cat([torch.zeros(1, 8, 3), torch.full((1, 8, 3), torch.inf)]), r"not finite in cloud\(s\) \[1\]"),
+        (torch.full((2, 8, 3), torch.nan), r"non-finite values in cloud\(s\) \[0, 1\]"),
+        (torch.cat([torch.zeros(1, 8, 3), torch.full((1, 8, 3), torch.inf)]), r"non-finite values in cloud\(s\) \[1\]"),
     ],
 )
 def test_bad_clouds_are_refused(ops, points, message):

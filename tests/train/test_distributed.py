@@ -142,7 +142,7 @@ def test_sharded_experts_are_averaged_without_a_message(tmp_path):
         assert found["messages"] == 0
         assert found["difference"] < 1e-6
         assert (list(found["whole"]), list(found["local"])) == ([4, 64, 32], [4, 32, 32])
-        assert "the experts are split over processes" in found["refused"]
+        assert "the experts are sharded over processes" in found["refused"]
 
 
 def test_what_cannot_be_shared_is_refused(make_trainer):

@@ -106,7 +106,8 @@ def test_a_palette_has_different_colours(count):
 def test_patches_are_the_model_s():
     points = cloud()
     found = cut(points, 8, 12)
-    patches, centers = make_patches(points[None], 8, 12)
+    patches, centers, members = make_patches(points[None], 8, 12)
+    assert torch.equal(found.members, members[0])
     torch.testing.assert_close(found.centers, centers[0])
     torch.testing.assert_close(points[found.members] - found.centers[:, None], patches[0])
     for point in range(300):

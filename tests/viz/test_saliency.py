@@ -5,8 +5,7 @@ import torch
 
 import pointewa.models.classifier as classifier
 from pointewa.models import Architecture, PointTransformerClassifier
-from pointewa.models.patch_embed import make_patches
-from pointewa.ops import knn
+from pointewa.models.patch_embed import Patches, make_patches
 from pointewa.viz.panels import FOR, NEUTRAL, by_sign, rgb
 from pointewa.viz.saliency import gradient_x_input, saliency, saliency_panels, without_each_patch
 
@@ -48,15 +47,14 @@ def test_gradient_x_input_is_a_derivative():
 @pytest.mark.parametrize("patch_out", [24, 16])
 def test_leaving_a_patch_out_is_evaluating_without_it(monkeypatch, patch_out):
     model, points = build(patch_out), clouds(1)
-    found = without_each_patch(model, points[0], batch_size=4)
+    found = without_each_patch(model, make_patches(points, 6, 5), batch_size=4)
     whole = model(points)
     assert found.shape == (6, 4)
     for left_out in range(6):
         rest = [number for number in range(6) if number != left_out]
 
         def fewer(*args, rest=rest, **kwargs):
-            patches, centers = make_patches(*args, **kwargs)
-            return patches[:, rest], centers[:, rest]
+            return Patches(*(part[:, rest] for part in make_patches(*args, **kwargs)))
 
         monkeypatch.setattr(classifier, "make_patches", fewer)
         with torch.no_grad():
@@ -72,10 +70,10 @@ def test_saliency_of_a_cloud():
         probabilities = model(points[None])[0].softmax(0)
     torch.testing.assert_close(found.probabilities, probabilities)
     assert found.predicted == int(probabilities.argmax())
-    drops = probabilities.max() - without_each_patch(model, points).softmax(1)[:, found.predicted]
+    patches = make_patches(points[None], 6, 5)
+    drops = probabilities.max() - without_each_patch(model, patches).softmax(1)[:, found.predicted]
     torch.testing.assert_close(found.drops, drops)
-    centers = make_patches(points[None], 6, 5)[1]
-    members = knn(centers, points[None], 5)[0]
+    members = patches.members[0]
     for point in range(40):  # the mean over the patches that it is in
         mine = found.drops[(members == point).any(1)]
         expected = mine.mean() if len(mine) else torch.tensor(torch.nan)
@@ -99,5 +97,5 @@ def test_red_is_for_and_blue_against():
 
 
 def test_one_patch_cannot_be_left_out():
-    with pytest.raises(ValueError, match="one patch"):
-        without_each_patch(build(groups=1), clouds(1)[0])
+    with pytest.raises(ValueError, match="the only patch"):
+        without_each_patch(build(groups=1), make_patches(clouds(1), 1, 5))

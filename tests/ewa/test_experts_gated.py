@@ -92,7 +92,7 @@ def test_balance_loss_evens_the_experts_out():
 
 
 def test_without_a_forward_pass_there_is_no_balance_loss():
-    with pytest.raises(ValueError, match="no gated layers that have had a forward pass"):
+    with pytest.raises(ValueError, match="no gated layers that have had a forward pass in training"):
         ewa.balance_loss(gated())
     with pytest.raises(ValueError, match="no gated layers"):
         ewa.balance_loss(nn.Linear(2, 2))
