@@ -1,9 +1,12 @@
 """The packed layout: one HDF5 file a data set, also what prepared clouds are cached in.
 
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
-``add_offset``), ``label`` ``[n]``, ``name`` ``[n]`` and where known ``mask`` ``[n, P]``. Attributes of the file:
-``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and ``normalized``; of a group
-``sha256`` of its contents.
+``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
+Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and
+``normalized``; of a group ``sha256`` of its contents.
+
+Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
+1 (the object) and 0 (its background).
 """
 
 import hashlib
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Clouds, PointClouds, check_labels
+from datasets.base import Clouds, Labelled, PointClouds, check_labels
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.safe.files import atomic_write
@@ -54,9 +57,10 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
             for chunk in chunks(clouds, 64):
                 points = np.stack([cloud.points for cloud in chunk])
                 data[index : index + len(chunk)] = np.rint(points * _GRID) if int16 else points
-                if chunk[0].mask is not None:
-                    mask = group.require_dataset("mask", (n, count), bool, chunks=(1, count))
-                    mask[index : index + len(chunk)] = np.stack([cloud.mask for cloud in chunk])
+                if chunk[0].point_labels is not None:
+                    kind = {"dtype": np.int32, "chunks": (1, count), "compression": "gzip", "shuffle": True}
+                    labels = group.require_dataset("point_labels", (n, count), fletcher32=True, **kind)
+                    labels[index : index + len(chunk)] = np.stack([cloud.point_labels for cloud in chunk])
                 index += len(chunk)
             group["label"] = source.labels
             group["name"] = _bytes(source.object_names)
@@ -101,11 +105,11 @@ class Split:
     object_names: tuple[str, ...]
     ordered: bool
     normalized: bool
-    has_mask: bool
+    point_labels: str | None  # the dataset that holds them
     trusted: bool
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points float32 ``[B, count, 3]`` of some objects, and their masks bool ``[B, count]`` if there are any.
+        """Points float32 ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
 
         Raises:
             DataError: damaged.
@@ -120,8 +124,8 @@ class Split:
         points = _rows(data, rows, count).astype(np.float32)
         if "scale_factor" in data.attrs or "add_offset" in data.attrs:
             points = points * np.float32(scale) + np.float32(offset)
-        mask = _rows(h5[self.split]["mask"], rows, count).astype(bool) if self.has_mask else None
-        return points, mask
+        labels = self.point_labels and _rows(h5[self.split][self.point_labels], rows, count).astype(np.int64)
+        return points, labels
 
 
 def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.ndarray:
@@ -145,12 +149,17 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
                 f"{path}: {split}/data: expected numbers [N, P, 3] with N, P > 0, found {group['data'].dtype} "
                 f"{list(shape)}"
             )
-        mask = group["mask"].shape if "mask" in group else None
+        point_labels = next((name for name in ("point_labels", "mask") if name in group), None)
+        labelled = group[point_labels].shape if point_labels else shape[:2]
         labels, objects = read_labels(group["label"]), _texts(group["name"][:])
-        if not shape[0] == len(labels) == len(objects) or mask not in (None, shape[:2]):
+        if not shape[0] == len(labels) == len(objects) or labelled != shape[:2]:
             raise DataError(
                 f"{path}: {split}: {shape[0]} clouds, {len(labels)} labels, {len(objects)} object names"
-                + (f", a mask {list(mask)}" if mask else "")
+                + (f", {point_labels} {list(labelled)}" if point_labels else "")
+            )
+        if point_labels and group[point_labels].dtype.kind not in "iub":
+            raise DataError(
+                f"{path}: {split}/{point_labels}: expected whole numbers, found {group[point_labels].dtype}"
             )
         return Split(
             path,
@@ -161,7 +170,7 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             objects,
             h5.attrs.get("order") == "fps",
             bool(h5.attrs.get("normalized", False)),
-            mask is not None,
+            point_labels,
             trusted,
         )
 
@@ -176,9 +185,8 @@ def source(path: Path, split: str, normalize: bool = True) -> Source:
 
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
-            points, mask = packed.read(slice(start, start + 64), packed.shape[1])
-            for index in range(len(points)):
-                yield Cloud(points[index], None if mask is None else mask[index])
+            points, labels = packed.read(slice(start, start + 64), packed.shape[1])
+            yield from map(Cloud, points, [None] * len(points) if labels is None else labels)
 
     return Source(
         "packed HDF5",
@@ -191,12 +199,13 @@ def source(path: Path, split: str, normalize: bool = True) -> Source:
         clouds,
         normalize,
         ordered=packed.ordered and packed.normalized == normalize,
+        point_labels=packed.point_labels is not None,
     )
 
 
 def resident(packed: Split, count: int) -> PointClouds:
     """The first ``count`` points of every cloud of a prepared split, in memory."""
-    points, mask = packed.read(slice(None), count)
+    points, point_labels = packed.read(slice(None), count)
     return PointClouds(
         torch.from_numpy(points),
         torch.from_numpy(packed.labels),
@@ -204,7 +213,7 @@ def resident(packed: Split, count: int) -> PointClouds:
         packed.object_names,
         str(packed.path),
         packed.normalized,
-        None if mask is None else torch.from_numpy(mask),
+        None if point_labels is None else torch.from_numpy(point_labels),
     )
 
 
@@ -257,8 +266,8 @@ class StreamedClouds(Clouds):
         """P, the points that each cloud has."""
         return self.packed.shape[1]
 
-    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``.
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds.
 
         Raises:
             DataError: the file is damaged, or a coordinate is not finite.
@@ -266,19 +275,24 @@ class StreamedClouds(Clouds):
         device = self.labels.device
         with open_hdf5(self.packed.path, _WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
-            def read(index: Tensor) -> Tensor:
-                points = torch.from_numpy(self.packed.read_from(h5, self.rows[index].tolist(), count)[0])
-                if not torch.isfinite(points).all():
+            def read(index: Tensor) -> list[Tensor | None]:
+                found = self.packed.read_from(h5, self.rows[index].tolist(), count)
+                tensors = [None if values is None else torch.from_numpy(values) for values in found]
+                if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
-                return points.pin_memory() if device.type == "cuda" else points
+                return [one if one is None or device.type != "cuda" else one.pin_memory() for one in tensors]
+
+            def next_batch() -> Labelled:
+                tensors = pending.popleft().result()
+                return Labelled(*(None if one is None else one.to(device, non_blocking=True) for one in tensors))
 
             pending: deque = deque()
             for index in indices:
                 pending.append(thread.submit(read, index.cpu()))
                 if len(pending) > self.ahead:
-                    yield pending.popleft().result().to(device, non_blocking=True)
+                    yield next_batch()
             while pending:
-                yield pending.popleft().result().to(device, non_blocking=True)
+                yield next_batch()
 
     def take(self, indices: Sequence[int] | Tensor) -> "StreamedClouds":
         """The clouds at ``indices``."""

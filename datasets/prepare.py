@@ -55,7 +55,7 @@ def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iter
         if int16:
             points = [packed.on_grid(cloud) for cloud in points]
         for cloud, mine, order in zip(chunk, points, fps_order(points, count), strict=True):
-            yield Cloud(mine[order], None if cloud.mask is None else cloud.mask[order])
+            yield Cloud(mine[order], None if cloud.point_labels is None else cloud.point_labels[order])
     if few := sum(size < count for size in sizes):
         note = f"{few} of {len(sizes)} objects have fewer than {count} points, the fewest {min(sizes)}"
         print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)

@@ -20,10 +20,10 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Cloud(NamedTuple):
-    """One object: points float32 ``[P, 3]``, and bool ``[P]`` which of them are the object, where that is known."""
+    """One object: points ``[P, 3]``, and where the set has them their labels, int64 ``[P]``."""
 
     points: np.ndarray
-    mask: np.ndarray | None = None
+    point_labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Source:
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
+        point_labels: clouds come with the labels of their points.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -57,6 +58,7 @@ class Source:
     clouds: Callable[[int], Iterator[Cloud]]
     normalize: bool = True
     ordered: bool = False
+    point_labels: bool = False
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

@@ -32,10 +32,15 @@ class DataConfig:
         None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
     )
     num_points: int = 1024
-    augment: str = "scale_shift"  # or "rotate_up", "none"
+    background: str = "keep"  # of ScanObjectNN's objects; or "drop" its points
+    augment: Any = field(default_factory=lambda: ["scale_shift"])  # in this order; also rotate_up, jitter, dropout
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
     train_fraction: float = 1.0  # of each class of the training split, trained on; fixed objects whatever the seed
+
+    def __post_init__(self) -> None:
+        if isinstance(self.augment, str):  # as it was written when there could be only one
+            self.augment = [] if self.augment == "none" else [self.augment]
 
 
 @dataclass
@@ -315,6 +320,10 @@ def _check_values(config: Config) -> None:
                           f"{train.accumulate}")  # fmt: skip
     if train.freeze_backbone and ewa.enabled:
         raise ConfigError("train.freeze_backbone: a frozen backbone leaves no experts to train: set ewa.enabled=false")
+    if not isinstance(data.augment, list) or not all(isinstance(name, str) for name in data.augment):
+        raise ConfigError(
+            f"data.augment: expected a list of names, such as [scale_shift, jitter], found {reprlib.repr(data.augment)}"
+        )
     save_interval(train)
     if train.warmup_epochs is not None and not 0 <= train.warmup_epochs <= train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected 0 to train.epochs, found {train.warmup_epochs}")
@@ -326,6 +335,7 @@ def _check_values(config: Config) -> None:
         ("ewa.init", ewa.init, ("auto", "copy", "independent")),
         ("train.precision", train.precision, ("auto", "bfloat16", "float32")),
         ("data.stream", data.stream, ("auto", True, False)),
+        ("data.background", data.background, ("keep", "drop")),
     ):
         if value not in choices:
             raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, found {reprlib.repr(value)}")

@@ -34,7 +34,10 @@ _MESH_POINTS = 8192  # packed of an object whose source has any number of points
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {split: datasets.open_source(data.name, data.root, split, 1, data.variant) for split in ("train", "test")}
+    return {
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        for split in ("train", "test")
+    }
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
@@ -109,6 +112,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
     variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    if data.background == "drop":
+        variant = f"_without_background{variant}"  # not a name under which the whole set is looked for
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

@@ -157,7 +157,7 @@ class Subjects:
         """The objects of the split with these numbers."""
         clouds = self.clouds
         index = torch.as_tensor(list(indices), device=clouds.labels.device)
-        (points,) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
+        ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
         labels = clouds.labels[index].tolist()
         return [Item(one, clouds.object_names[i], clouds.class_names[label])
                 for i, one, label in zip(indices, self.prepared(points), labels, strict=True)]  # fmt: skip

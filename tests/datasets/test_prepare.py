@@ -90,6 +90,18 @@ def test_clouds_stay_as_they_are_where_the_set_is_not_normalised():
     assert torch.equal(prepared.points[0].sort(0).values, torch.from_numpy(points).sort(0).values)
 
 
+def test_point_labels_stay_with_their_points():
+    points = [cloud(128, seed) for seed in range(3)]
+    labelled = [Cloud(one, (one[:, 0] > 0) + 2 * (one[:, 1] > 0)) for one in points]
+    made = prepare.load(
+        "set", "train", source(points, clouds=lambda count: iter(labelled), normalize=False), 100, CPU, False
+    )
+    assert made.point_labels.shape == (3, 100)
+    assert torch.equal(made.point_labels, (made.points[..., 0] > 0) + 2 * (made.points[..., 1] > 0))
+    with pytest.raises(DataError, match=r"expected point labels \[3, 100\], found \[3, 99\]"):
+        replace(made, point_labels=made.point_labels[:, :99])
+
+
 def test_mixed_sizes_repeat_points_and_say_so(capsys):
     mixed = source([cloud(300), cloud(40)], num_points=None)
     prepared = prepare.load("mixed", "train", mixed, 100, CPU, False)
