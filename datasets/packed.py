@@ -27,7 +27,7 @@ from pointewa.errors import DataError
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import open_hdf5, read_labels
 
-_WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
+WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
 _GRID = 32767  # int16 steps from the centre of a cloud to the farthest coordinate
 
 
@@ -114,7 +114,7 @@ class Split:
         Raises:
             DataError: damaged.
         """
-        with open_hdf5(self.path, _WHAT, self.trusted) as h5:
+        with open_hdf5(self.path, WHAT, self.trusted) as h5:
             return self.read_from(h5, rows, count)
 
     def read_from(self, h5: h5py.File, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -141,7 +141,7 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
     Raises:
         DataError: it is not one, or has no such split, or its parts do not fit together.
     """
-    with open_hdf5(path, _WHAT, trusted) as h5:
+    with open_hdf5(path, WHAT, trusted) as h5:
         group, names = h5[split], h5.attrs["shape_names"]
         shape, kind = group["data"].shape, group["data"].dtype.kind
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind not in "fiu":
@@ -273,7 +273,7 @@ class StreamedClouds(Clouds):
             DataError: the file is damaged, or a coordinate is not finite.
         """
         device = self.labels.device
-        with open_hdf5(self.packed.path, _WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
+        with open_hdf5(self.packed.path, WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
             def read(index: Tensor) -> list[Tensor | None]:
                 found = self.packed.read_from(h5, self.rows[index].tolist(), count)

@@ -4,7 +4,6 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
-import io
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pointewa.errors import ConfigError, first_line
 from pointewa.models.presets import PRESETS, Architecture
-
-_LARGEST, _DEEPEST, _MOST_REFERENCES = 100_000, 20, 20  # of a YAML file: characters, levels, and ${...}
+from pointewa.safe.yaml_files import load_yaml
 
 
 @dataclass
@@ -213,44 +211,15 @@ def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The mapping in a YAML file, as omegaconf holds it; nothing in the file can take long or run code.
+    """The mapping of groups in a YAML file, as omegaconf holds it.
 
     Raises:
-        ConfigError: no file, no YAML, no mapping, or too large.
+        ConfigError: no file, no YAML, no mapping, or refused by `pointewa.safe.yaml_files`.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise ConfigError(f"{path}: expected a configuration of at most {_LARGEST} characters")
-        _check_yaml(text)
-        layer = OmegaConf.load(io.StringIO(text))
-    except ConfigError:
-        raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from error
-    except Exception as error:  # YAMLError, and whatever PyYAML makes of a value that does not fit its tag
-        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
+    layer = load_yaml(path)
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(_names(Config))}), found a list")
     return layer
-
-
-def _check_yaml(text: str) -> None:
-    """Refuse what would end the process, by its nesting, or take any amount of memory or time to resolve."""
-    depth = aliases = 0
-    resolved: list[str] = []
-    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        if isinstance(event, yaml.ScalarEvent):
-            resolved += [event.value] * event.value.count("${")
-        if depth > _DEEPEST:
-            raise ValueError(f"nested deeper than {_DEEPEST} levels")
-        if len(resolved) + aliases > _MOST_REFERENCES or (resolved and len(resolved[-1]) > 1000):
-            raise ValueError(
-                f"more than {_MOST_REFERENCES} references to other values, or in more than 1000 characters"
-            )
 
 
 def _check_keys(layer: Any, schema: type, source: str, prefix: str = "") -> None:

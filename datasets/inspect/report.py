@@ -11,9 +11,9 @@ from torch import Tensor
 from datasets import packed
 from datasets.inspect.download import ARCHIVES, mismatch
 from datasets.inspect.inspection import dimension, duplicates, repeated_points, up_axis
-from datasets.prepare import unit_sphere
 from datasets.registry import NAMES
 from datasets.source import Source, progress
+from pointewa.ops import unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
 _LOOK = 1024  # points of an object that are looked at

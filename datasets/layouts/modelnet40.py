@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
+import torch
 
 from datasets import packed
 from datasets.files import read_points
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
+from pointewa.ops import turn_up
 from pointewa.safe.files import reading
 from pointewa.safe.hdf5 import open_hdf5, read_labels
 from pointewa.safe.pickles import load_arrays
@@ -140,9 +141,9 @@ def _find_packed(folders: list[Path]) -> list[Path]:
 
 def _count(file: Path) -> int:
     try:
-        with h5py.File(file) as h5:
+        with open_hdf5(file, packed.WHAT) as h5:
             return len(h5["train/label"])
-    except (OSError, KeyError, TypeError):
+    except DataError:
         return 0
 
 
@@ -280,8 +281,8 @@ def _open_off(folder: Path, split: str) -> Source:
 
 
 def _sample_off(file: Path, samples: int) -> np.ndarray:
-    x, y, z = read_points(file, samples).T
-    return np.stack([x, z, -y], 1)  # the meshes have z up, everything that was made of them y
+    # The meshes have z up, everything that was made of them y.
+    return turn_up(torch.from_numpy(read_points(file, samples)), "z").numpy()
 
 
 _LAYOUTS = {

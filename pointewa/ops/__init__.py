@@ -1,4 +1,5 @@
-"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation.
+"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation,
+the up axis.
 
 Each selects by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's kernels do
 the work where they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS`` (``pytorch3d`` or
@@ -11,5 +12,15 @@ from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.knn import knn
 from pointewa.ops.normalize import unit_sphere
+from pointewa.ops.up_axis import UP_AXES, turn_up
 
-__all__ = ["backend", "chamfer_distance", "farthest_point_sample", "group", "knn", "unit_sphere"]
+__all__ = [
+    "UP_AXES",
+    "backend",
+    "chamfer_distance",
+    "farthest_point_sample",
+    "group",
+    "knn",
+    "turn_up",
+    "unit_sphere",
+]

@@ -10,8 +10,9 @@ import torch
 
 import datasets
 from datasets.layouts import modelnet40, scanobjectnn
-from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
+from pointewa.ops import unit_sphere
+from pointewa.safe import hdf5
 
 LAYOUTS = ["packed", "ply_hdf5", "text", "dat", "off"]
 
@@ -188,6 +189,20 @@ def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):
         datasets.load("scanobjectnn", str(tmp_path), "test", background="drop")
     with pytest.raises(DataError, match=r"data\.background=drop: shapes does not tell objects from their background"):
         datasets.load("shapes", "", "test", background="drop")
+
+
+def test_no_file_is_opened_here_before_the_trial_process_has_read_it(tmp_path, layouts, monkeypatch):
+    """Damage can crash the HDF5 library, so not even the number of objects of a layout's files is asked for before."""
+    layouts.packed(tmp_path, layouts.procedural(64), "modelnet40_good.h5")
+    with h5py.File(bad := tmp_path / "modelnet40_bad.h5", "w") as h5:  # claims more than it can hold: the trial objects
+        h5.create_dataset("train/label", (10**12,), np.int64)
+    opened, tried, open_, trial = [], [], h5py.File, hdf5._trial
+    monkeypatch.setattr(hdf5, "_trial", lambda path, *args: tried.append(path) or trial(path, *args))
+    monkeypatch.setattr(h5py, "File", lambda path, *args, **kw: opened.append(path) or open_(path, *args, **kw))
+    assert datasets.open_source("modelnet40", str(tmp_path), "train").path.name == "modelnet40_good.h5"
+    assert bad in tried
+    assert bad not in opened
+    assert set(opened) <= set(tried)
 
 
 # What is refused, with the message that the user sees.

@@ -72,7 +72,7 @@ def test_masks_and_scale_are_kept(tmp_path, layouts):
 
 
 def labelled(tmp_path, layouts):
-    """A packed file in which a point's label tells whether its x is positive, and its loading, resident and streamed."""
+    """A packed file in which a point's label tells whether its x is positive, and its loading: resident, streamed."""
     layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
     file = pack(tmp_path / "scanobjectnn_obj_bg_64.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg")
     load = lambda: [datasets.load("scanobjectnn", str(file), "train", 48, variant="obj_bg", stream=stream)  # noqa: E731

@@ -11,10 +11,9 @@ import datasets
 from benchmarks.bench_data import shortfall
 from datasets import PointClouds, order, prepare
 from datasets.order import fps_order
-from datasets.prepare import unit_sphere
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
-from pointewa.ops import farthest_point_sample
+from pointewa.ops import farthest_point_sample, unit_sphere
 
 CPU = torch.device("cpu")
 

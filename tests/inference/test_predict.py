@@ -13,11 +13,12 @@ import torch
 import datasets
 import pointewa
 from datasets.layouts import shapes
-from datasets.prepare import unit_sphere
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import Architecture, PointTransformerClassifier
+from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
+from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import evaluate
 from tools import cli, predict
 
@@ -70,7 +71,7 @@ def test_it_is_what_the_evaluation_computes(normalize, monkeypatch):
     changed = replace(source, clouds=lambda count: iter(map(datasets.source.Cloud, raw)), normalize=normalize != "none")
     prepared = torch.from_numpy(np.stack([c.points for c in datasets.prepare.prepare(changed, 64, "")]))
     loaded = classifier(normalize)
-    expected = evaluate(loaded.model, [(prepared, torch.zeros(len(raw), dtype=torch.int64))]).logits
+    expected = evaluate(loaded.model, [Batch(prepared, torch.zeros(len(raw), dtype=torch.int64))]).logits
     found = torch.stack([pointewa.Predictor(loaded).logits(cloud) for cloud in raw])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if normalize != "none":
