@@ -8,6 +8,7 @@ python -m tools.prepare_data download data.name=modelnet40 data.root=data
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def sources(config: Config) -> dict[str, Source]:
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """What is there."""
-    found = report.inspect(sources(config))
+    found = report.inspect(sources(config), args.seconds or math.inf)
     splits = found["splits"]
     table = Table(title=f"{config.data.name} as it lies on disk")
     for column in ("", *splits):
@@ -80,6 +81,11 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
             text += f": {twice['objects_of_test']} test objects, {twice['of_two_classes']} pairs under two classes"
             text += f", such as {' and '.join(twice['such_as'])}"
         console.print(text, highlight=False, soft_wrap=True)
+    if left_out := found["pairs_not_compared"]:
+        console.print(
+            f"{left_out} pairs that look less alike were not compared within {args.seconds:g} s: --seconds allows more",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     up = found["up"]
     agree = f"{100 * up['agreement']:.0f} % of the classes agree"
     console.print(
@@ -172,9 +178,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
     )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=120,
+        help="inspect: most for finding objects that occur twice (120; 0: any)",
+    )
     args = parser.parse_intermixed_args(argv)
     if args.points is not None and args.points < 1:
         raise ConfigError(f"--points: expected at least 1, found {args.points}")
+    if not args.seconds >= 0:
+        raise ConfigError(f"--seconds: expected at least 0, found {args.seconds}")
     console = Console(stderr=args.json)
     figures = ACTIONS[args.what](args, cli.config_from(args), console)
     if args.json:
