@@ -3,7 +3,8 @@
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
 ``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
 Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and
-``normalized``; of a group ``sha256`` of its contents.
+``normalized``; of a group ``sha256`` of its contents and ``distinct``, the most points that an object has before they
+start over.
 
 Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
 1 (the object) and 0 (its background).
@@ -53,7 +54,7 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
             data = group.create_dataset("data", (n, count, 3), chunks=(1, count, 3), fletcher32=True, **kind)
             if int16:
                 data.attrs["scale_factor"], data.attrs["add_offset"] = 1 / _GRID, 0.0
-            index = 0
+            index = most = 0
             for chunk in chunks(clouds, 64):
                 points = np.stack([cloud.points for cloud in chunk])
                 data[index : index + len(chunk)] = np.rint(points * _GRID) if int16 else points
@@ -62,6 +63,8 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
                     labels = group.require_dataset("point_labels", (n, count), fletcher32=True, **kind)
                     labels[index : index + len(chunk)] = np.stack([cloud.point_labels for cloud in chunk])
                 index += len(chunk)
+                most = max(most, *(cloud.distinct or count for cloud in chunk))
+            group.attrs["distinct"] = most
             group["label"] = source.labels
             group["name"] = _bytes(source.object_names)
             group.attrs["sha256"] = digest(group)
@@ -106,6 +109,7 @@ class Split:
     ordered: bool
     normalized: bool
     point_labels: str | None  # the dataset that holds them
+    distinct: int  # most points of an object before they start over
     trusted: bool
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -171,6 +175,7 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             h5.attrs.get("order") == "fps",
             bool(h5.attrs.get("normalized", False)),
             point_labels,
+            int(group.attrs.get("distinct", shape[1])),
             trusted,
         )
 
@@ -276,7 +281,7 @@ class StreamedClouds(Clouds):
         with open_hdf5(self.packed.path, WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
             def read(index: Tensor) -> list[Tensor | None]:
-                found = self.packed.read_from(h5, self.rows[index].tolist(), count)
+                found = self.packed.read_from(h5, self.rows[index].tolist(), min(count, self.num_points))
                 tensors = [None if values is None else torch.from_numpy(values) for values in found]
                 if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")

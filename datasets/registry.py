@@ -73,4 +73,4 @@ def load(
     source = open_source(name, root, split, num_points or 1, variant, background)
     wanted = pool_size(num_points) if num_points else source.num_points or _ANY
     count = min(wanted, source.num_points or wanted)
-    return prepare.load(name, split, source, count, torch.device(device), stream)
+    return prepare.load(name, split, source, count, torch.device(device), stream, num_points)

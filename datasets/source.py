@@ -20,10 +20,12 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Cloud(NamedTuple):
-    """One object: points ``[P, 3]``, and where the set has them their labels, int64 ``[P]``."""
+    """One object: points ``[P, 3]``; where the set has them their labels, int64 ``[P]``; and how many points there are
+    before they start over, None for all P."""
 
     points: np.ndarray
     point_labels: np.ndarray | None = None
+    distinct: int | None = None
 
 
 @dataclass(frozen=True)

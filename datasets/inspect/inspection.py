@@ -42,8 +42,7 @@ def repeated_points(points: Tensor) -> Tensor:
 
 
 class Duplicates(NamedTuple):
-    """Indices ``[K, 2]`` of pairs, their ratios ``[K]``, the smallest first, and how many pairs that look alike there was
-    no time to compare."""
+    """Indices ``[K, 2]`` of pairs and their ratios ``[K]``, the smallest first; how many look-alikes were left out."""
 
     pairs: Tensor
     ratios: Tensor
