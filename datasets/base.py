@@ -53,7 +53,7 @@ class Clouds(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """The clouds on a device, or with their batches on it."""
+        """The same clouds on a device; streamed ones put their batches there."""
 
     def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Hold out ``fraction`` of each class (rounded, at least one object), chosen by ``seed``.

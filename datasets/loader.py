@@ -1,4 +1,4 @@
-"""Batches of clouds, drawn and augmented on the training device: no worker processes, no Python for single objects."""
+"""Batches of clouds, drawn and augmented on the training device: no worker processes, no Python per object."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,10 +13,10 @@ from pointewa.tasks.base import Batch
 
 
 class TrainLoader:
-    """Shuffled and augmented batches of equal size; an incomplete last one is left out.
+    """Shuffled and augmented batches of equal size; an incomplete last one is dropped.
 
     Everything drawn for a batch depends on the seed, the epoch, the number of the batch and the rank only: an epoch can
-    be entered anywhere, and two runs that differ in their models see the same data. Several processes share a batch.
+    be entered at any batch, and two runs with different models see the same data. Several processes share a batch.
 
     Args:
         clouds: in farthest-point order, on the device of the training.
@@ -28,7 +28,7 @@ class TrainLoader:
         world_size: number of processes.
 
     Raises:
-        ConfigError: an unknown augmentation, more in a batch than there is, or a batch that cannot be shared equally.
+        ConfigError: an unknown augmentation, a batch larger than the set, or one that cannot be divided equally.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrainLoader:
             yield Batch(points, self.clouds.labels[index], point_labels)
 
     def object_names(self, epoch: int, number: int) -> list[str]:
-        """The objects of a whole batch."""
+        """Names of the objects of a batch, over all processes."""
         return [self.clouds.object_names[index] for index in self._batches(epoch)[number].tolist()]
 
     def _batches(self, epoch: int) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class EvalLoader:
         num_points: points a cloud.
         transform: from points ``[B, P, 3]``, P the size of the pool that training draws from if there are as many,
             to the points that are evaluated. Their labels are then not given, since it may draw and reorder points.
-        rank: number of this process. Each evaluates a part of the clouds, every cloud being in one of the parts.
+        rank: number of this process. The clouds are divided among the processes, each going to exactly one.
         world_size: number of processes.
 
     Raises:

@@ -49,7 +49,7 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
             h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
-            # A cloud is a chunk, so that any of them is read alone; with a checksum, so that damage is noticed.
+            # Each cloud is a chunk of its own, so that it can be read alone; checksums make damage noticeable.
             kind = {"dtype": np.int16, "compression": "gzip", "shuffle": True} if int16 else {"dtype": np.float32}
             data = group.create_dataset("data", (n, count, 3), chunks=(1, count, 3), fletcher32=True, **kind)
             if int16:
@@ -71,7 +71,7 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
 
 
 def _bytes(names: Sequence[str]) -> np.ndarray:
-    """Names at a fixed length: those of variable length lie where HDF5 has no checksums."""
+    """Names of fixed length: those of variable length are stored where HDF5 has no checksums."""
     return np.array([name.encode() for name in names], "S")
 
 
@@ -140,7 +140,7 @@ def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.n
 
 
 def open_split(path: Path, split: str, trusted: bool = False) -> Split:
-    """Look into a packed file; a trusted one was written by `write`.
+    """What a packed file says of a split. A trusted file was written by `write`.
 
     Raises:
         DataError: it is not one, or has no such split, or its parts do not fit together.
@@ -224,13 +224,13 @@ def resident(packed: Split, count: int) -> PointClouds:
 
 @dataclass(frozen=True)
 class StreamedClouds(Clouds):
-    """Clouds of a prepared split that stay on disk; batches are read ahead of their use, in a thread.
+    """Clouds of a prepared split that stay on disk; a thread reads batches in advance.
 
     Args:
         packed: the split.
         rows: int64 ``[N]``, which of its objects.
         labels: int64 ``[N]``, on the device that batches are put on.
-        ahead: batches that are read before they are asked for.
+        ahead: batches that are read in advance.
     """
 
     packed: Split

@@ -1,4 +1,4 @@
-"""From clouds as a source has them to clouds as training wants them, cached on disk."""
+"""Clouds of a source made ready for training, and cached on disk."""
 
 import atexit
 import hashlib
@@ -40,8 +40,8 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
         count: points to keep; where an object has fewer, its points start over.
         title: shown with the progress.
         int16: round to the grid of `datasets.packed` first, so that the order holds for what is stored.
-        asked: points that are asked for, of the ``count`` of which some are a reserve to draw from; None for all.
-            Objects with fewer are told on stderr.
+        asked: points that are asked for, the rest of ``count`` being a reserve to draw from; None for all.
+            A note on stderr says how many objects have fewer.
 
     Raises:
         DataError: a cloud without points, of a wrong shape, or with coordinates that are not finite.
@@ -85,7 +85,7 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     """The split of a packed file that holds ``source`` prepared: made the first time, and kept in the cache.
 
     It is keyed by the source files (path, size, time of change) and what is done to them. A cache that cannot be read
-    is made again; where none can be written, a temporary file takes its place.
+    is made again; if none can be written, a temporary file takes its place.
 
     Args:
         name: of the data set.
@@ -96,7 +96,7 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     """
     files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
     key = [_VERSION, files, source.layout, split, count, source.normalize, method()]
-    key = json.dumps(key if source.num_points else [*key, "distinct"])  # which older ones of any size do not tell
+    key = json.dumps(key if source.num_points else [*key, "distinct"])  # caches written before did not hold it
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():
         try:
@@ -112,7 +112,7 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     try:
         return write(path)
     except OSError as error:
-        print(f"note: cannot write to {path.parent} ({error}); prepared for this time only; set POINTEWA_CACHE",
+        print(f"note: cannot write to {path.parent} ({error}); prepared for this run only; set POINTEWA_CACHE",
               file=sys.stderr)  # fmt: skip
         folder = tempfile.mkdtemp(prefix="pointewa-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def load(
 ) -> Clouds:
     """The first ``count`` points of each object of a source, prepared, in memory or streamed.
 
-    Where no object has as many there are fewer, but at least ``asked``: what goes beyond would be repeated points.
+    If no object has ``count`` points, fewer are kept, but at least ``asked``: the rest would be repeated points.
 
     Args:
         name: of the data set.
@@ -138,7 +138,7 @@ def load(
         source: the split.
         count: points wanted of an object, at most as many as the source has.
         device: of the training.
-        stream: keep the points on disk; None: where they would take more than half of the device's free memory.
+        stream: keep the points on disk; None: if they would take more than half of the device's free memory.
         asked: points of an object that are asked for, at most ``count``; None for ``count``.
     """
     asked = asked or count
@@ -171,5 +171,5 @@ def _free_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told by this system
+    except (ValueError, OSError, AttributeError):  # this system does not say
         return float("inf")

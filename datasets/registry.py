@@ -11,7 +11,7 @@ from pointewa.errors import DataError
 
 _MODULES = (folder, modelnet40, scanobjectnn, shapenet55, shapes)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-_ANY = 1024  # points of an object that are kept where its source has any number and nobody says how many
+_ANY = 1024  # points kept of an object if its source can give any number and none is asked for
 
 
 def open_source(
@@ -28,8 +28,8 @@ def open_source(
         background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or no
-            telling which points are background.
+        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or a
+            background that the files do not mark.
     """
     if name not in NAMES:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
@@ -64,8 +64,8 @@ def load(
             `datasets.transforms.random_subset` draws from. None: all that the source has.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, see `open_source`.
-        stream: leave the points on disk and read batches ahead of their use; None: where memory is short.
-        device: where batches are to be.
+        stream: leave the points on disk and read batches in advance; None: only if memory is short.
+        device: what batches are put on.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.

@@ -33,14 +33,14 @@ class Source:
     """A split in some layout on disk, read object by object, so that memory stays flat.
 
     Args:
-        layout: what was found, for people.
+        layout: what was found, as the user is told.
         path: file or folder, for messages.
         files: all that is read; a cache made of them is stale when one changes.
         class_names: C names.
         object_names: N names.
         labels: int64 ``[N]``.
-        num_points: points that every object has; None where an object gives any number (meshes, mixed folders).
-        clouds: gives a fresh iterator over all objects in order. Its argument is how many points will be kept, for
+        num_points: points that every object has; None if they differ, or are sampled in any number (meshes).
+        clouds: returns a fresh iterator over all objects in order. Its argument is how many points will be kept, for
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
@@ -75,9 +75,9 @@ def cores() -> int:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``map`` over processes, in order, a few hundred items ahead at most. Few items are not worth the processes.
+    """``map`` over processes, in order, at most a few hundred items ahead. For few items no processes are started.
 
-    A script that comes here needs the usual ``if __name__ == "__main__"``.
+    A script that calls this needs the usual ``if __name__ == "__main__"``.
     """
     if len(items) < 200 or cores() == 1:
         yield from map(function, items)

@@ -30,7 +30,7 @@ class DataConfig:
         None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
     )
     num_points: int = 1024
-    background: str = "keep"  # of ScanObjectNN's objects; or "drop" its points
+    background: str = "keep"  # of ScanObjectNN's objects; "drop" removes its points
     augment: Any = field(default_factory=lambda: ["scale_shift"])  # in this order; also rotate_up, jitter, dropout
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: float = 0.0  # of each class of the training split, held out for choosing anything; fixed objects

@@ -1,4 +1,4 @@
-"""Look at a data set as it lies on disk, verify it, pack it into one file, or download it.
+"""Look at a data set as it is on disk, verify it, pack it into one file, or download it.
 
 python -m tools.prepare_data inspect data.name=modelnet40 data.root=/data
 python -m tools.prepare_data verify data.name=scanobjectnn data.root=/data data.variant=obj_bg
@@ -45,7 +45,7 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
     """What is there."""
     found = report.inspect(sources(config), args.seconds or math.inf)
     splits = found["splits"]
-    table = Table(title=f"{config.data.name} as it lies on disk")
+    table = Table(title=f"{config.data.name} as it is on disk")
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
 
@@ -101,7 +101,7 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
     if bad:
         raise DataError(
-            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or go on knowing"])
+            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or use them as they are"])
         )
     return {"ok": good}
 
@@ -158,9 +158,9 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
 
 
 def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """From the net."""
+    """From the internet."""
     folder = download(config.data.name, Path(config.data.root))
-    console.print(f"{folder}: here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
+    console.print(f"{folder} is here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
                   soft_wrap=True)  # fmt: skip
     return {"folder": str(folder)}
 

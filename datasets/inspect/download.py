@@ -1,4 +1,4 @@
-"""Published data sets from the net: fetched with resume from the first mirror that has them, verified, unpacked."""
+"""Published data sets from the internet: fetched from the first mirror that has them, resumed, verified, unpacked."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ _CHUNK = 1 << 16  # bytes
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: where it may be had, and how to know that it is the right one."""
+    """A published archive: where to get it, and how to tell that it is the right one."""
 
     name: str  # file name; without its suffix it names the folder that the data comes to
     checksum: str  # "md5:..." or "sha256:...", hexadecimal
@@ -66,7 +66,7 @@ class _Failed(Exception):
 
 
 class _Refused(_Failed):
-    """The same, and asking it again is of no use."""
+    """The same, and asking again would not help."""
 
 
 def download(name: str, root: Path, mirrors: Sequence[str] | None = None, timeout: float = 30.0) -> Path:
@@ -79,7 +79,7 @@ def download(name: str, root: Path, mirrors: Sequence[str] | None = None, timeou
         timeout: seconds without a byte after which a connection counts as lost.
 
     Raises:
-        DataError: an unknown name, a data set that is given out by request only, or see `fetch` and `extract`.
+        DataError: an unknown name, a data set that is only given out on request, or see `fetch` and `extract`.
     """
     if name in BY_REQUEST:
         raise DataError(BY_REQUEST[name])
@@ -102,7 +102,7 @@ def fetch(
 ) -> Path:
     """The verified archive file in ``folder``: the one that is there, or from the first mirror that serves it.
 
-    A download that breaks off stays as ``<name>.part``; the next attempt, mirror or call goes on from its end.
+    A download that breaks off stays as ``<name>.part``; the next attempt, mirror or call resumes at its end.
 
     Args:
         archive: what to get.
@@ -138,7 +138,7 @@ def fetch(
                 except _Failed as failed:
                     failures.append(f"{mirror}: {failed}")
                     print(f"note: {failures[-1]}", file=sys.stderr)
-        kept = f"{_size(part)} bytes are kept, and the same command goes on from there.\n" if part.exists() else ""
+        kept = f"{_size(part)} bytes are kept, and the same command resumes from there.\n" if part.exists() else ""
     except OSError as error:  # those of the network have become _Failed
         raise DataError(f"{folder}: {archive.name} cannot be written here: {error}") from error
     tried = "\n  ".join(failures or ["no mirror was given"])

@@ -34,7 +34,7 @@ def dimension(points: Tensor, tolerance: float = 1e-3) -> Tensor:
 
 def repeated_points(points: Tensor) -> Tensor:
     """The share of each cloud's points ``[N, P, 3]`` that are equal to another of its points. float32 ``[N]``."""
-    for axis in (2, 1, 0):  # at last ordered by x, then y, then z: equal points are neighbours
+    for axis in (2, 1, 0):  # in the end by x, then y, then z: equal points are neighbours
         order = points[..., axis].argsort(dim=1, stable=True)
         points = points.gather(1, order.unsqueeze(2).expand_as(points))
     same = (points[:, 1:] == points[:, :-1]).all(2)
@@ -175,10 +175,10 @@ class UpAxis:
     """Which way is up, and the evidence.
 
     Args:
-        direction: "+y", say; None where the evidence does not tell.
+        direction: "+y", for example; None if the evidence does not decide.
         margin: by how many standard errors over the classes it leads the next direction.
         agreement: share of the classes in which no other direction leads.
-        standing: ``[C, 6]`` share of each class's objects, of the classes there are, that can stand on each of `SIDES`.
+        standing: ``[C, 6]`` share of the objects of each class that can stand on each of `SIDES`.
     """
 
     direction: str | None
@@ -188,9 +188,9 @@ class UpAxis:
 
 
 def up_axis(points: Tensor, labels: Tensor) -> UpAxis:
-    """The side on which most objects can stand is down; told if it leads by 2 standard errors, over 4 classes at least.
+    """The side on which most objects can stand is down, if it leads by 2 standard errors over at least 4 classes.
 
-    It leads by 5.4 in ModelNet40 and by 2.7 in the procedural set; of 4 classes of these it is seldom told.
+    It leads by 5.4 in ModelNet40 and by 2.7 in the procedural set; with 4 of its classes it seldom leads by enough.
 
     Args:
         points: ``[N, P, 3]``.

@@ -1,4 +1,4 @@
-"""What is to be said about a data set as it lies on disk: what is there, and whether it is the official one."""
+"""A report on a data set as it is on disk: what is there, and whether it is the official one."""
 
 import math
 from collections.abc import Mapping
@@ -21,8 +21,10 @@ _LOOK = 1024  # points of an object that are looked at
 
 
 def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
-    """Of each object `_LOOK` points, drawn at random, ``[N, _LOOK, 3]``, or noise, which is like no other object, where
-    its coordinates are not finite; how many it has; and the names of those that are not finite."""
+    """`_LOOK` random points of each object, ``[N, _LOOK, 3]``; how many points it has; the names of non-finite objects.
+
+    In place of a non-finite object there is noise, which resembles no other object.
+    """
     rng, points, sizes, broken = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), [], []
     for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
         size = len(cloud.points)
@@ -101,7 +103,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
         sources: the splits by name.
 
     Returns:
-        What was found right, and what is wrong; each a line.
+        What is right, and what is wrong, one line each.
 
     Raises:
         DataError: a file that cannot be read.

@@ -1,4 +1,4 @@
-"""The user's own clouds and meshes: a folder a class."""
+"""The user's own clouds and meshes: one folder per class."""
 
 import functools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 
-TEST_FRACTION = 0.2  # of each class, where the folders do not say what is for testing
+TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
 _UP = {"y_up": "y", "z_up": "z"}
 
 
@@ -24,7 +24,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Args:
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
-        num_points: not looked at: clouds with fewer points repeat theirs, and meshes are sampled by area.
+        num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
         variant: "y_up", or "z_up" for clouds to be turned so that y is up, as in the field's data sets.
 
     Raises:

@@ -34,7 +34,7 @@ _WHAT = "HDF5 with the datasets data [n, 2048, 3] and label [n]"
 
 
 def check_split(source: Source, split: str) -> list[str]:
-    """What a split lacks or has too much, against the official sizes."""
+    """What is missing from a split, or too much in it, compared with the official sizes."""
     expected = {sizes[split] for _, _, sizes in VARIANTS.values()}
     if len(source) in expected:
         return []
@@ -118,7 +118,7 @@ def without_background(source: Source) -> Source:
     """The source with the points of each object's background left out; objects then differ in their number of points.
 
     Raises:
-        DataError: the file does not say which points are the background; when it is read, an object that has no others.
+        DataError: the file does not mark the background. When the clouds are read: an object has no other points.
     """
     if not source.point_labels:
         raise DataError(

@@ -9,7 +9,7 @@ from pointewa.errors import DataError, first_line
 
 
 def extract(archive: Path, folder: Path, max_bytes: int = 20 << 30) -> Path:
-    """Unpack a zip archive to ``folder``, all or nothing; a single folder that holds everything in it is left out.
+    """Unpack a zip archive to ``folder``, all or nothing; a single folder that holds everything is skipped.
 
     Args:
         archive: the zip file; only plain files and folders with relative names are accepted in it.

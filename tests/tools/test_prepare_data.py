@@ -95,7 +95,7 @@ def test_inspect_finds_what_is_wrong(mine, capsys):
     assert report["up"]["direction"] is None  # random clouds stand nowhere
     prepare_data.main(["inspect", "data.name=folder", f"data.root={mine}"])
     out = capsys.readouterr().out
-    for part in ("folder as it lies on disk", "points of an object", "degenerate: a/0.npy", "up: unclear"):
+    for part in ("folder as it is on disk", "points of an object", "degenerate: a/0.npy", "up: unclear"):
         assert part in out
 
 
