@@ -245,7 +245,7 @@ class Bench:
             points = torch.randn(size, NUM_POINTS, 3, device=self.device)
             labels = torch.zeros(size, dtype=torch.int64, device=self.device)
             clouds = PointClouds(points, labels, ("none",), ("none",) * size, "random")
-            loaders[str(size)] = TrainLoader(clouds, self.args.batch_size, NUM_POINTS, "scale_shift", seed=0)
+            loaders[str(size)] = TrainLoader(clouds, self.args.batch_size, NUM_POINTS, ["scale_shift"], seed=0)
         runs = {name: lambda one=loader: [None for _ in one.epoch(0)] for name, loader in loaders.items()}
         times = interleave(runs, self.args.budget / 8, self.device)
         return {f"{name} objects": self._row(times, name, ["1000"]) for name in loaders}

@@ -4,12 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from pointewa.errors import DataError
+
+
+class Labelled(NamedTuple):
+    """Points of several clouds, float32 ``[B, P, 3]``, and where the set has them their labels, int64 ``[B, P]``."""
+
+    points: Tensor
+    point_labels: Tensor | None = None
 
 
 class Clouds(ABC):
@@ -37,9 +44,8 @@ class Clouds(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``, on the
-        device."""
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, on the device."""
 
     @abstractmethod
     def take(self, indices: Sequence[int] | Tensor) -> Self:
@@ -47,7 +53,7 @@ class Clouds(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """The clouds on a device, or with their batches on it."""
+        """The same clouds on a device; streamed ones put their batches there."""
 
     def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Hold out ``fraction`` of each class (rounded, at least one object), chosen by ``seed``.
@@ -99,8 +105,7 @@ class PointClouds(Clouds):
         object_names: N names.
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
-        mask: bool ``[N, P]``, which points belong to the object and not to its background; None where the source
-            does not tell.
+        point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
 
     Raises:
         DataError: wrong shapes, a label out of range, a coordinate that is not finite.
@@ -112,7 +117,7 @@ class PointClouds(Clouds):
     object_names: tuple[str, ...]
     source: str
     normalized: bool = False
-    mask: Tensor | None = None
+    point_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         points = self.points
@@ -120,6 +125,10 @@ class PointClouds(Clouds):
             raise DataError(f"{self.source}: expected points [N, P, 3] with N, P > 0, found {list(points.shape)}")
         if len(points) != len(self.labels):
             raise DataError(f"{self.source}: {len(points)} clouds, {len(self.labels)} labels")
+        if self.point_labels is not None and self.point_labels.shape != points.shape[:2]:
+            raise DataError(
+                f"{self.source}: expected point labels {list(points.shape[:2])}, found {list(self.point_labels.shape)}"
+            )
         check_labels(self.labels, self.class_names, self.object_names, self.source)
         bad = ~torch.isfinite(points).flatten(1).all(1)
         if bad.any():
@@ -134,9 +143,10 @@ class PointClouds(Clouds):
         """P, the points that each cloud has."""
         return self.points.shape[1]
 
-    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``."""
-        return (self.points[index, :count] for index in indices)
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds."""
+        labels = self.point_labels
+        return (Labelled(self.points[i, :count], None if labels is None else labels[i, :count]) for i in indices)
 
     def take(self, indices: Sequence[int] | Tensor) -> "PointClouds":
         """The clouds at ``indices``."""
@@ -144,12 +154,12 @@ class PointClouds(Clouds):
         return replace(
             self,
             points=self.points[indices],
-            mask=None if self.mask is None else self.mask[indices],
+            point_labels=None if self.point_labels is None else self.point_labels[indices],
             labels=self.labels[indices],
             object_names=tuple(self.object_names[i] for i in indices.tolist()),
         )
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, points=self.points.to(device), labels=self.labels.to(device), mask=mask)
+        point_labels = None if self.point_labels is None else self.point_labels.to(device)
+        return replace(self, points=self.points.to(device), labels=self.labels.to(device), point_labels=point_labels)

@@ -79,21 +79,21 @@ def _check(path: Path, points: np.ndarray) -> None:
 
 def _read_text(data: bytes) -> _Shape:
     rows = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.partition("#")[0].strip()]
-    if rows and not re.search(r"(?i)(?:^|[\s,])[-+.]*(?:\d|nan\b|inf)", rows[0]):  # no number: names of columns
+    if rows and not re.search(r"(?i)(?:^|[\s,])[-+.]*(?:\d|nan\b|inf)", rows[0]):  # names of columns
         del rows[0]
     delimiter = "," if rows and "," in rows[0].partition("#")[0] else None
     return np.loadtxt(rows, delimiter=delimiter, usecols=(0, 1, 2), ndmin=2), _NO_FACES
 
 
 def _read_numpy(data: bytes) -> _Shape:
-    if not data.startswith((b"\x93NUMPY", b"PK")):  # numpy would suggest to unpickle it
+    if not data.startswith((b"\x93NUMPY", b"PK")):  # NumPy would suggest unpickling it
         raise ValueError("expected an array or archive of NumPy")
     array = np.load(BytesIO(data), allow_pickle=False)
     if isinstance(array, np.lib.npyio.NpzFile):
         keys = [key for key in _KEYS if key in array] or array.files
         if not keys or (len(keys) > 1 and keys[0] not in _KEYS):
             raise ValueError(f"expected {', '.join(_KEYS)} or a single array, found {', '.join(keys) or 'none'}")
-        if sum(member.file_size for member in array.zip.infolist()) > MAX_BYTES:  # zeros by the million pack well
+        if sum(member.file_size for member in array.zip.infolist()) > MAX_BYTES:  # millions of zeros compress well
             raise ValueError(f"expected at most {MAX_BYTES} bytes when unpacked")
         array = np.asarray(array[keys[0]])
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
@@ -169,7 +169,7 @@ def _read_ply(data: bytes) -> _Shape:
     header = re.sub(rb"^element edge ", b"element ignored ", header, flags=re.MULTILINE)  # trimesh needs scipy for it
     counts = {name: int(count) for name, count in re.findall(rb"^element\s+(\w+)\s+(\d+)", header, re.MULTILINE)}
     rows = sum(map(bool, map(bytes.strip, body.splitlines()))) if b"format ascii" in header else len(body)
-    if sum(counts.values()) > rows:  # trimesh takes an ascii file cut short as complete
+    if sum(counts.values()) > rows:  # trimesh takes a truncated ASCII file as complete
         raise ValueError(f"{sum(counts.values())} rows announced, fewer found")
     try:
         points, faces = _read_scene(header + end + body, "ply")
@@ -186,7 +186,7 @@ def _read_stl(data: bytes) -> _Shape:
     if len(data) != 84 + 50 * int.from_bytes(data[80:84], "little"):  # not binary
         data = data.decode("utf-8-sig", "replace").encode()
         ends = re.findall(rb"^\s*(end)?solid\b", data, re.MULTILINE | re.IGNORECASE)
-        if not ends or 2 * ends.count(b"end") != len(ends):  # trimesh leaves out a solid cut short
+        if not ends or 2 * ends.count(b"end") != len(ends):  # trimesh leaves out a truncated solid
             raise ValueError("expected binary data of the length announced, or text with solid and endsolid")
     return _read_scene(data, "stl")
 

@@ -1,34 +1,34 @@
-"""Batches of clouds, drawn and augmented on the training device: no worker processes, no Python for single objects."""
+"""Batches of clouds, drawn and augmented on the training device: no worker processes, no Python per object."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.base import Clouds
-from datasets.transforms import AUGMENTATIONS, pool_size, random_subset
+from datasets.transforms import AUGMENTATIONS, augment, pool_size, select, subset_indices
 from pointewa.errors import ConfigError
 from pointewa.tasks.base import Batch
 
 
 class TrainLoader:
-    """Shuffled and augmented batches of equal size; an incomplete last one is left out.
+    """Shuffled and augmented batches of equal size; an incomplete last one is dropped.
 
     Everything drawn for a batch depends on the seed, the epoch, the number of the batch and the rank only: an epoch can
-    be entered anywhere, and two runs that differ in their models see the same data. Several processes share a batch.
+    be entered at any batch, and two runs with different models see the same data. Several processes share a batch.
 
     Args:
         clouds: in farthest-point order, on the device of the training.
         batch_size: B over all processes, at most the number of clouds.
         num_points: points a cloud.
-        augment: one of `datasets.transforms.AUGMENTATIONS`.
+        augmentations: of `datasets.transforms.AUGMENTATIONS`, in the order in which they are applied.
         seed: of the order and the augmentation.
         rank: number of this process.
         world_size: number of processes.
 
     Raises:
-        ConfigError: an unknown augmentation, more in a batch than there is, or a batch that cannot be shared equally.
+        ConfigError: an unknown augmentation, a batch larger than the set, or one that cannot be divided equally.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class TrainLoader:
         clouds: Clouds,
         batch_size: int,
         num_points: int,
-        augment: str,
+        augmentations: Sequence[str],
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if augment not in AUGMENTATIONS:
-            raise ConfigError(f"data.augment: expected one of {', '.join(AUGMENTATIONS)}, found {augment!r}")
+        if unknown := [name for name in augmentations if name not in AUGMENTATIONS]:
+            raise ConfigError(f"data.augment: expected a list of {', '.join(AUGMENTATIONS)}, found {unknown[0]!r}")
         if not 1 <= batch_size <= len(clouds):
             raise ConfigError(
                 f"train.batch_size: expected 1 to {len(clouds)}, the training objects, found {batch_size}"
@@ -53,24 +53,25 @@ class TrainLoader:
             )
         self.clouds, self.batch_size, self.num_points, self.seed = clouds, batch_size, num_points, seed
         self.rank, self.world_size = rank, world_size
-        self._augment = AUGMENTATIONS[augment]
+        self.augmentations = tuple(augmentations)
         self._generator = torch.Generator(clouds.labels.device)
 
     def __len__(self) -> int:
         return len(self.clouds) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's parts ``[B / world_size, num_points, 3]``, ``[B / world_size]`` of the batches of an epoch,
-        points and labels, from number ``start`` on."""
+        """This process's parts, B / ``world_size`` clouds of ``num_points`` points, of the batches of an epoch, from
+        number ``start`` on."""
         parts = [batch.chunk(self.world_size)[self.rank] for batch in self._batches(epoch)[start:]]
-        clouds = self.clouds.batches(parts, pool_size(self.num_points))
-        for number, (index, points) in enumerate(zip(parts, clouds, strict=True), start):
+        pools = self.clouds.batches(parts, pool_size(self.num_points))
+        for number, (index, pool) in enumerate(zip(parts, pools, strict=True), start):
             generator = self._seeded(epoch, number, self.rank)
-            points = random_subset(points, self.num_points, generator)
-            yield Batch(self._augment(points, generator), self.clouds.labels[index])
+            drawn = select(pool, subset_indices(pool.points, generator, self.num_points))
+            points, point_labels = augment(drawn, self.augmentations, generator)
+            yield Batch(points, self.clouds.labels[index], point_labels)
 
     def object_names(self, epoch: int, number: int) -> list[str]:
-        """The objects of a whole batch."""
+        """Names of the objects of a batch, over all processes."""
         return [self.clouds.object_names[index] for index in self._batches(epoch)[number].tolist()]
 
     def _batches(self, epoch: int) -> tuple[Tensor, ...]:
@@ -90,8 +91,8 @@ class EvalLoader:
         batch_size: B.
         num_points: points a cloud.
         transform: from points ``[B, P, 3]``, P the size of the pool that training draws from if there are as many,
-            to the points that are evaluated.
-        rank: number of this process. Each evaluates a part of the clouds, every cloud being in one of the parts.
+            to the points that are evaluated. Their labels are then not given, since it may draw and reorder points.
+        rank: number of this process. The clouds are divided among the processes, each going to exactly one.
         world_size: number of processes.
 
     Raises:
@@ -122,5 +123,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         indices = self._indices()
         count = pool_size(self.num_points) if self.transform else self.num_points
-        for index, points in zip(indices, self.clouds.batches(indices, count), strict=True):
-            yield Batch(self.transform(points) if self.transform else points, self.clouds.labels[index])
+        for index, (points, point_labels) in zip(indices, self.clouds.batches(indices, count), strict=True):
+            if self.transform:
+                points, point_labels = self.transform(points), None
+            yield Batch(points, self.clouds.labels[index], point_labels)

@@ -11,7 +11,7 @@ import torch
 from datasets.source import cores
 from pointewa.ops import backend, farthest_point_sample
 
-_FEWEST = 64  # below that a tree does not pay
+_FEWEST = 64  # points; below that a tree does not pay
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _bucketed(cloud: np.ndarray, count: int) -> np.ndarray:
-    """QuickFPS (Han et al., 2023): exact, by a tree that spares most distances. fpsample releases Python's lock."""
+    """QuickFPS (Han et al., 2023): exact; a tree saves most distances. fpsample releases Python's lock."""
     from fpsample import bucket_fps_kdline_sampling
 
     total = len(cloud)
@@ -58,7 +58,7 @@ def _bucketed(cloud: np.ndarray, count: int) -> np.ndarray:
     # The height of the tree was measured, 2026-11: 4 is fastest at 1024 and 2048 points, 5 at 8192.
     picks = bucket_fps_kdline_sampling(cloud, distinct, 4 if total < 4096 else 5, start_idx=0).astype(np.int64)
     first = np.sort(np.unique(picks, return_index=True)[1])
-    if len(first) < distinct:  # where all points left coincide with picks it repeats itself
+    if len(first) < distinct:  # once all remaining points coincide with picks, it repeats itself
         rest = np.setdiff1d(np.arange(total), picks, assume_unique=False)
         picks = np.concatenate([picks[first], rest])[:distinct]
     return picks[np.arange(count) % distinct]

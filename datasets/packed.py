@@ -1,9 +1,13 @@
 """The packed layout: one HDF5 file a data set, also what prepared clouds are cached in.
 
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
-``add_offset``), ``label`` ``[n]``, ``name`` ``[n]`` and where known ``mask`` ``[n, P]``. Attributes of the file:
-``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and ``normalized``; of a group
-``sha256`` of its contents.
+``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
+Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and
+``normalized``; of a group ``sha256`` of its contents and ``distinct``, the most points that an object has before they
+start over.
+
+Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
+1 (the object) and 0 (its background).
 """
 
 import hashlib
@@ -18,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Clouds, PointClouds, check_labels
+from datasets.base import Clouds, Labelled, PointClouds, check_labels
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import open_hdf5, read_labels
 
-_WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
+WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
 _GRID = 32767  # int16 steps from the centre of a cloud to the farthest coordinate
 
 
@@ -45,26 +49,29 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
             h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
-            # A cloud is a chunk, so that any of them is read alone; with a checksum, so that damage is noticed.
+            # Each cloud is a chunk of its own, so that it can be read alone; checksums make damage noticeable.
             kind = {"dtype": np.int16, "compression": "gzip", "shuffle": True} if int16 else {"dtype": np.float32}
             data = group.create_dataset("data", (n, count, 3), chunks=(1, count, 3), fletcher32=True, **kind)
             if int16:
                 data.attrs["scale_factor"], data.attrs["add_offset"] = 1 / _GRID, 0.0
-            index = 0
+            index = most = 0
             for chunk in chunks(clouds, 64):
                 points = np.stack([cloud.points for cloud in chunk])
                 data[index : index + len(chunk)] = np.rint(points * _GRID) if int16 else points
-                if chunk[0].mask is not None:
-                    mask = group.require_dataset("mask", (n, count), bool, chunks=(1, count))
-                    mask[index : index + len(chunk)] = np.stack([cloud.mask for cloud in chunk])
+                if chunk[0].point_labels is not None:
+                    kind = {"dtype": np.int32, "chunks": (1, count), "compression": "gzip", "shuffle": True}
+                    labels = group.require_dataset("point_labels", (n, count), fletcher32=True, **kind)
+                    labels[index : index + len(chunk)] = np.stack([cloud.point_labels for cloud in chunk])
                 index += len(chunk)
+                most = max(most, *(cloud.distinct or count for cloud in chunk))
+            group.attrs["distinct"] = most
             group["label"] = source.labels
             group["name"] = _bytes(source.object_names)
             group.attrs["sha256"] = digest(group)
 
 
 def _bytes(names: Sequence[str]) -> np.ndarray:
-    """Names at a fixed length: those of variable length lie where HDF5 has no checksums."""
+    """Names of fixed length: those of variable length are stored where HDF5 has no checksums."""
     return np.array([name.encode() for name in names], "S")
 
 
@@ -101,16 +108,17 @@ class Split:
     object_names: tuple[str, ...]
     ordered: bool
     normalized: bool
-    has_mask: bool
+    point_labels: str | None  # the dataset that holds them
+    distinct: int  # most points of an object before they start over
     trusted: bool
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points float32 ``[B, count, 3]`` of some objects, and their masks bool ``[B, count]`` if there are any.
+        """Points float32 ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
 
         Raises:
             DataError: damaged.
         """
-        with open_hdf5(self.path, _WHAT, self.trusted) as h5:
+        with open_hdf5(self.path, WHAT, self.trusted) as h5:
             return self.read_from(h5, rows, count)
 
     def read_from(self, h5: h5py.File, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -120,8 +128,8 @@ class Split:
         points = _rows(data, rows, count).astype(np.float32)
         if "scale_factor" in data.attrs or "add_offset" in data.attrs:
             points = points * np.float32(scale) + np.float32(offset)
-        mask = _rows(h5[self.split]["mask"], rows, count).astype(bool) if self.has_mask else None
-        return points, mask
+        labels = self.point_labels and _rows(h5[self.split][self.point_labels], rows, count).astype(np.int64)
+        return points, labels
 
 
 def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.ndarray:
@@ -132,12 +140,12 @@ def _rows(values: h5py.Dataset, rows: slice | Sequence[int], count: int) -> np.n
 
 
 def open_split(path: Path, split: str, trusted: bool = False) -> Split:
-    """Look into a packed file; a trusted one was written by `write`.
+    """What a packed file says of a split. A trusted file was written by `write`.
 
     Raises:
         DataError: it is not one, or has no such split, or its parts do not fit together.
     """
-    with open_hdf5(path, _WHAT, trusted) as h5:
+    with open_hdf5(path, WHAT, trusted) as h5:
         group, names = h5[split], h5.attrs["shape_names"]
         shape, kind = group["data"].shape, group["data"].dtype.kind
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind not in "fiu":
@@ -145,12 +153,17 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
                 f"{path}: {split}/data: expected numbers [N, P, 3] with N, P > 0, found {group['data'].dtype} "
                 f"{list(shape)}"
             )
-        mask = group["mask"].shape if "mask" in group else None
+        point_labels = next((name for name in ("point_labels", "mask") if name in group), None)
+        labelled = group[point_labels].shape if point_labels else shape[:2]
         labels, objects = read_labels(group["label"]), _texts(group["name"][:])
-        if not shape[0] == len(labels) == len(objects) or mask not in (None, shape[:2]):
+        if not shape[0] == len(labels) == len(objects) or labelled != shape[:2]:
             raise DataError(
                 f"{path}: {split}: {shape[0]} clouds, {len(labels)} labels, {len(objects)} object names"
-                + (f", a mask {list(mask)}" if mask else "")
+                + (f", {point_labels} {list(labelled)}" if point_labels else "")
+            )
+        if point_labels and group[point_labels].dtype.kind not in "iub":
+            raise DataError(
+                f"{path}: {split}/{point_labels}: expected whole numbers, found {group[point_labels].dtype}"
             )
         return Split(
             path,
@@ -161,7 +174,8 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             objects,
             h5.attrs.get("order") == "fps",
             bool(h5.attrs.get("normalized", False)),
-            mask is not None,
+            point_labels,
+            int(group.attrs.get("distinct", shape[1])),
             trusted,
         )
 
@@ -176,9 +190,8 @@ def source(path: Path, split: str, normalize: bool = True) -> Source:
 
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
-            points, mask = packed.read(slice(start, start + 64), packed.shape[1])
-            for index in range(len(points)):
-                yield Cloud(points[index], None if mask is None else mask[index])
+            points, labels = packed.read(slice(start, start + 64), packed.shape[1])
+            yield from map(Cloud, points, [None] * len(points) if labels is None else labels)
 
     return Source(
         "packed HDF5",
@@ -191,12 +204,13 @@ def source(path: Path, split: str, normalize: bool = True) -> Source:
         clouds,
         normalize,
         ordered=packed.ordered and packed.normalized == normalize,
+        point_labels=packed.point_labels is not None,
     )
 
 
 def resident(packed: Split, count: int) -> PointClouds:
     """The first ``count`` points of every cloud of a prepared split, in memory."""
-    points, mask = packed.read(slice(None), count)
+    points, point_labels = packed.read(slice(None), count)
     return PointClouds(
         torch.from_numpy(points),
         torch.from_numpy(packed.labels),
@@ -204,19 +218,19 @@ def resident(packed: Split, count: int) -> PointClouds:
         packed.object_names,
         str(packed.path),
         packed.normalized,
-        None if mask is None else torch.from_numpy(mask),
+        None if point_labels is None else torch.from_numpy(point_labels),
     )
 
 
 @dataclass(frozen=True)
 class StreamedClouds(Clouds):
-    """Clouds of a prepared split that stay on disk; batches are read ahead of their use, in a thread.
+    """Clouds of a prepared split that stay on disk; a thread reads batches in advance.
 
     Args:
         packed: the split.
         rows: int64 ``[N]``, which of its objects.
         labels: int64 ``[N]``, on the device that batches are put on.
-        ahead: batches that are read before they are asked for.
+        ahead: batches that are read in advance.
     """
 
     packed: Split
@@ -257,28 +271,33 @@ class StreamedClouds(Clouds):
         """P, the points that each cloud has."""
         return self.packed.shape[1]
 
-    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, ``[B, count, 3]``.
+    def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
+        """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds.
 
         Raises:
             DataError: the file is damaged, or a coordinate is not finite.
         """
         device = self.labels.device
-        with open_hdf5(self.packed.path, _WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
+        with open_hdf5(self.packed.path, WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
-            def read(index: Tensor) -> Tensor:
-                points = torch.from_numpy(self.packed.read_from(h5, self.rows[index].tolist(), count)[0])
-                if not torch.isfinite(points).all():
+            def read(index: Tensor) -> list[Tensor | None]:
+                found = self.packed.read_from(h5, self.rows[index].tolist(), min(count, self.num_points))
+                tensors = [None if values is None else torch.from_numpy(values) for values in found]
+                if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
-                return points.pin_memory() if device.type == "cuda" else points
+                return [one if one is None or device.type != "cuda" else one.pin_memory() for one in tensors]
+
+            def next_batch() -> Labelled:
+                tensors = pending.popleft().result()
+                return Labelled(*(None if one is None else one.to(device, non_blocking=True) for one in tensors))
 
             pending: deque = deque()
             for index in indices:
                 pending.append(thread.submit(read, index.cpu()))
                 if len(pending) > self.ahead:
-                    yield pending.popleft().result().to(device, non_blocking=True)
+                    yield next_batch()
             while pending:
-                yield pending.popleft().result().to(device, non_blocking=True)
+                yield next_batch()
 
     def take(self, indices: Sequence[int] | Tensor) -> "StreamedClouds":
         """The clouds at ``indices``."""

@@ -1,4 +1,4 @@
-"""From clouds as a source has them to clouds as training wants them, cached on disk."""
+"""Clouds of a source made ready for training, and cached on disk."""
 
 import atexit
 import hashlib
@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointewa"
 
 
-def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iterator[Cloud]:
+def prepare(source: Source, count: int, title: str, int16: bool = False, asked: int | None = None) -> Iterator[Cloud]:
     """The clouds of a source, normalised if it says so, each in farthest-point order, of which ``count`` are kept.
 
     Args:
@@ -39,6 +40,8 @@ def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iter
         count: points to keep; where an object has fewer, its points start over.
         title: shown with the progress.
         int16: round to the grid of `datasets.packed` first, so that the order holds for what is stored.
+        asked: points that are asked for, the rest of ``count`` being a reserve to draw from; None for all.
+            A note on stderr says how many objects have fewer.
 
     Raises:
         DataError: a cloud without points, of a wrong shape, or with coordinates that are not finite.
@@ -55,9 +58,11 @@ def prepare(source: Source, count: int, title: str, int16: bool = False) -> Iter
         if int16:
             points = [packed.on_grid(cloud) for cloud in points]
         for cloud, mine, order in zip(chunk, points, fps_order(points, count), strict=True):
-            yield Cloud(mine[order], None if cloud.mask is None else cloud.mask[order])
-    if few := sum(size < count for size in sizes):
-        note = f"{few} of {len(sizes)} objects have fewer than {count} points, the fewest {min(sizes)}"
+            labels = None if cloud.point_labels is None else cloud.point_labels[order]
+            yield Cloud(mine[order], labels, min(len(mine), count))
+    asked = count if asked is None else asked
+    if few := sum(size < asked for size in sizes):
+        note = f"{few} of {len(sizes)} objects have fewer than {asked} points, the fewest {min(sizes)}"
         print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)
 
 
@@ -76,20 +81,22 @@ def check(cloud: Cloud, source: Source, index: int) -> None:
         raise DataError(f"{name} has coordinates beyond {_LARGEST:.0e}: remove or repair it")
 
 
-def prepared(name: str, split: str, source: Source, count: int) -> packed.Split:
+def prepared(name: str, split: str, source: Source, count: int, asked: int) -> packed.Split:
     """The split of a packed file that holds ``source`` prepared: made the first time, and kept in the cache.
 
     It is keyed by the source files (path, size, time of change) and what is done to them. A cache that cannot be read
-    is made again; where none can be written, a temporary file takes its place.
+    is made again; if none can be written, a temporary file takes its place.
 
     Args:
         name: of the data set.
         split: "train" or "test".
         source: the split.
         count: points to keep of an object.
+        asked: points of an object that are asked for, see `prepare`.
     """
     files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
-    key = json.dumps([_VERSION, files, source.layout, split, count, source.normalize, method()])
+    key = [_VERSION, files, source.layout, split, count, source.normalize, method()]
+    key = json.dumps(key if source.num_points else [*key, "distinct"])  # caches written before did not hold it
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():
         try:
@@ -98,21 +105,32 @@ def prepared(name: str, split: str, source: Source, count: int) -> packed.Split:
             print(f"note: {error}; preparing it again", file=sys.stderr)
 
     def write(path: Path) -> packed.Split:
-        packed.write(path, {split: (source, count, prepare(source, count, f"preparing {name} ({split}), once"))})
+        clouds = prepare(source, count, f"preparing {name} ({split}), once", asked=asked)
+        packed.write(path, {split: (source, count, clouds)})
         return packed.open_split(path, split, trusted=True)
 
     try:
         return write(path)
     except OSError as error:
-        print(f"note: cannot write to {path.parent} ({error}); prepared for this time only; set POINTEWA_CACHE",
+        print(f"note: cannot write to {path.parent} ({error}); prepared for this run only; set POINTEWA_CACHE",
               file=sys.stderr)  # fmt: skip
         folder = tempfile.mkdtemp(prefix="pointewa-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return write(Path(folder) / path.name)
 
 
-def load(name: str, split: str, source: Source, count: int, device: torch.device, stream: bool | None) -> Clouds:
+def load(
+    name: str,
+    split: str,
+    source: Source,
+    count: int,
+    device: torch.device,
+    stream: bool | None,
+    asked: int | None = None,
+) -> Clouds:
     """The first ``count`` points of each object of a source, prepared, in memory or streamed.
+
+    If no object has ``count`` points, fewer are kept, but at least ``asked``: the rest would be repeated points.
 
     Args:
         name: of the data set.
@@ -120,25 +138,32 @@ def load(name: str, split: str, source: Source, count: int, device: torch.device
         source: the split.
         count: points wanted of an object, at most as many as the source has.
         device: of the training.
-        stream: keep the points on disk; None: where they would take more than half of the device's free memory.
+        stream: keep the points on disk; None: if they would take more than half of the device's free memory.
+        asked: points of an object that are asked for, at most ``count``; None for ``count``.
     """
+    asked = asked or count
     if stream is None:
         size = 12 * len(source) * count
         stream = size > _free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
     if source.ordered:
-        split_ = packed.open_split(source.path, split)
-        return (packed.StreamedClouds.of(split_) if stream else packed.resident(split_, count)).to(device)
-    made = prepared(name, split, source, count)
+        made = packed.open_split(source.path, split)
+    else:
+        made = prepared(name, split, source, count, asked)
+    if made.distinct < made.shape[1]:
+        made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
         return packed.StreamedClouds.of(made).to(device)
+    kept = min(count, made.shape[1])
     try:
-        return packed.resident(made, count).to(device)
+        return packed.resident(made, kept).to(device)
     except DataError as error:
+        if source.ordered:
+            raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
-        return packed.resident(prepared(name, split, source, count), count).to(device)
+        return packed.resident(prepared(name, split, source, count, asked), kept).to(device)
 
 
 def _free_memory(device: torch.device) -> float:
@@ -146,5 +171,5 @@ def _free_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told by this system
+    except (ValueError, OSError, AttributeError):  # this system does not say
         return float("inf")

@@ -11,10 +11,12 @@ from pointewa.errors import DataError
 
 _MODULES = (folder, modelnet40, scanobjectnn, shapenet55, shapes)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-_ANY = 1024  # points of an object that are kept where its source has any number and nobody says how many
+_ANY = 1024  # points kept of an object if its source can give any number and none is asked for
 
 
-def open_source(name: str, root: str, split: str, num_points: int = 1, variant: str | None = None) -> Source:
+def open_source(
+    name: str, root: str, split: str, num_points: int = 1, variant: str | None = None, background: str = "keep"
+) -> Source:
     """A split of a data set as it is on disk.
 
     Args:
@@ -23,15 +25,22 @@ def open_source(name: str, root: str, split: str, num_points: int = 1, variant: 
         split: "train" or "test".
         num_points: how many points an object must have.
         variant: which of a data set's variants, see its module; None for its default.
+        background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
+        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or a
+            background that the files do not mark.
     """
     if name not in NAMES:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
-    return NAMES[name].source(root, split, num_points, variant)
+    module = NAMES[name]
+    if background == "keep":
+        return module.source(root, split, num_points, variant)
+    if not hasattr(module, "without_background"):
+        raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
+    return module.without_background(module.source(root, split, num_points, variant))
 
 
 def load(
@@ -41,6 +50,7 @@ def load(
     num_points: int | None = None,
     *,
     variant: str | None = None,
+    background: str = "keep",
     stream: bool | None = False,
     device: torch.device | str = "cpu",
 ) -> Clouds:
@@ -53,13 +63,14 @@ def load(
         num_points: how many points an object will be asked for. A few more are kept, for what
             `datasets.transforms.random_subset` draws from. None: all that the source has.
         variant: which of a data set's variants, see its module; None for its default.
-        stream: leave the points on disk and read batches ahead of their use; None: where memory is short.
-        device: where batches are to be.
+        background: "drop" to leave out points that are not of the object, see `open_source`.
+        stream: leave the points on disk and read batches in advance; None: only if memory is short.
+        device: what batches are put on.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
-    source = open_source(name, root, split, num_points or 1, variant)
+    source = open_source(name, root, split, num_points or 1, variant, background)
     wanted = pool_size(num_points) if num_points else source.num_points or _ANY
     count = min(wanted, source.num_points or wanted)
-    return prepare.load(name, split, source, count, torch.device(device), stream)
+    return prepare.load(name, split, source, count, torch.device(device), stream, num_points)

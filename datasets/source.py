@@ -20,10 +20,12 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Cloud(NamedTuple):
-    """One object: points float32 ``[P, 3]``, and bool ``[P]`` which of them are the object, where that is known."""
+    """One object: points ``[P, 3]``; where the set has them their labels, int64 ``[P]``; and how many points there are
+    before they start over, None for all P."""
 
     points: np.ndarray
-    mask: np.ndarray | None = None
+    point_labels: np.ndarray | None = None
+    distinct: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,18 @@ class Source:
     """A split in some layout on disk, read object by object, so that memory stays flat.
 
     Args:
-        layout: what was found, for people.
+        layout: what was found, as the user is told.
         path: file or folder, for messages.
         files: all that is read; a cache made of them is stale when one changes.
         class_names: C names.
         object_names: N names.
         labels: int64 ``[N]``.
-        num_points: points that every object has; None where an object gives any number (meshes, mixed folders).
-        clouds: gives a fresh iterator over all objects in order. Its argument is how many points will be kept, for
+        num_points: points that every object has; None if they differ, or are sampled in any number (meshes).
+        clouds: returns a fresh iterator over all objects in order. Its argument is how many points will be kept, for
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
+        point_labels: clouds come with the labels of their points.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -57,6 +60,7 @@ class Source:
     clouds: Callable[[int], Iterator[Cloud]]
     normalize: bool = True
     ordered: bool = False
+    point_labels: bool = False
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)
@@ -71,9 +75,9 @@ def cores() -> int:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``map`` over processes, in order, a few hundred items ahead at most. Few items are not worth the processes.
+    """``map`` over processes, in order, at most a few hundred items ahead. For few items no processes are started.
 
-    A script that comes here needs the usual ``if __name__ == "__main__"``.
+    A script that calls this needs the usual ``if __name__ == "__main__"``.
     """
     if len(items) < 200 or cores() == 1:
         yield from map(function, items)

@@ -1,9 +1,12 @@
 """Augmentations, each for a whole batch at once, on the batch's device and from its generator."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Generator, Tensor
+
+from datasets.base import Labelled
 
 
 def pool_size(num_points: int) -> int:
@@ -22,10 +25,21 @@ def random_subset(points: Tensor, num_points: int, generator: Generator) -> Tens
         num_points: points to draw.
         generator: of the same device.
     """
+    return select(Labelled(points), subset_indices(points, generator, num_points)).points
+
+
+def subset_indices(points: Tensor, generator: Generator, num_points: int) -> Tensor:
+    """Which points `random_subset` draws, int64 ``[B, num_points]``."""
     batch, available, _ = points.shape
     pool = min(available, pool_size(num_points))
-    order = torch.rand(batch, pool, device=points.device, generator=generator).argsort(1)[:, :num_points]
-    return points.gather(1, order.unsqueeze(-1).expand(-1, -1, 3))
+    return torch.rand(batch, pool, device=points.device, generator=generator).argsort(1)[:, :num_points]
+
+
+def select(clouds: Labelled, index: Tensor) -> Labelled:
+    """The points ``index`` ``[B, K]`` of each cloud, with their labels."""
+    points, labels = clouds
+    points = points.gather(1, index.unsqueeze(-1).expand(-1, -1, 3))
+    return Labelled(points, None if labels is None else labels.gather(1, index))
 
 
 def scale_shift(points: Tensor, generator: Generator) -> Tensor:
@@ -44,4 +58,48 @@ def rotate_up(points: Tensor, generator: Generator) -> Tensor:
     return points @ matrix
 
 
-AUGMENTATIONS = {"none": lambda points, generator: points, "scale_shift": scale_shift, "rotate_up": rotate_up}
+def jitter(points: Tensor, generator: Generator, sigma: float = 0.01, clip: float = 0.05) -> Tensor:
+    """Move each coordinate of ``[B, P, 3]`` by a Gaussian of ``sigma``, clipped to ``clip``, as PointNet does; both are
+    meant for clouds of largest norm 1."""
+    noise = torch.randn(points.shape, device=points.device, generator=generator)
+    return points + (sigma * noise).clamp(-clip, clip)
+
+
+def dropout_indices(points: Tensor, generator: Generator, most: float = 0.875) -> Tensor:
+    """PointNet++'s random dropout of points: of each cloud a share of U(0, ``most``) is replaced by its first point.
+
+    Args:
+        points: ``[B, P, 3]``; P stays as it is.
+        generator: of the same device.
+        most: largest share.
+
+    Returns:
+        For each place the point that comes there, int64 ``[B, P]``.
+    """
+    batch, count, _ = points.shape
+    share = most * torch.rand(batch, 1, device=points.device, generator=generator)
+    dropped = torch.rand(batch, count, device=points.device, generator=generator) < share
+    return torch.arange(count, device=points.device).masked_fill(dropped, 0)
+
+
+MOVES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "scale_shift": scale_shift, "rotate_up": rotate_up, "jitter": jitter,
+}  # fmt: skip
+CHOICES: dict[str, Callable[[Tensor, Generator], Tensor]] = {"dropout": dropout_indices}
+AUGMENTATIONS = (*MOVES, *CHOICES)
+
+
+def augment(clouds: Labelled, names: Iterable[str], generator: Generator) -> Labelled:
+    """One augmentation after the other; each label stays with its point.
+
+    Args:
+        clouds: a batch.
+        names: of `AUGMENTATIONS`, in the order in which they are applied.
+        generator: of the batch's device.
+    """
+    for name in names:
+        if name in MOVES:
+            clouds = clouds._replace(points=MOVES[name](clouds.points, generator))
+        else:
+            clouds = select(clouds, CHOICES[name](clouds.points, generator))
+    return clouds

@@ -4,7 +4,6 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
-import io
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -19,13 +18,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pointewa.errors import ConfigError, first_line
 from pointewa.models.presets import PRESETS, Architecture
+from pointewa.safe.yaml_files import load_yaml
 
 AtLeastOne = Annotated[int, Field(ge=1, lt=2**63)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-_LARGEST, _DEEPEST, _MOST_REFERENCES = 100_000, 20, 20  # of a YAML file: characters, levels, and ${...}
 
 
 @dataclass
@@ -38,12 +37,17 @@ class DataConfig:
         None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
     )
     num_points: AtLeastOne = 1024
-    augment: str = "scale_shift"  # or "rotate_up", "none"
+    background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
+    augment: Any = field(default_factory=lambda: ["scale_shift"])  # in this order; also rotate_up, jitter, dropout
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: Fraction = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
     train_fraction: PositiveFraction = (
         1.0  # of each class of the training split, trained on; fixed objects whatever the seed
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.augment, str):  # as it was written when there could be only one
+            self.augment = [] if self.augment == "none" else [self.augment]
 
 
 @dataclass
@@ -245,44 +249,15 @@ def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The mapping in a YAML file, as omegaconf holds it; nothing in the file can take long or run code.
+    """The mapping of groups in a YAML file, as omegaconf holds it.
 
     Raises:
-        ConfigError: no file, no YAML, no mapping, or too large.
+        ConfigError: no file, no YAML, no mapping, or refused by `pointewa.safe.yaml_files`.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise ConfigError(f"{path}: expected a configuration of at most {_LARGEST} characters")
-        _check_yaml(text)
-        layer = OmegaConf.load(io.StringIO(text))
-    except ConfigError:
-        raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {first_line(error)}") from error
-    except Exception as error:  # YAMLError, and whatever PyYAML makes of a value that does not fit its tag
-        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
+    layer = load_yaml(path)
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(_names(Config))}), found a list")
     return layer
-
-
-def _check_yaml(text: str) -> None:
-    """Refuse what would end the process, by its nesting, or take any amount of memory or time to resolve."""
-    depth = aliases = 0
-    resolved: list[str] = []
-    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        if isinstance(event, yaml.ScalarEvent):
-            resolved += [event.value] * event.value.count("${")
-        if depth > _DEEPEST:
-            raise ValueError(f"nested deeper than {_DEEPEST} levels")
-        if len(resolved) + aliases > _MOST_REFERENCES or (resolved and len(resolved[-1]) > 1000):
-            raise ValueError(
-                f"more than {_MOST_REFERENCES} references to other values, or in more than 1000 characters"
-            )
 
 
 def _check_keys(layer: Any, schema: type, source: str, prefix: str = "") -> None:
@@ -347,6 +322,10 @@ def _check_values(config: Config) -> None:
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip
+    if not isinstance(data.augment, list) or not all(isinstance(name, str) for name in data.augment):
+        raise ConfigError(
+            f"data.augment: expected a list of names, such as [scale_shift, jitter], found {reprlib.repr(data.augment)}"
+        )
     if len(train.betas) != 2:
         raise ConfigError(f"train.betas: expected two numbers, such as [0.9,0.999], found {reprlib.repr(train.betas)}")
     if train.freeze_backbone and config.router != "none":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pointewa.config import build_architecture, differences, load_config, to_yaml
+from pointewa.config import Config, DataConfig, build_architecture, differences, load_config, to_yaml
 from pointewa.errors import ConfigError
 from pointewa.models import PRESETS
 from pointewa.study.definition import load_study
@@ -55,6 +55,23 @@ def test_yaml_reads_back(tmp_path):
     assert differences(config, again, ignore=["train.epochs"]) == []
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("rotate_up", ["rotate_up"]), ("none", []), ("[]", []), ("[dropout,scale_shift]", ["dropout", "scale_shift"])],
+)
+def test_augmentations_are_a_list_however_they_are_written(tmp_path, written, meant):
+    config = load_config(overrides=[f"data.augment={written}"])
+    assert config.data.augment == meant
+    (tmp_path / "old.yaml").write_text(f"data:\n  augment: {written}\n")  # as in the folder of an older run
+    old = load_config([tmp_path / "old.yaml"])
+    assert differences(old, config) == []
+    assert load_config(base={"data": {"augment": written}}, files=[tmp_path / "old.yaml"]) == config
+    (tmp_path / "new.yaml").write_text(to_yaml(config))
+    assert load_config([tmp_path / "new.yaml"]) == config
+    assert load_config().data.augment == ["scale_shift"]
+    assert Config(data=DataConfig(augment="none")).data.augment == []
+
+
 def test_presets_with_overrides():
     assert build_architecture(load_config(overrides=["model.preset=point_bert"]).model) == PRESETS["point_bert"]
     wide = build_architecture(load_config(overrides=["model.width=96", "model.depth=2"]).model)
@@ -87,6 +104,9 @@ def test_presets_with_overrides():
         ("ewa.schedule=cosine", "ewa.schedule: Invalid value 'cosine', expected one of ['constant', 'linear']"),
         ("data.train_fraction=0", "data.train_fraction: expected more than 0, found 0"),
         ("data.val_fraction=1", "data.val_fraction: expected less than 1, found 1"),
+        ("data.augment=3", "data.augment: expected a list of names, such as [scale_shift, jitter], found 3"),
+        ("data.augment=[1]", "data.augment: expected a list of names, such as [scale_shift, jitter], found [1]"),
+        ("data.background=blur", "data.background: Invalid value 'blur', expected one of ['drop', 'keep']"),
         ("model.preset=big", "model.preset: expected one of point_bert, point_mae, small, tiny, found 'big'"),
         ("model.heads=5", "model.width must be a multiple of heads, got 192 and 5"),
     ],

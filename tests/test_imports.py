@@ -18,7 +18,7 @@ RULES = {
     "pointewa.inference": ({"pointewa"}, None),
     "pointewa.study": ({"pointewa"}, None),
     "pointewa.viz": ({"pointewa"}, None),
-    "pointewa": ({"pointewa.models", "pointewa.errors"}, None),  # the modules directly in it
+    "pointewa": ({"pointewa.models", "pointewa.safe", "pointewa.errors"}, None),  # the modules directly in it
     "datasets": ({"datasets", "pointewa.ops", "pointewa.safe", "pointewa.tasks.base", "pointewa.errors"}, None),
     "tools": ({"tools", "datasets", "pointewa"}, None),
     "benchmarks": ({"benchmarks", "tools", "datasets", "pointewa"}, None),

@@ -48,6 +48,7 @@ def load(config: Config, split: str) -> datasets.Clouds:
         split,
         data.num_points,
         variant=data.variant,
+        background=data.background,
         stream=stream,
         device=select_device(config.train.device),
     )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,12 +18,13 @@ import pointewa
 from datasets.files import read_points
 from datasets.source import progress
 from pointewa.errors import DataError, first_line
+from pointewa.ops import UP_AXES, turn_up
 from tools import cli
 
 TOP = 3
 
 
-def classify(model: pointewa.Predictor, path: Path, z_up: bool) -> dict[str, Any]:
+def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
     """The classes and probabilities of one file.
 
     Raises:
@@ -32,10 +33,8 @@ def classify(model: pointewa.Predictor, path: Path, z_up: bool) -> dict[str, Any
     points = read_points(
         path, samples=max(10_000, 2 * model.num_points)
     )  # of a mesh, as `datasets.layouts.folder` has them
-    if z_up:
-        points = points[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
     try:
-        name, probabilities = model.predict(points)
+        name, probabilities = model.predict(turn_up(torch.from_numpy(points), up))
     except ValueError as error:
         raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from error
     ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
@@ -59,14 +58,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud or mesh")
-    parser.add_argument("--up", choices=("y", "z"), default="y", help="which way is up in the files; the models' is y")
+    parser.add_argument("--up", choices=UP_AXES, default="y", help="which way is up in the files; the models' is y")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)
     model = pointewa.load(args.model, args.device)
     predictions, failed = [], []
     for path in progress(args.files, "classifying", len(args.files)):
         try:
-            predictions.append(classify(model, path, args.up == "z"))
+            predictions.append(classify(model, path, args.up))
         except DataError as error:
             failed.append({"file": str(path), "error": str(error)})
     if args.json:

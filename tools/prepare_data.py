@@ -1,4 +1,4 @@
-"""Look at a data set as it lies on disk, verify it, pack it into one file, or download it.
+"""Look at a data set as it is on disk, verify it, pack it into one file, or download it.
 
 python -m tools.prepare_data inspect data.name=modelnet40 data.root=/data
 python -m tools.prepare_data verify data.name=scanobjectnn data.root=/data data.variant=obj_bg
@@ -8,6 +8,7 @@ python -m tools.prepare_data download data.name=modelnet40 data.root=data
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,14 +35,17 @@ _MESH_POINTS = 8192  # packed of an object whose source has any number of points
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {split: datasets.open_source(data.name, data.root, split, 1, data.variant) for split in ("train", "test")}
+    return {
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        for split in ("train", "test")
+    }
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """What is there."""
-    found = report.inspect(sources(config))
+    found = report.inspect(sources(config), args.seconds or math.inf)
     splits = found["splits"]
-    table = Table(title=f"{config.data.name} as it lies on disk")
+    table = Table(title=f"{config.data.name} as it is on disk")
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
 
@@ -77,6 +81,11 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
             text += f": {twice['objects_of_test']} test objects, {twice['of_two_classes']} pairs under two classes"
             text += f", such as {' and '.join(twice['such_as'])}"
         console.print(text, highlight=False, soft_wrap=True)
+    if left_out := found["pairs_not_compared"]:
+        console.print(
+            f"{left_out} pairs that look less alike were not compared within {args.seconds:g} s: --seconds allows more",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     up = found["up"]
     agree = f"{100 * up['agreement']:.0f} % of the classes agree"
     console.print(
@@ -92,7 +101,7 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
     if bad:
         raise DataError(
-            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or go on knowing"])
+            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or use them as they are"])
         )
     return {"ok": good}
 
@@ -109,6 +118,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
     variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    if data.background == "drop":
+        variant = f"_without_background{variant}"  # not a name under which the whole set is looked for
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():
@@ -147,9 +158,9 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
 
 
 def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """From the net."""
+    """From the internet."""
     folder = download(config.data.name, Path(config.data.root))
-    console.print(f"{folder}: here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
+    console.print(f"{folder} is here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
                   soft_wrap=True)  # fmt: skip
     return {"folder": str(folder)}
 
@@ -167,9 +178,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
     )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=120,
+        help="inspect: most for finding objects that occur twice (120; 0: any)",
+    )
     args = parser.parse_intermixed_args(argv)
     if args.points is not None and args.points < 1:
         raise ConfigError(f"--points: expected at least 1, found {args.points}")
+    if not args.seconds >= 0:
+        raise ConfigError(f"--seconds: expected at least 0, found {args.seconds}")
     console = Console(stderr=args.json)
     figures = ACTIONS[args.what](args, cli.config_from(args), console)
     if args.json:

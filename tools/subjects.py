@@ -12,20 +12,18 @@ from torch import Tensor
 from datasets.base import Clouds
 from datasets.files import SUFFIXES, read_points
 from datasets.loader import EvalLoader
-from datasets.prepare import unit_sphere
 from datasets.source import progress
 from datasets.transforms import pool_size
 from pointewa.config import build_architecture, load_config
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import MaskedAutoencoder
-from pointewa.ops import farthest_point_sample
+from pointewa.ops import farthest_point_sample, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.weights import load_any, load_foreign
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import Evaluation, evaluate
 from pointewa.train.device import select_device
-from pointewa.viz.panels import turn_up
 from tools import cli
 
 _SAMPLES = 8192  # points drawn on a mesh
@@ -157,7 +155,7 @@ class Subjects:
         """The objects of the split with these numbers."""
         clouds = self.clouds
         index = torch.as_tensor(list(indices), device=clouds.labels.device)
-        (points,) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
+        ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
         labels = clouds.labels[index].tolist()
         return [Item(one, clouds.object_names[i], clouds.class_names[label])
                 for i, one, label in zip(indices, self.prepared(points), labels, strict=True)]  # fmt: skip

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from datasets.base import Clouds
 from datasets.loader import EvalLoader
-from datasets.prepare import unit_sphere
 from datasets.source import progress
 from pointewa.config import Config
 from pointewa.errors import ConfigError
+from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_any
 from pointewa.tasks.classification import Evaluation

@@ -31,6 +31,7 @@ import torch
 from pointewa.config import build_architecture
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.ewa.experts import moe_layers
+from pointewa.ops import UP_AXES
 from pointewa.runs.log import read_metrics
 from pointewa.runs.weights import restore
 from pointewa.viz import offscreen
@@ -39,7 +40,7 @@ from pointewa.viz.embedding import METHODS, embed, embedding_figure, embedding_p
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.html import clouds_html, save_page, svg_html
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
-from pointewa.viz.panels import UP_AXES, Picture, plain_panel
+from pointewa.viz.panels import Picture, plain_panel
 from pointewa.viz.patches import cut, patch_panels
 from pointewa.viz.reconstruction import reconstruction_picture
 from pointewa.viz.saliency import SALIENCY_LEGEND, saliency, saliency_panels

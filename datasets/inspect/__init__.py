@@ -1,1 +1,1 @@
-"""Looking at a data set as it lies on disk, checking it, and getting it."""
+"""Looking at a data set as it is on disk, verifying it, and downloading it."""

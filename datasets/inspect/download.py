@@ -1,25 +1,23 @@
-"""Published data sets from the net: fetched with resume from the first mirror that has them, verified, unpacked."""
+"""Published data sets from the internet: fetched from the first mirror that has them, resumed, verified, unpacked."""
 
 import hashlib
 import re
 import ssl
-import stat
 import sys
-import tempfile
 import time
 import urllib.request
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pointewa.errors import DataError, first_line
+from pointewa.safe.archives import extract
 
 RETRIES = 3  # of a mirror, in a row, after attempts that brought nothing new
 PAUSE = 1.0  # seconds before each
@@ -28,7 +26,7 @@ _CHUNK = 1 << 16  # bytes
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: where it may be had, and how to know that it is the right one."""
+    """A published archive: where to get it, and how to tell that it is the right one."""
 
     name: str  # file name; without its suffix it names the folder that the data comes to
     checksum: str  # "md5:..." or "sha256:...", hexadecimal
@@ -68,7 +66,7 @@ class _Failed(Exception):
 
 
 class _Refused(_Failed):
-    """The same, and asking it again is of no use."""
+    """The same, and asking again would not help."""
 
 
 def download(name: str, root: Path, mirrors: Sequence[str] | None = None, timeout: float = 30.0) -> Path:
@@ -81,7 +79,7 @@ def download(name: str, root: Path, mirrors: Sequence[str] | None = None, timeou
         timeout: seconds without a byte after which a connection counts as lost.
 
     Raises:
-        DataError: an unknown name, a data set that is given out by request only, or see `fetch` and `extract`.
+        DataError: an unknown name, a data set that is only given out on request, or see `fetch` and `extract`.
     """
     if name in BY_REQUEST:
         raise DataError(BY_REQUEST[name])
@@ -104,7 +102,7 @@ def fetch(
 ) -> Path:
     """The verified archive file in ``folder``: the one that is there, or from the first mirror that serves it.
 
-    A download that breaks off stays as ``<name>.part``; the next attempt, mirror or call goes on from its end.
+    A download that breaks off stays as ``<name>.part``; the next attempt, mirror or call resumes at its end.
 
     Args:
         archive: what to get.
@@ -140,7 +138,7 @@ def fetch(
                 except _Failed as failed:
                     failures.append(f"{mirror}: {failed}")
                     print(f"note: {failures[-1]}", file=sys.stderr)
-        kept = f"{_size(part)} bytes are kept, and the same command goes on from there.\n" if part.exists() else ""
+        kept = f"{_size(part)} bytes are kept, and the same command resumes from there.\n" if part.exists() else ""
     except OSError as error:  # those of the network have become _Failed
         raise DataError(f"{folder}: {archive.name} cannot be written here: {error}") from error
     tried = "\n  ".join(failures or ["no mirror was given"])
@@ -149,57 +147,6 @@ def fetch(
         f"Or get it by hand, from {archive.mirrors[0]} or elsewhere, put it at {path} and run the same command: "
         f"a file there is verified ({archive.checksum}) and used"
     )
-
-
-def extract(archive: Path, folder: Path, max_bytes: int = 20 << 30) -> Path:
-    """Unpack a zip archive to ``folder``, all or nothing; a single folder that holds everything in it is left out.
-
-    Args:
-        archive: the zip file; only plain files and folders with relative names are accepted in it.
-        folder: must not be there yet.
-        max_bytes: most that the members may unpack to.
-
-    Raises:
-        DataError: ``folder`` is there already, the archive is damaged or not accepted, or there is no room.
-    """
-    if folder.exists():
-        raise DataError(f"{folder} is already there, {archive} was not unpacked: move it away first")
-    member = ""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = zipped.infolist()
-            for info in members:
-                if reason := _objection(info):
-                    raise DataError(f"{archive}: refused, its member {info.orig_filename!r} {reason}")
-            if (total := sum(info.file_size for info in members)) > max_bytes:
-                raise DataError(f"{archive}: refused, it unpacks to {total} bytes, expected at most {max_bytes}")
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-                content = Path(temporary) / "content"  # a folder with the usual permissions
-                content.mkdir()
-                for info in members:
-                    member = f" (member {info.filename!r})"
-                    zipped.extract(info, content)  # compares the CRC
-                entries = [entry for entry in content.iterdir() if entry.name not in ("__MACOSX", ".DS_Store")]
-                single = len(entries) == 1 and entries[0].is_dir()
-                return (entries[0] if single else content).rename(folder)
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from error
-    except Exception as error:  # zipfile and the decompressors have many of their own
-        raise DataError(
-            f"{archive}{member}: {first_line(error)}: get it again, it is damaged or no zip file"
-        ) from error
-
-
-def _objection(info: zipfile.ZipInfo) -> str:
-    """Why a member is not unpacked; empty if it may be."""
-    path = PureWindowsPath(info.orig_filename)  # knows drive letters and both kinds of slash
-    if path.anchor or ".." in path.parts or "\\" in info.orig_filename:
-        return "would leave the folder or has a name of another system"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a special file"
-    return "is encrypted" if info.flag_bits & 1 else ""
 
 
 def mismatch(path: Path, archive: Archive) -> str:

@@ -1,12 +1,19 @@
 """What to know about clouds before training on them: which are broken, which objects occur twice, which way is up."""
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from datasets.source import progress
+
+_MOST, _BLOCK = 5_000_000, 128  # pairs that look alike: kept in memory, and compared between looks at the clock
 SIDES = ("-x", "+x", "-y", "+y", "-z", "+z")
 
 
@@ -27,15 +34,23 @@ def dimension(points: Tensor, tolerance: float = 1e-3) -> Tensor:
 
 def repeated_points(points: Tensor) -> Tensor:
     """The share of each cloud's points ``[N, P, 3]`` that are equal to another of its points. float32 ``[N]``."""
-    for axis in (2, 1, 0):  # at last ordered by x, then y, then z: equal points are neighbours
+    for axis in (2, 1, 0):  # in the end by x, then y, then z: equal points are neighbours
         order = points[..., axis].argsort(dim=1, stable=True)
         points = points.gather(1, order.unsqueeze(2).expand_as(points))
     same = (points[:, 1:] == points[:, :-1]).all(2)
     return (pad(same, (1, 0)) | pad(same, (0, 1))).float().mean(1)
 
 
+class Duplicates(NamedTuple):
+    """Indices ``[K, 2]`` of pairs and their ratios ``[K]``, the smallest first; how many look-alikes were left out."""
+
+    pairs: Tensor
+    ratios: Tensor
+    left_out: int
+
+
 @torch.no_grad()
-def duplicates(a: Tensor, b: Tensor, threshold: float = 1.05) -> tuple[Tensor, Tensor]:
+def duplicates(a: Tensor, b: Tensor, threshold: float = 1.05, seconds: float = math.inf) -> Duplicates:
     """Pairs of clouds that show the same object in the same orientation, wherever it is and whatever its size.
 
     A pair is judged by a ratio: the mean distance from a point of one cloud to the nearest of the other, over the mean
@@ -48,22 +63,15 @@ def duplicates(a: Tensor, b: Tensor, threshold: float = 1.05) -> tuple[Tensor, T
         threshold: the ratio below which two clouds are a pair. At 1.05, with 1024 points, 93 % of the ModelNet40
             objects that are sampled twice are found; with one of the two stretched by 5 % along y 76 %, by 10 % 22 %.
             So a ratio from 0.9 up means one object, or two that differ by less than the points can tell.
-
-    Returns:
-        Indices ``[K, 2]`` into a and b, and the pairs' ratios ``[K]``, the smallest first.
+        seconds: time to take, about. The pairs that look most alike come first, so the others are left out. What a pair
+            takes is measured on a sample, and a note on stderr predicts the time if it is long.
     """
-    within, a, b = b is a, _boxed(a), _boxed(b)
-    # Candidates have similar quantiles; of two samples of one object these differ by some 0.7 / sqrt(points).
-    reach, quantiles = 1.6 / min(a.shape[1], b.shape[1]) ** 0.5, _quantiles(b)
-    close = [torch.cdist(chunk, quantiles) < reach for chunk in _quantiles(a).split(1024)]
-    pairs = torch.cat(close).nonzero()
-    if within:
-        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-
-    # Of these, those whose ratio could come below the threshold once they are aligned; from 128 points.
+    started, within, a, b = monotonic(), b is a, _boxed(a), _boxed(b)
+    candidates, left_out = _candidates(a, b, within)
     spacing = _by_chunks(_spacing, b, b.shape[1] ** 2)
     few = a[:, :: max(1, a.shape[1] // 128)]
 
+    # From 128 points: whether the ratio could come below the threshold once the two are aligned.
     def rough(chunk: Tensor) -> Tensor:
         i, j = chunk.T
         return torch.cdist(few[i], b[j]).amin(2).mean(1) / spacing[j]
@@ -74,11 +82,49 @@ def duplicates(a: Tensor, b: Tensor, threshold: float = 1.05) -> tuple[Tensor, T
         distance = torch.cdist(moved, b[j])
         return torch.maximum(distance.amin(2).mean(1) / spacing[j], distance.amin(1).mean(1) / _spacing(moved))
 
-    pairs = pairs[_by_chunks(rough, pairs, few.shape[1] * b.shape[1]) < threshold + 0.2]
-    ratios = _by_chunks(ratio, pairs, max(a.shape[1], b.shape[1]) ** 2)
-    ratios, order = ratios.sort()
+    sample = torch.zeros(len(candidates), dtype=torch.bool, device=a.device)
+    sample[:: max(1, len(candidates) // _BLOCK)] = True
+    blocks = [candidates[sample], *candidates[~sample].split(_BLOCK)]
+    compared, pairs, ratios = 0, [candidates[:0]], [spacing[:0]]
+    for number, block in enumerate(progress(blocks, "comparing objects that look alike", len(blocks))):
+        begun = monotonic()
+        if begun - started > seconds:
+            break
+        likely = block[_by_chunks(rough, block, few.shape[1] * b.shape[1]) < threshold + 0.2]
+        pairs.append(likely)
+        ratios.append(_by_chunks(ratio, likely, max(a.shape[1], b.shape[1]) ** 2))
+        compared += len(block)
+        if not number:
+            _predict((monotonic() - begun) / max(1, len(block)) * len(candidates), len(candidates), seconds)
+    ratios, order = torch.cat(ratios).sort()
     found = ratios < threshold
-    return pairs[order[found]], ratios[found]
+    return Duplicates(torch.cat(pairs)[order[found]], ratios[found], left_out + len(candidates) - compared)
+
+
+def _predict(expected: float, count: int, seconds: float) -> None:
+    if expected > 10:
+        most = f"; it stops after {seconds / 60:.1f}" if expected > seconds else ""
+        about = f"comparing them takes about {expected / 60:.1f} minutes{most}"
+        print(f"note: {count} pairs of objects look alike; {about}", file=sys.stderr)
+
+
+def _candidates(a: Tensor, b: Tensor, within: bool) -> tuple[Tensor, int]:
+    """Pairs with similar quantiles ``[K, 2]``, the most similar first, and how many more than `_MOST` there are.
+
+    The quantiles of two samples of one object differ by some 0.7 / sqrt(points).
+    """
+    reach, quantiles, left_out = 1.6 / min(a.shape[1], b.shape[1]) ** 0.5, _quantiles(b), 0
+    pairs, distances = torch.empty(0, 2, dtype=torch.int64, device=a.device), quantiles.new_empty(0)
+    for number, chunk in enumerate(_quantiles(a).split(1024)):
+        distance = torch.cdist(chunk, quantiles)
+        i, j = (distance < reach).nonzero().T
+        new = torch.stack([i + 1024 * number, j], 1)
+        once = new[:, 0] < j if within else slice(None)
+        pairs, distances = torch.cat([pairs, new[once]]), torch.cat([distances, distance[i, j][once]])
+        nearest = distances.argsort(stable=True)[:_MOST]
+        left_out += len(pairs) - len(nearest)
+        pairs, distances = pairs[nearest], distances[nearest]
+    return pairs, left_out
 
 
 def _by_chunks(function: Callable[[Tensor], Tensor], items: Tensor, cost: int) -> Tensor:
@@ -129,10 +175,10 @@ class UpAxis:
     """Which way is up, and the evidence.
 
     Args:
-        direction: "+y", say; None where the evidence does not tell.
+        direction: "+y", for example; None if the evidence does not decide.
         margin: by how many standard errors over the classes it leads the next direction.
         agreement: share of the classes in which no other direction leads.
-        standing: ``[C, 6]`` share of each class's objects, of the classes there are, that can stand on each of `SIDES`.
+        standing: ``[C, 6]`` share of the objects of each class that can stand on each of `SIDES`.
     """
 
     direction: str | None
@@ -142,9 +188,9 @@ class UpAxis:
 
 
 def up_axis(points: Tensor, labels: Tensor) -> UpAxis:
-    """The side on which most objects can stand is down; told if it leads by 2 standard errors, over 4 classes at least.
+    """The side on which most objects can stand is down, if it leads by 2 standard errors over at least 4 classes.
 
-    It leads by 5.4 in ModelNet40 and by 2.7 in the procedural set; of 4 classes of these it is seldom told.
+    It leads by 5.4 in ModelNet40 and by 2.7 in the procedural set; with 4 of its classes it seldom leads by enough.
 
     Args:
         points: ``[N, P, 3]``.

@@ -1,5 +1,6 @@
-"""What is to be said about a data set as it lies on disk: what is there, and whether it is the official one."""
+"""A report on a data set as it is on disk: what is there, and whether it is the official one."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from torch import Tensor
 
 from datasets import packed
 from datasets.inspect.download import ARCHIVES, mismatch
-from datasets.inspect.inspection import dimension, duplicates, repeated_points, up_axis
-from datasets.prepare import unit_sphere
+from datasets.inspect.inspection import Duplicates, dimension, duplicates, repeated_points, up_axis
 from datasets.registry import NAMES
 from datasets.source import Source, progress
+from pointewa.ops import unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
 _LOOK = 1024  # points of an object that are looked at
 
 
 def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
-    """Of each object `_LOOK` points, drawn at random, ``[N, _LOOK, 3]``, or noise, which is like no other object, where
-    its coordinates are not finite; how many it has; and the names of those that are not finite."""
+    """`_LOOK` random points of each object, ``[N, _LOOK, 3]``; how many points it has; the names of non-finite objects.
+
+    In place of a non-finite object there is noise, which resembles no other object.
+    """
     rng, points, sizes, broken = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), [], []
     for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
         size = len(cloud.points)
@@ -34,12 +37,13 @@ def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
     return points, sizes, broken
 
 
-def inspect(sources: Mapping[str, Source]) -> dict[str, Any]:
+def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[str, Any]:
     """What is there, as plain values: of each split where and in which layout, its classes, points and broken clouds;
     objects that occur twice; which way is up.
 
     Args:
         sources: the splits by name.
+        seconds: time for finding the objects that occur twice, see `datasets.inspect.inspection.duplicates`.
 
     Raises:
         DataError: a file that cannot be read.
@@ -63,19 +67,22 @@ def inspect(sources: Mapping[str, Source]) -> dict[str, Any]:
             "with_repeated_points": int((repeated_points(unit[split]) > 0).sum()) if min(sizes) >= _LOOK else None,
             "classes": dict(zip(source.class_names, counts, strict=True)),
         }
-    report["in_train_and_test"] = _twice(sources["train"], unit["train"], sources["test"], unit["test"])
+    found = duplicates(unit["train"], unit["test"], seconds=seconds)
+    report["in_train_and_test"] = _twice(found, sources["train"], sources["test"])
+    report["pairs_not_compared"] = found.left_out
     axis = up_axis(unit["train"], torch.from_numpy(sources["train"].labels))
     report["up"] = {"direction": axis.direction, "margin": axis.margin, "agreement": axis.agreement}
     return report
 
 
-def _twice(a: Source, points_a: Tensor, b: Source, points_b: Tensor) -> dict[str, Any]:
-    """Pairs that show the same object: how many, of how many objects of ``b``, and how many under two classes.
+def _twice(found: Duplicates, a: Source, b: Source) -> dict[str, Any]:
+    """Pairs of an object of ``a`` and one of ``b`` that show the same: how many, of how many objects of ``b``, and how
+    many under two classes.
 
     Below a ratio of 0.05 they are the same points; below 0.6 about half are, which no two objects have by chance;
     above, they differ by less than `_LOOK` points can show. See `datasets.inspect.inspection.duplicates`.
     """
-    pairs, ratios = duplicates(points_a, points_b)
+    pairs, ratios, _ = found
     result = {}
     for kind, low, high in (("same_points", -1, 0.05), ("shared_points", 0.05, 0.6), ("indistinguishable", 0.6, 2)):
         chosen = pairs[(ratios >= low) & (ratios < high)].tolist()
@@ -96,7 +103,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
         sources: the splits by name.
 
     Returns:
-        What was found right, and what is wrong; each a line.
+        What is right, and what is wrong, one line each.
 
     Raises:
         DataError: a file that cannot be read.

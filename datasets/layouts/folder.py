@@ -1,4 +1,4 @@
-"""The user's own clouds and meshes: a folder a class."""
+"""The user's own clouds and meshes: one folder per class."""
 
 import functools
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from datasets.base import hold_out
 from datasets.files import SUFFIXES, read_points
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
+from pointewa.ops import turn_up
 
-TEST_FRACTION = 0.2  # of each class, where the folders do not say what is for testing
-_AXES = {"y_up": (0, 1, 2), "z_up": (0, 2, 1)}
+TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
+_UP = {"y_up": "y", "z_up": "z"}
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
@@ -23,14 +24,14 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Args:
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
-        num_points: not looked at: clouds with fewer points repeat theirs, and meshes are sampled by area.
+        num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
         variant: "y_up", or "z_up" for clouds to be turned so that y is up, as in the field's data sets.
 
     Raises:
         DataError: no classes, a class without files, a file that cannot be read.
     """
     variant, folder = variant or "y_up", Path(root)
-    if variant not in _AXES:
+    if variant not in _UP:
         raise DataError(f"data.variant: expected y_up or z_up for folder, found {variant!r}")
     if folder.is_file():
         return packed.source(folder, split)
@@ -58,7 +59,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         files, labels = [files[index] for index in chosen], [labels[index] for index in chosen]
 
     def clouds(count: int) -> Iterator[Cloud]:
-        read = functools.partial(_read, samples=max(10_000, 2 * count), variant=variant)
+        read = functools.partial(_read, samples=max(10_000, 2 * count), up=_UP[variant])
         yield from map(Cloud, in_parallel(read, files))
 
     objects = tuple(f"{classes[label].name}/{file.name}" for label, file in zip(labels, files, strict=True))
@@ -66,8 +67,5 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds)
 
 
-def _read(file: Path, samples: int, variant: str) -> np.ndarray:
-    points = read_points(file, samples)
-    if variant == "z_up":
-        points = points[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
-    return points
+def _read(file: Path, samples: int, up: str) -> np.ndarray:
+    return turn_up(torch.from_numpy(read_points(file, samples)), up).numpy()

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
+import torch
 
 from datasets import packed
 from datasets.files import read_points
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
+from pointewa.ops import turn_up
 from pointewa.safe.files import reading
 from pointewa.safe.hdf5 import open_hdf5, read_labels
 from pointewa.safe.pickles import load_arrays
@@ -43,7 +44,7 @@ ACCEPTED = f"""\
 
 @functools.cache
 def official_names(split: str) -> dict[str, list[str]]:
-    """Of each class the objects that the official split has."""
+    """The objects of each class in the official split."""
     first = {"train": lambda train: 1, "test": lambda train: train + 1}[split]
     return {
         name: [f"{name}_{number:04}" for number in range(first(train), (train, train + test)[split == "test"] + 1)]
@@ -52,7 +53,7 @@ def official_names(split: str) -> dict[str, list[str]]:
 
 
 def check_split(source: Source, split: str) -> list[str]:
-    """What a split lacks or has too much, against the official one; by name where the layout tells names."""
+    """What is missing from a split, or too much in it, compared with the official one; by name if there are names."""
     problems, official = [], official_names(split)
     if source.class_names != tuple(OFFICIAL):
         strange = sorted(set(source.class_names) - set(OFFICIAL)) or ["in another order"]
@@ -119,7 +120,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 
 def _candidates(root: Path, variant: str | None) -> Iterator[Callable[[str], Source]]:
-    """What there is, by trust in it: a function from the split to its source each."""
+    """The layouts that are there, the most trusted first: of each a function from the split to its source."""
     if root.is_file():
         yield functools.partial(packed.source, root)
         return
@@ -140,9 +141,9 @@ def _find_packed(folders: list[Path]) -> list[Path]:
 
 def _count(file: Path) -> int:
     try:
-        with h5py.File(file) as h5:
+        with open_hdf5(file, packed.WHAT) as h5:
             return len(h5["train/label"])
-    except (OSError, KeyError, TypeError):
+    except DataError:
         return 0
 
 
@@ -181,7 +182,7 @@ def _open_official(folder: Path, split: str) -> Source:
 
 
 def _official_objects(file: Path, count: int) -> list[str]:
-    """Names of the objects, which the archive tells in JSON files beside: ply_data_test_0_id2file.json."""
+    """Names of the objects, which the archive has in JSON files: ply_data_test_0_id2file.json."""
     listed = file.with_name(f"{file.stem[:-1]}_{file.stem[-1]}_id2file.json")
     try:
         names = [Path(name).stem for name in json.loads(listed.read_text())]
@@ -255,7 +256,7 @@ def _open_dat(folder: Path, split: str) -> Source:
                 yield Cloud(np.ascontiguousarray(np.asarray(cloud)[:, :3], np.float32))
 
     objects = _lines(listed) if listed.is_file() else ()
-    if len(objects) != len(labels):  # made for the list beside it, in its order
+    if len(objects) != len(labels):  # the clouds are in the order of the list beside them
         objects = tuple(f"{file.stem}/{index}" for index in range(len(labels)))
     return Source(file.name, folder, (file,), names, objects, labels, num_points, clouds)
 
@@ -280,8 +281,8 @@ def _open_off(folder: Path, split: str) -> Source:
 
 
 def _sample_off(file: Path, samples: int) -> np.ndarray:
-    x, y, z = read_points(file, samples).T
-    return np.stack([x, z, -y], 1)  # the meshes have z up, everything that was made of them y
+    # The meshes have z up, everything that was made of them y.
+    return turn_up(torch.from_numpy(read_points(file, samples)), "z").numpy()
 
 
 _LAYOUTS = {

@@ -1,7 +1,12 @@
-"""ScanObjectNN (Uy et al., ICCV 2019): 15 classes of objects as scanners see them, cut out of scenes."""
+"""ScanObjectNN (Uy et al., ICCV 2019): 15 classes of objects as scanners see them, cut out of scenes.
+
+The published files have a dataset ``mask`` ``[n, 2048]``: -1 where a point belongs to the background, and a number
+from 0 up where it belongs to the object. Here that becomes point labels, 0 (`BACKGROUND`) and 1 (`OBJECT`).
+"""
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +28,13 @@ VARIANTS = {
     "pb_t50_rs": ("main_split", "objectdataset_augmentedrot_scale75", {"train": 11416, "test": 2882}),
 }
 DEFAULT = "pb_t50_rs"
+BACKGROUND, OBJECT = 0, 1  # point labels
 _FOLDERS = ("", "h5_files", "ScanObjectNN", "ScanObjectNN/h5_files")
 _WHAT = "HDF5 with the datasets data [n, 2048, 3] and label [n]"
 
 
 def check_split(source: Source, split: str) -> list[str]:
-    """What a split lacks or has too much, against the official sizes."""
+    """What is missing from a split, or too much in it, compared with the official sizes."""
     expected = {sizes[split] for _, _, sizes in VARIANTS.values()}
     if len(source) in expected:
         return []
@@ -98,8 +104,36 @@ def _open(file: Path, variant: str) -> Source:
             for start in range(0, shape[0], 256):
                 rows = slice(start, start + 256)
                 points = h5["data"][rows].astype(np.float32)
-                masks = h5["mask"][rows] != -1 if mask else [None] * len(points)  # -1 is the background
-                yield from map(Cloud, points, masks)
+                point_labels = (h5["mask"][rows] != -1).astype(np.int64) if mask else [None] * len(points)
+                yield from map(Cloud, points, point_labels)
 
     objects = tuple(f"{file.stem}/{index}" for index in range(len(labels)))
-    return Source(f"ScanObjectNN, {variant}", file, (file,), CLASSES, objects, labels, shape[1], clouds, False)
+    return Source(
+        f"ScanObjectNN, {variant}", file, (file,), CLASSES, objects, labels, shape[1], clouds, False,
+        point_labels=bool(mask),
+    )  # fmt: skip
+
+
+def without_background(source: Source) -> Source:
+    """The source with the points of each object's background left out; objects then differ in their number of points.
+
+    Raises:
+        DataError: the file does not mark the background. When the clouds are read: an object has no other points.
+    """
+    if not source.point_labels:
+        raise DataError(
+            f"{source.path}: data.background=drop needs a dataset mask, which is not in the file: set it to keep"
+        )
+
+    def clouds(count: int) -> Iterator[Cloud]:
+        for cloud in source.clouds(count):
+            yield Cloud(cloud.points[cloud.point_labels == OBJECT])
+
+    return replace(
+        source,
+        layout=f"{source.layout}, without background",
+        num_points=None,
+        clouds=clouds,
+        ordered=False,
+        point_labels=False,
+    )

@@ -15,7 +15,7 @@ from datasets.source import Cloud, Source
 from pointewa.errors import DataError
 from pointewa.safe.files import reading
 
-# ShapeNetCore's names of its synsets, which sorted are the classes.
+# ShapeNetCore's names of its synsets; sorted, these are the classes.
 CLASSES = {
     "02691156": "airplane", "02747177": "trash_bin", "02773838": "bag", "02801938": "basket", "02808440": "bathtub",
     "02818832": "bed", "02828884": "bench", "02843684": "birdhouse", "02871439": "bookshelf", "02876657": "bottle",
@@ -36,7 +36,7 @@ _CLOUDS = "shapenet_pc"
 
 
 def check_split(source: Source, split: str) -> list[str]:
-    """What a split lacks or has too much, against the published sizes."""
+    """What is missing from a split, or too much in it, compared with the published sizes."""
     found, classes = len(source), len(source.class_names)
     problems = [] if classes == len(CLASSES) else [f"{classes} classes, expected {len(CLASSES)}"]
     return problems + ([] if found == SIZES[split] else [f"{found} objects, expected {SIZES[split]}"])
@@ -51,7 +51,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             there or one level above.
         split: "train" or "test".
         num_points: how many points an object must have; the published files have 8192.
-        variant: there are none.
+        variant: there are none, so None.
 
     Raises:
         DataError: a variant, nothing found, too few points, damaged lists, files that are missing or damaged.
@@ -87,7 +87,7 @@ def _open(lists: Path, folder: Path, split: str) -> Source:
     mine = names[split]
     synsets = sorted({name.partition("-")[0] for one in names.values() for name in one})
     with reading(folder, "a folder"):
-        present = {entry.name for entry in os.scandir(folder)}  # one look for 52,470 files
+        present = {entry.name for entry in os.scandir(folder)}  # one call for 52,470 files
     missing = [name for name in mine if name not in present]
     if missing:
         raise DataError(

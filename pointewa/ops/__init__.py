@@ -1,4 +1,5 @@
-"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation, order.
+"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation,
+the order of points, the up axis.
 
 Sampling and neighbours go by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's
 kernels do the work if they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS``
@@ -12,5 +13,16 @@ from pointewa.ops.group import group
 from pointewa.ops.knn import knn
 from pointewa.ops.normalize import unit_sphere
 from pointewa.ops.order import canonical_order
+from pointewa.ops.up_axis import UP_AXES, turn_up
 
-__all__ = ["backend", "canonical_order", "chamfer_distance", "farthest_point_sample", "group", "knn", "unit_sphere"]
+__all__ = [
+    "UP_AXES",
+    "backend",
+    "canonical_order",
+    "chamfer_distance",
+    "farthest_point_sample",
+    "group",
+    "knn",
+    "turn_up",
+    "unit_sphere",
+]

@@ -38,7 +38,7 @@ for line in sys.stdin:
     except OverflowError as error:
         problem = str(error)
     except Exception:
-        pass  # it comes again, and is told, where the file is read
+        pass  # it occurs again, and is reported, when the file is read
     print(json.dumps(problem), flush=True)
 """
 _PATIENCE = 20.0  # seconds
@@ -50,8 +50,8 @@ def open_hdf5(path: Path, what: str, trusted: bool = False) -> Iterator[h5py.Fil
 
     Args:
         path: the file.
-        what: what it is to be, for the error.
-        trusted: it was written by `datasets.packed.write`, in which no damage is dangerous.
+        what: what it is expected to be, for the error.
+        trusted: it was written by `datasets.packed.write`, in whose files no damage is dangerous.
 
     Raises:
         DataError: naming the file.
@@ -77,7 +77,7 @@ def read_labels(values: h5py.Dataset) -> np.ndarray:
 
 @functools.cache
 def _trial(path: Path, size: int, changed: int) -> str:
-    """Why the file had better not be opened; empty if it may be."""
+    """Why the file must not be opened; empty if it may be."""
     with open(path, "rb") as file:
         head = file.read(9)
     old = head[8:9] < b"\2"

@@ -10,7 +10,7 @@ from typing import Any
 from pointewa.errors import DataError
 from pointewa.safe.files import reading
 
-# What NumPy needs to build an array again, under the names of its versions 1 and 2.
+# What NumPy needs to rebuild an array, under the names of its versions 1 and 2.
 _ADMITTED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),

@@ -28,14 +28,14 @@ def check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
-            # torch writes neither compressed parts nor such that share their bytes: they could be far larger than it.
+            # torch writes no compressed parts, and none that share bytes: they could be far larger than the file.
             if any(part.compress_type for part in parts):
                 raise ValueError("it has compressed parts")
             if sum(part.file_size for part in parts) > os.stat(path).st_size:
                 raise ValueError("its parts are larger than the file")
             damaged = file.testzip()
             for part in parts:
-                if part.filename.lower().endswith(".pkl"):  # torch does not tell upper from lower case
+                if part.filename.lower().endswith(".pkl"):  # torch ignores case
                     _check_pickle(io.BytesIO(file.read(part)))
     except UnpicklingError:
         raise

@@ -16,7 +16,6 @@ BACKGROUND, INK, FAINT = "#ffffff", "#1f2933", "#c9ced6"
 # above, radii of the cloud.
 YAW, PITCH, DISTANCE = 145.0, 22.0, 4.0
 FOG = 0.55  # how much of the farthest point's colour is the background's
-UP_AXES = ("x", "y", "z")
 MOST_POINTS = 4096  # of a cloud that is drawn: more only hide each other
 
 # Okabe and Ito's palette, for readers who see fewer colours, without black and yellow; the first is a plain cloud's.
@@ -109,17 +108,6 @@ def by_sign(values: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(values)
     share = values / (np.quantile(np.abs(values), 0.98) or np.abs(values).max() or 1)
     return np.where(share[:, None] > 0, blend(NEUTRAL, FOR, share), blend(NEUTRAL, AGAINST, -share))
-
-
-def turn_up(points: Tensor, up: str) -> Tensor:
-    """Turn clouds ``[..., 3]`` whose axis ``up`` points up so that y does; nothing is mirrored.
-
-    Raises:
-        ValueError: an unknown axis.
-    """
-    if up not in UP_AXES:
-        raise ValueError(f"up must be one of {', '.join(UP_AXES)}, got {up!r}")
-    return points.roll(1 - UP_AXES.index(up), -1)
 
 
 def plain_panel(points: Tensor, title: str) -> Panel:

@@ -9,8 +9,8 @@ import torch
 
 from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.layouts import shapes
-from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
+from pointewa.ops import unit_sphere
 
 P = 256
 KEEP_ORDER = ("jitter", "scale", "shear", "rotation")

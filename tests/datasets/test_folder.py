@@ -50,7 +50,7 @@ def test_an_undivided_folder_is_split_by_a_fixed_seed(folder, capsys):
     largest = train.points.norm(dim=-1).amax(1)
     assert ((largest > 0.97) & (largest < 1 + 1e-5)).all()  # of the points kept; that of all is 1
     assert datasets.load("folder", str(folder), "test", 128).object_names == test.object_names
-    assert "fewer than 150 points, the fewest" in capsys.readouterr().err
+    assert "fewer than 128 points, the fewest" in capsys.readouterr().err
 
 
 def test_a_divided_folder(tmp_path, layouts):

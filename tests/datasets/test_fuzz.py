@@ -16,10 +16,10 @@ import torch
 
 import datasets
 from datasets import prepare
-from datasets.inspect.download import extract
 from datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
+from pointewa.safe.archives import extract
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import datasets
+from datasets.inspect import inspection
 from datasets.inspect.inspection import SIDES, dimension, duplicates, repeated_points, up_axis
 from datasets.layouts import shapes
 
@@ -45,25 +46,25 @@ def twice():
 def test_the_same_points_are_a_pair_in_any_order_place_and_size(twice):
     clouds = twice[0]
     moved = 3 * clouds.flip(0)[:, torch.randperm(1024)] + 1
-    pairs, ratios = duplicates(clouds, moved, threshold=0.05)
+    pairs, ratios, _ = duplicates(clouds, moved, threshold=0.05)
     assert sorted(pairs.tolist()) == [[i, 33 - i] for i in range(34)]
     assert (ratios < 0.02).all()
 
 
 def test_one_object_sampled_twice_is_a_pair_and_others_are_not(twice):
-    pairs, ratios = duplicates(*twice)
+    pairs, ratios, _ = duplicates(*twice)
     same = pairs[:, 0] == pairs[:, 1]
     assert same.sum() >= 30
     assert same.all()
     assert (ratios > 0.9).all()
     assert (ratios.diff() >= 0).all()
-    pairs, _ = duplicates(twice[0], twice[1] * torch.tensor([1, 1.2, 1]))
+    pairs, *_ = duplicates(twice[0], twice[1] * torch.tensor([1, 1.2, 1]))
     assert len(pairs) <= 3
 
 
 def test_half_of_the_points_shared_halves_the_ratio(twice):
     mixed = torch.cat([twice[0][:, :512], twice[1][:, :512]], 1)
-    pairs, ratios = duplicates(twice[0], mixed, threshold=0.7)
+    pairs, ratios, _ = duplicates(twice[0], mixed, threshold=0.7)
     assert (pairs[:, 0] == pairs[:, 1]).all()
     assert len(pairs) >= 32
     assert ratios.median().item() == pytest.approx(0.5, abs=0.05)
@@ -71,19 +72,43 @@ def test_half_of_the_points_shared_halves_the_ratio(twice):
 
 def test_pairs_within_a_set_come_once(twice):
     clouds = torch.cat(twice)[[34, 0, 1, 2, 36]]
-    pairs, _ = duplicates(clouds, clouds, threshold=1.1)
+    pairs, *_ = duplicates(clouds, clouds, threshold=1.1)
     assert sorted(pairs.tolist()) == [[0, 1], [3, 4]]
 
 
 def test_clouds_may_differ_in_size_and_have_no_pair(twice):
-    pairs, _ = duplicates(twice[0], twice[1][:, :500], threshold=1.15)
+    pairs, *_ = duplicates(twice[0], twice[1][:, :500], threshold=1.15)
     same = pairs[:, 0] == pairs[:, 1]
     assert same.sum() >= 30
     assert (~same).sum() <= 2
-    pairs, ratios = duplicates(twice[0][:3], torch.randn(2, 60, 3))
+    pairs, ratios, _ = duplicates(twice[0][:3], torch.randn(2, 60, 3))
     assert (pairs.shape, ratios.shape) == ((0, 2), (0,))
-    pairs, _ = duplicates(torch.zeros(1, 50, 3), torch.ones(2, 50, 3))  # nothing but a place
+    pairs, *_ = duplicates(torch.zeros(1, 50, 3), torch.ones(2, 50, 3))  # nothing but a place
     assert pairs.tolist() == [[0, 0], [0, 1]]
+
+
+def test_the_time_is_bounded_and_the_most_alike_come_first(monkeypatch, capsys):
+    """Spheres, all of which look alike: every pair would have to be compared."""
+    points = torch.nn.functional.normalize(torch.randn(60, 128, 3, generator=torch.Generator().manual_seed(0)), dim=2)
+    a, b = points[:30], torch.cat([points[30:], points[:3, torch.randperm(128)]])
+    pairs, *_, left_out = duplicates(a, b)
+    assert (left_out, sorted(pairs[:3].tolist()), len(pairs) > 100) == (0, [[0, 30], [1, 31], [2, 32]], True)
+    assert capsys.readouterr().err == ""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(inspection, "monotonic", lambda: next(clock))  # a block takes a second
+    few, some, left_out = duplicates(a, b, seconds=3)
+    assert left_out == 30 * 33 - (142 + 128)  # a sample of every seventh pair, then one block
+    assert len(few) < len(pairs)
+    assert sorted(few[:3].tolist()) == [[0, 30], [1, 31], [2, 32]]
+    assert (some[:3] < 0.05).all()
+    assert set(map(tuple, few.tolist())) < set(map(tuple, pairs.tolist()))
+    assert capsys.readouterr().err == ""  # 7 of these seconds in all are not long
+    monkeypatch.setattr(inspection, "monotonic", lambda: 60 * next(clock))
+    assert duplicates(a, b, seconds=150).left_out == 30 * 33 - 142
+    expected = "990 pairs of objects look alike; comparing them takes about 7.0 minutes; it stops after 2.5"
+    assert expected in capsys.readouterr().err
+    monkeypatch.setattr(inspection, "_MOST", 500)
+    assert duplicates(a, b).left_out == 490  # memory is bounded too
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -126,7 +151,7 @@ def test_modelnet40(real_data):
 
     chosen = torch.tensor([classes.index(name) for name in ("vase", "flower_pot", "glass_box", "cone")])
     rows = {split: torch.isin(labels[split], chosen).nonzero().squeeze(1) for split in points}
-    pairs, ratios = duplicates(points["train"][rows["train"]], points["test"][rows["test"]])
+    pairs, ratios, _ = duplicates(points["train"][rows["train"]], points["test"][rows["test"]])
     sure = (ratios < 0.6).sum().item()  # half of the points are shared: the same model, drawn from in the same way
     assert 95 <= sure <= 115
     assert ((ratios > 0.6) & (ratios < 0.75)).sum() < 10  # a gap: what follows is alike, and drawn independently

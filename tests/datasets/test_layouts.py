@@ -10,8 +10,9 @@ import torch
 
 import datasets
 from datasets.layouts import modelnet40, scanobjectnn
-from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
+from pointewa.ops import unit_sphere
+from pointewa.safe import hdf5
 
 LAYOUTS = ["packed", "ply_hdf5", "text", "dat", "off"]
 
@@ -150,14 +151,15 @@ def test_scanobjectnn(tmp_path, layouts, variant, root, capsys):
         assert (len(loaded.class_names), loaded.class_names[0], loaded.class_names[14]) == (15, "bag", "toilet")
         assert not loaded.normalized
         assert same_clouds(loaded, part.points, 1e-6)  # neither centred nor scaled
-        assert torch.equal(loaded.mask, loaded.points[..., 0] > 0)  # in the order of the points
+        assert loaded.point_labels.dtype == torch.int64
+        assert torch.equal(loaded.point_labels, (loaded.points[..., 0] > 0).long())  # in the order of the points
     assert f"the official split of {variant} has" in capsys.readouterr().err
 
 
 def test_scanobjectnn_without_a_mask_and_its_default(tmp_path, layouts):
     layouts.scanobjectnn(tmp_path, layouts.procedural(64), "pb_t50_rs", mask=False)
     loaded = datasets.load("scanobjectnn", str(tmp_path), "test")
-    assert loaded.mask is None
+    assert loaded.point_labels is None
     assert "augmentedrot_scale75" in datasets.open_source("scanobjectnn", str(tmp_path), "test").path.name
     with pytest.raises(DataError, match=r"expected one of obj_bg, obj_only, pb_t50_rs for scanobjectnn, found 'x'"):
         datasets.load("scanobjectnn", str(tmp_path), "test", variant="x")
@@ -165,6 +167,42 @@ def test_scanobjectnn_without_a_mask_and_its_default(tmp_path, layouts):
         datasets.load("scanobjectnn", str(tmp_path), "test", variant="obj_bg")
     with pytest.raises(DataError, match=r"has 64 points, data\.num_points asks for 65"):
         datasets.load("scanobjectnn", str(tmp_path), "test", 65)
+
+
+def test_scanobjectnn_without_its_background(tmp_path, layouts, capsys):
+    layouts.scanobjectnn(tmp_path, layouts.procedural(128), "pb_t50_rs")
+    whole = datasets.load("scanobjectnn", str(tmp_path), "train")
+    objects = datasets.load("scanobjectnn", str(tmp_path), "train", 32, background="drop")
+    assert objects.point_labels is None
+    assert objects.points.shape == (12, 38, 3)
+    for kept, cloud, labels in zip(objects.points, whole.points, whole.point_labels, strict=True):
+        mine = {tuple(point) for point in kept.tolist()}
+        assert mine <= {tuple(point) for point in cloud[labels == 1].tolist()}
+        assert len(mine) == min(38, int(labels.sum()))
+    again = datasets.load("scanobjectnn", str(tmp_path), "train", background="keep")  # not mixed up in the cache
+    assert torch.equal(again.points, whole.points)
+
+
+def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):
+    layouts.scanobjectnn(tmp_path, layouts.procedural(64), "pb_t50_rs", mask=False)
+    with pytest.raises(DataError, match=r"\.h5: data\.background=drop needs a dataset mask, which is not in the file"):
+        datasets.load("scanobjectnn", str(tmp_path), "test", background="drop")
+    with pytest.raises(DataError, match=r"data\.background=drop: shapes does not tell objects from their background"):
+        datasets.load("shapes", "", "test", background="drop")
+
+
+def test_no_file_is_opened_here_before_the_trial_process_has_read_it(tmp_path, layouts, monkeypatch):
+    """Damage can crash the HDF5 library, so not even the number of objects of a layout's files is asked for before."""
+    layouts.packed(tmp_path, layouts.procedural(64), "modelnet40_good.h5")
+    with h5py.File(bad := tmp_path / "modelnet40_bad.h5", "w") as h5:  # claims more than it can hold: the trial objects
+        h5.create_dataset("train/label", (10**12,), np.int64)
+    opened, tried, open_, trial = [], [], h5py.File, hdf5._trial
+    monkeypatch.setattr(hdf5, "_trial", lambda path, *args: tried.append(path) or trial(path, *args))
+    monkeypatch.setattr(h5py, "File", lambda path, *args, **kw: opened.append(path) or open_(path, *args, **kw))
+    assert datasets.open_source("modelnet40", str(tmp_path), "train").path.name == "modelnet40_good.h5"
+    assert bad in tried
+    assert bad not in opened
+    assert set(opened) <= set(tried)
 
 
 # What is refused, with the message that the user sees.

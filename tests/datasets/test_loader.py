@@ -1,11 +1,15 @@
 """Batches: what is drawn, that it is reproducible, and what the augmentation does."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from datasets import PointClouds
+from datasets.base import Labelled
 from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import random_subset, rotate_up, scale_shift
+from datasets.transforms import augment, dropout_indices, jitter, random_subset, rotate_up, scale_shift
 from pointewa.errors import ConfigError
 
 
@@ -16,7 +20,7 @@ def clouds():
     return PointClouds(torch.randn(n, p, 3), labels, ("a", "b", "c"), tuple(map(str, range(n))), "x")
 
 
-def batches(clouds, epoch=0, start=0, seed=0, augment="scale_shift"):
+def batches(clouds, epoch=0, start=0, seed=0, augment=("scale_shift",)):
     return list(TrainLoader(clouds, 4, 16, augment, seed).epoch(epoch, start))
 
 
@@ -40,7 +44,7 @@ def test_drawing_batches_leaves_the_global_generator_alone(clouds):
 
 
 def test_an_epoch_shows_each_object_at_most_once_and_only_full_batches(clouds):
-    data = batches(clouds, augment="none")
+    data = batches(clouds, augment=())
     assert [points.shape for points, *_ in data] == [(4, 16, 3)] * 5
     seen = []
     for points, labels, *_ in data:
@@ -95,6 +99,70 @@ def test_rotate_up_turns_about_y_by_any_angle():
     assert (counts - 2500).abs().max() < 5 * 2500**0.5
 
 
+def test_jitter_is_gaussian_and_clipped():
+    points = torch.randn(50, 200, 3)
+    moved = jitter(points, torch.Generator().manual_seed(0)) - points
+    assert moved.std().item() == pytest.approx(0.01, rel=0.02)
+    assert moved.mean().abs() < 3e-4
+    wide = jitter(points, torch.Generator().manual_seed(0), sigma=0.05) - points
+    assert wide.abs().max().item() == pytest.approx(0.05, abs=1e-6)
+    assert ((wide.abs() - 0.05).abs() < 1e-6).float().mean().item() == pytest.approx(0.317, abs=0.01)  # beyond 1 sigma
+
+
+def test_dropout_puts_the_first_point_in_place_of_up_to_seven_eighths():
+    points = torch.randn(4000, 64, 3)
+    index = dropout_indices(points, torch.Generator().manual_seed(0))
+    places = torch.arange(64).expand_as(index)
+    assert ((index == places) | (index == 0)).all()
+    share = (index != places).float().mean(1)
+    assert share.mean().item() == pytest.approx(0.875 / 2 * 63 / 64, abs=0.015)
+    assert 0.8 < share.max() < 1
+    assert share.min() == 0
+
+
+def test_augmentations_are_applied_in_order_and_labels_stay_with_their_points():
+    points = torch.randn(8, 64, 3)
+    labelled = Labelled(points, torch.arange(64).expand(8, -1))
+    generator = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    both, theirs = generator(), generator()
+    out = augment(labelled, ["rotate_up", "scale_shift"], both)
+    assert torch.equal(out.points, scale_shift(rotate_up(points, theirs), theirs))
+    assert torch.equal(out.point_labels, labelled.point_labels)
+    assert torch.equal(both.get_state(), theirs.get_state())
+    out = augment(labelled, ["dropout", "jitter"], generator())
+    dropped = out.point_labels == 0
+    assert dropped[:, 1:].any()
+    assert (out.points - points.gather(1, out.point_labels[..., None].expand(-1, -1, 3))).abs().max() <= 0.05 + 1e-6
+    assert augment(Labelled(points), ["dropout"], generator()).point_labels is None
+    assert augment(labelled, [], generator()) is labelled
+
+
+def test_batches_with_and_without_point_labels_are_drawn_alike(clouds):
+    x = clouds.points[..., 0]
+    labelled = replace(clouds, point_labels=(x * 1000).long())
+    names = ["dropout", "jitter", "scale_shift", "rotate_up"]
+    for plain, with_labels in zip(batches(clouds, augment=names), batches(labelled, augment=names), strict=True):
+        assert plain.point_labels is None
+        assert torch.equal(plain.points, with_labels.points)
+        assert torch.equal(plain.labels, with_labels.labels)
+    for points, _, point_labels in batches(labelled, augment=["dropout"]):
+        assert torch.equal(point_labels, (points[..., 0] * 1000).long())
+
+
+def test_the_draws_of_scale_shift_are_those_of_every_recorded_run(clouds):
+    """One generator, seeded by the epoch, number and rank, draws first the subset, then scale and shift."""
+    loader = TrainLoader(clouds, 4, 16, ["scale_shift"], 7)
+    (first, *_) = loader.epoch(2)
+    seed = np.random.SeedSequence([7, 2]).generate_state(2, np.uint32)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(int(seed[0]) << 31 | int(seed[1]) >> 1))
+    seed = np.random.SeedSequence([7, 2, 0, 0]).generate_state(2, np.uint32)
+    generator = torch.Generator().manual_seed(int(seed[0]) << 31 | int(seed[1]) >> 1)
+    chosen = torch.rand(4, 19, generator=generator).argsort(1)[:, :16]
+    points = clouds.points[order[:4]].gather(1, chosen[..., None].expand(-1, -1, 3))
+    scale, shift = torch.rand(2, 4, 1, 3, generator=generator)
+    assert torch.equal(first.points, points * (2 / 3 + scale * (3 / 2 - 2 / 3)) + (shift * 0.4 - 0.2))
+
+
 def test_a_transform_sees_the_pool_and_the_whole_order(clouds):
     data = list(EvalLoader(clouds, 10, 17, lambda points: points[:, ::2] * 2))
     assert torch.equal(torch.cat([points for points, *_ in data]), clouds.points[:, :20:2] * 2)  # 20 of 17
@@ -103,6 +171,8 @@ def test_a_transform_sees_the_pool_and_the_whole_order(clouds):
 
 def test_what_cannot_be_drawn_is_refused(clouds):
     with pytest.raises(ConfigError, match=r"train\.batch_size: expected 1 to 23, the training objects, found 24"):
-        TrainLoader(clouds, 24, 16, "none", 0)
-    with pytest.raises(ConfigError, match=r"data\.augment: expected one of none, scale_shift, rotate_up, found 'flip'"):
-        TrainLoader(clouds, 4, 16, "flip", 0)
+        TrainLoader(clouds, 24, 16, [], 0)
+    with pytest.raises(
+        ConfigError, match=r"data\.augment: expected a list of scale_shift, rotate_up, jitter, dropout, found 'flip'"
+    ):
+        TrainLoader(clouds, 4, 16, ["scale_shift", "flip"], 0)

@@ -66,8 +66,62 @@ def test_masks_and_scale_are_kept(tmp_path, layouts):
     again = datasets.load("scanobjectnn", str(tmp_path), "train", variant="obj_bg")
     assert again.source == str(file)
     assert torch.equal(again.points, direct.points)
-    assert torch.equal(again.mask, direct.mask)
+    assert torch.equal(again.point_labels, direct.point_labels)
+    assert 0 < again.point_labels.sum() < again.point_labels.numel()
     assert not again.normalized
+
+
+def labelled(tmp_path, layouts):
+    """A packed file in which a point's label tells whether its x is positive, and its loading: resident, streamed."""
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
+    file = pack(tmp_path / "scanobjectnn_obj_bg_64.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg")
+    load = lambda: [datasets.load("scanobjectnn", str(file), "train", 48, variant="obj_bg", stream=stream)  # noqa: E731
+                    for stream in (False, True)]  # fmt: skip
+    return file, load
+
+
+def test_point_labels_stay_with_their_points_in_memory_and_streamed(tmp_path, layouts):
+    _, load = labelled(tmp_path, layouts)
+    resident, streamed = (one.take([7, 2, 9, 4]) for one in load())
+    assert resident.point_labels.dtype == torch.int64
+    for (points, labels, point_labels), theirs in zip(
+        EvalLoader(resident, 3, 40), EvalLoader(streamed, 3, 40), strict=True
+    ):
+        assert point_labels.shape == points.shape[:2] == (len(labels), 40)
+        assert torch.equal(point_labels, (points[..., 0] > 0).long())
+        assert all(map(torch.equal, (points, labels, point_labels), theirs))
+    for augmentations in ([], ["dropout"]):
+        batches = [list(TrainLoader(one, 2, 32, augmentations, 5).epoch(1)) for one in (resident, streamed)]
+        for (points, _, point_labels), theirs in zip(*batches, strict=True):
+            assert torch.equal(point_labels, (points[..., 0] > 0).long())
+            assert torch.equal(points, theirs.points)
+            assert torch.equal(point_labels, theirs.point_labels)
+
+
+def test_a_mask_of_an_older_file_is_read_as_point_labels(tmp_path, layouts):
+    file, load = labelled(tmp_path, layouts)
+    new = load()[0]
+    with h5py.File(file, "r+") as h5:
+        for split in ("train", "test"):
+            h5[split]["mask"] = h5[split]["point_labels"][:].astype(bool)
+            del h5[split]["point_labels"]
+    for old in load():
+        (batch,) = EvalLoader(old, 12, 48)
+        assert batch.point_labels.dtype == torch.int64
+        assert torch.equal(batch.point_labels, new.point_labels[:, :48])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(np.zeros((12, 63), np.int32), r"point_labels \[12, 63\]"), (np.zeros((12, 64)), "expected whole numbers")],
+)
+def test_point_labels_that_do_not_fit_are_refused(tmp_path, layouts, wrong, message):
+    file, load = labelled(tmp_path, layouts)
+    with h5py.File(file, "r+") as h5:
+        del h5["train/point_labels"]
+        h5["train/point_labels"] = wrong
+    with pytest.raises(DataError, match=message):
+        load()
 
 
 def test_resident_and_streamed_batches_are_the_same(file):
@@ -77,7 +131,9 @@ def test_resident_and_streamed_batches_are_the_same(file):
     assert isinstance(streamed, packed.StreamedClouds)
     assert len(streamed) == len(resident) == 12
     for epoch, start in ((0, 0), (1, 2)):
-        batches = [list(TrainLoader(one, 3, 64, "scale_shift", 5).epoch(epoch, start)) for one in (resident, streamed)]
+        batches = [
+            list(TrainLoader(one, 3, 64, ["scale_shift"], 5).epoch(epoch, start)) for one in (resident, streamed)
+        ]
         assert len(batches[0]) == 4 - start
         for (points, labels, _), (others, theirs, _) in zip(*batches, strict=True):
             assert torch.equal(points, others)
@@ -97,7 +153,7 @@ def test_streamed_clouds_are_split_and_taken_as_resident_ones(file):
         assert mine.object_names == theirs.object_names
         assert mine.labels.tolist() == theirs.labels.tolist()
         index = torch.arange(len(mine)).flip(0)
-        assert torch.equal(next(mine.batches([index], 10)), next(theirs.batches([index], 10)))
+        assert torch.equal(next(mine.batches([index], 10)).points, next(theirs.batches([index], 10)).points)
 
 
 def test_a_set_that_would_fill_the_memory_is_streamed(file, monkeypatch, capsys):
@@ -114,7 +170,7 @@ def test_reading_stops_with_the_epoch(file):
     streamed = datasets.load("modelnet40", str(file), "train", 64, stream=True)
     before = threading.active_count()
     for _ in range(3):
-        batches = TrainLoader(streamed, 2, 64, "none", 0).epoch(0)
+        batches = TrainLoader(streamed, 2, 64, [], 0).epoch(0)
         next(batches)
         assert threading.active_count() == before + 1
         batches.close()
@@ -132,7 +188,7 @@ def test_damage_is_noticed_in_the_stream_too(tmp_path, layouts):
     content[content.index(datasets.load("modelnet40", str(file), "train").points[7].numpy().tobytes()) + 9] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"modelnet40_128\.h5"):
-        list(TrainLoader(streamed, 12, 64, "none", 0).epoch(0))
+        list(TrainLoader(streamed, 12, 64, [], 0).epoch(0))
 
 
 def test_the_digest_tells_contents_not_compression(file, tmp_path, layouts):

@@ -10,11 +10,11 @@ import torch
 import datasets
 from benchmarks.bench_data import shortfall
 from datasets import PointClouds, order, prepare
+from datasets.loader import EvalLoader
 from datasets.order import fps_order
-from datasets.prepare import unit_sphere
 from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
-from pointewa.ops import farthest_point_sample
+from pointewa.ops import farthest_point_sample, unit_sphere
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,18 @@ def test_clouds_stay_as_they_are_where_the_set_is_not_normalised():
     assert torch.equal(prepared.points[0].sort(0).values, torch.from_numpy(points).sort(0).values)
 
 
+def test_point_labels_stay_with_their_points():
+    points = [cloud(128, seed) for seed in range(3)]
+    labelled = [Cloud(one, (one[:, 0] > 0) + 2 * (one[:, 1] > 0)) for one in points]
+    made = prepare.load(
+        "set", "train", source(points, clouds=lambda count: iter(labelled), normalize=False), 100, CPU, False
+    )
+    assert made.point_labels.shape == (3, 100)
+    assert torch.equal(made.point_labels, (made.points[..., 0] > 0) + 2 * (made.points[..., 1] > 0))
+    with pytest.raises(DataError, match=r"expected point labels \[3, 100\], found \[3, 99\]"):
+        replace(made, point_labels=made.point_labels[:, :99])
+
+
 def test_mixed_sizes_repeat_points_and_say_so(capsys):
     mixed = source([cloud(300), cloud(40)], num_points=None)
     prepared = prepare.load("mixed", "train", mixed, 100, CPU, False)
@@ -97,6 +109,26 @@ def test_mixed_sizes_repeat_points_and_say_so(capsys):
     assert [len(one.unique(dim=0)) for one in prepared.points] == [100, 40]
     assert torch.equal(prepared.points[1, :40], prepared.points[1, 40:80])
     assert "1 of 2 objects have fewer than 100 points, the fewest 40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reserve_that_no_object_has_is_not_made_of_repeated_points(capsys, stream):
+    """100 points asked for are drawn from 120 where there are as many, and from 110 where there are no more."""
+
+    def load(*sizes):
+        mixed = source([cloud(size, size) for size in sizes], num_points=None)
+        return prepare.load(f"sizes{sizes}{stream}", "train", mixed, 120, CPU, stream, 100)
+
+    for sizes in ((110, 110), (110, 100)):
+        made = load(*sizes)
+        assert made.num_points == 110
+        (batch,) = EvalLoader(made, 2, 100, lambda pool: pool)  # is given all of it
+        assert [len(one.unique(dim=0)) for one in batch.points] == list(sizes)
+        assert batch.points.shape == (2, 110, 3)
+    assert load(500, 105).num_points == 120
+    assert capsys.readouterr().err == ""  # no point is repeated of the 100
+    assert load(90, 80).num_points == 100
+    assert "2 of 2 objects have fewer than 100 points, the fewest 80: theirs are repeated" in capsys.readouterr().err
 
 
 def test_prepared_clouds_are_read_once(tmp_path, cache):

@@ -7,8 +7,9 @@ import torch
 import datasets
 from datasets import packed
 from datasets.layouts import shapenet55
-from datasets.prepare import prepare, unit_sphere
+from datasets.prepare import prepare
 from pointewa.errors import DataError
+from pointewa.ops import unit_sphere
 
 NAMES = {
     "train": ["03001627-a1", "02691156-1a04e3eab45ca15dd86060f189eb133", "03001627-b-2", "09999999-c"],

@@ -13,10 +13,9 @@ import torch
 import datasets
 import pointewa
 from datasets.layouts import shapes
-from datasets.prepare import unit_sphere
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import Architecture, PointTransformerClassifier
-from pointewa.ops import canonical_order, group
+from pointewa.ops import canonical_order, group, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
 from pointewa.tasks.base import Batch

@@ -11,6 +11,7 @@ import datasets
 from benchmarks import bench_data
 from datasets import packed
 from datasets.inspect import download
+from datasets.inspect.inspection import duplicates
 from datasets.layouts.modelnet40 import official_names
 from tools import cli, prepare_data
 
@@ -81,6 +82,7 @@ def test_inspect_finds_what_is_wrong(mine, capsys):
     np.save(mine / "a/train/0.npy", np.ones((1500, 3), np.float32))
     np.save(mine / "b/test/1.npy", np.random.default_rng(1).permutation(np.load(mine / "b/train/2.npy")))
     report = call(capsys, "inspect", "data.name=folder", f"data.root={mine}")
+    assert report["pairs_not_compared"] == 0
     train, test = report["splits"]["train"], report["splits"]["test"]
     assert (train["objects"], test["objects"]) == (8, 4)
     assert train["classes"] == {"a": 4, "b": 4}
@@ -93,8 +95,27 @@ def test_inspect_finds_what_is_wrong(mine, capsys):
     assert report["up"]["direction"] is None  # random clouds stand nowhere
     prepare_data.main(["inspect", "data.name=folder", f"data.root={mine}"])
     out = capsys.readouterr().out
-    for part in ("folder as it lies on disk", "points of an object", "degenerate: a/0.npy", "up: unclear"):
+    for part in ("folder as it is on disk", "points of an object", "degenerate: a/0.npy", "up: unclear"):
         assert part in out
+
+
+def test_inspect_says_what_it_left_out(mine, capsys, monkeypatch):
+    seen = []
+
+    def limited(a, b, seconds):
+        seen.append(seconds)
+        return duplicates(a, b)._replace(left_out=7)
+
+    monkeypatch.setattr("datasets.inspect.report.duplicates", limited)
+    root = ["data.name=folder", f"data.root={mine}"]
+    assert call(capsys, "inspect", *root)["pairs_not_compared"] == 7
+    prepare_data.main(["inspect", *root, "--seconds", "30"])
+    assert (
+        "7 pairs that look less alike were not compared within 30 s: --seconds allows more" in capsys.readouterr().out
+    )
+    call(capsys, "inspect", *root, "--seconds", "0")
+    assert seen == [120, 30, float("inf")]
+    assert "--seconds: expected at least 0, found -1.0" in fails(capsys, "inspect", *root, "--seconds", "-1")
 
 
 @pytest.mark.parametrize("options", [[], ["--int16"], ["--points", "700"]])

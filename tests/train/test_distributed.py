@@ -62,7 +62,7 @@ def test_two_processes_equal_one_that_accumulates_their_halves(equality, make_tr
     trainer = make_trainer(*EXACT, "train.accumulate=2")
     loader = trainer.data.train
     halves = [
-        TrainLoader(loader.clouds, loader.batch_size, loader.num_points, "scale_shift", loader.seed, rank, 2)
+        TrainLoader(loader.clouds, loader.batch_size, loader.num_points, ["scale_shift"], loader.seed, rank, 2)
         for rank in range(2)
     ]
     exact(trainer, *halves)
@@ -158,7 +158,7 @@ def test_the_processes_share_every_batch(make_trainer):
     loader = make_trainer().data.train
     numbers = torch.arange(len(loader.clouds)).float()
     clouds = replace(loader.clouds, points=numbers[:, None, None].expand(-1, 1024, 3).contiguous())
-    shares = [TrainLoader(clouds, 16, 128, "none", 0, rank, 4) for rank in range(4)]
+    shares = [TrainLoader(clouds, 16, 128, [], 0, rank, 4) for rank in range(4)]
     seen = []
     for number, parts in enumerate(zip(*(share.epoch(3) for share in shares), strict=True)):
         assert [points.shape for points, *_ in parts] == [(4, 128, 3)] * 4

@@ -74,11 +74,11 @@ def metrics(world, folder):
     trainer = build_trainer(folder, world=world)
     clouds = trainer.data.test.clouds.take(range(59))
     trainer.data.test.clouds = clouds
-    shared = evaluate(trainer.model, trainer.data.test, world)
+    shared = trainer.evaluate(trainer.model, trainer.data.test)
     trainer.data.test.world_size, trainer.data.test.rank = 1, 0
     whole = evaluate(trainer.model, trainer.data.test)
     rows = world.concatenate(torch.full((3 * world.rank, 2), world.rank))
-    told = world.tell("first" if world.first else "second")
+    told = world.broadcast("first" if world.first else "second")
     largest = world.largest([world.rank, -world.rank, 7])
     order = world.gather(world.rank)
     try:
@@ -88,7 +88,7 @@ def metrics(world, folder):
     except SystemExit as error:
         failed = f"exit {error.code}"
     torch.save(
-        {"shared": shared.logits, "labels": shared.labels, "whole": whole.logits, "whole_labels": whole.labels,
+        {"shared": shared["logits"], "labels": shared["labels"], "whole": whole.logits, "whole_labels": whole.labels,
          "rows": rows, "told": told, "largest": largest, "order": order, "failed": failed},
         folder / f"rank{world.rank}.pt",
     )  # fmt: skip

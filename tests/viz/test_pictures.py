@@ -18,7 +18,7 @@ from pointewa.viz.clouds import clouds_figure, project, save_figure
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
-from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, turn_up, view_matrix
+from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, view_matrix
 from pointewa.viz.patches import cut, patch_panels
 from pointewa.viz.reconstruction import reconstruction_figure, reconstruction_picture
 from pointewa.viz.window import placed
@@ -54,17 +54,6 @@ def test_the_camera_looks_slightly_from_above():
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
     reach = np.linalg.norm(project(sphere)[0], axis=1).max()
     assert 0.98 < reach <= 1 + 1e-6  # whichever way a cloud is turned it fits
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_any_axis_can_be_turned_up(axis):
-    points = cloud()
-    turned = turn_up(points, "xyz"[axis])
-    assert torch.equal(turned[:, 1], points[:, axis])
-    matrix = turn_up(torch.eye(3), "xyz"[axis])
-    assert torch.linalg.det(matrix) == pytest.approx(1)  # not mirrored
-    with pytest.raises(ValueError, match="up must be one of"):
-        turn_up(points, "w")
 
 
 def test_panels_of_one_frame_have_one_scale():

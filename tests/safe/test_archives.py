@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from file_samples import names, zipped
 
-from datasets.inspect.download import extract
 from pointewa.errors import DataError
+from pointewa.safe.archives import extract
 
 
 def link(name):
