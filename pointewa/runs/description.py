@@ -1,5 +1,6 @@
 """What must be known of a model besides its weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,9 @@ import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
 from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
 
-_MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to 16,384
+# Of any number in a description, such as the points of all groups: published models have 2,048 to 16,384. No product of
+# them overflows.
+_MOST, _MOST_EXPERTS = 2**20, 2**10
 
 
 @dataclass
@@ -65,61 +68,103 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
         CheckpointError: the description is not valid.
     """
     try:
-        expect(description, dict, "the description")
-        expect(description["architecture"], dict, "architecture")
-        for field in fields(Architecture):
-            expect(description["architecture"].get(field.name, field.default), field.type, field.name)
-        architecture = Architecture(**description["architecture"])
-        for name, kind in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
-            expect(description[name], kind, name)
-        for name in description["class_names"]:
-            expect(name, str, "class_names")
-        if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
-            raise ValueError("num_points or normalize is out of range")
-        if architecture.depth > len(weights):
-            raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
-        if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
-            raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
-        names = tuple(description["class_names"])
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"weights: expected tensors by name, found {type(weights).__name__}")
+        architecture = _architecture(description, len(weights))
+        names, experts = tuple(description["class_names"]), _experts(description)
+        ratio, decoder = _masked(description)
+        fused = description.get("fused_batch_norm", False)  # older files do not say
+        expect(fused, bool, "fused_batch_norm")
         with torch.device("meta"):
-            if description.get("masked"):
-                model = _masked(architecture, description["masked"]).eval()
+            if decoder:
+                model = MaskedAutoencoder(architecture, ratio, decoder)
             else:
-                model = PointTransformerClassifier(architecture, len(names)).eval()
-            if description.get("fused_batch_norm"):  # older files do not say
+                model = PointTransformerClassifier(architecture, len(names))
+            model.eval()
+            if fused:
                 model = fuse_batch_norm(model)
-            if description.get("experts"):
-                model = _gated(model, description["experts"])
-        return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            if experts:
+                mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
+                number, layers = experts["num_experts"], experts["layers"]
+                model = ewa.to_moe(model, number, layers, "copy", inplace=True, mixture=mixture)
+    except ValueError as error:  # of a value out of range; anything else that the model raises is a fault of its code
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
+    return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
 
 
-def _gated(model: torch.nn.Module, experts: Any) -> torch.nn.Module:
+def _architecture(description: Any, num_weights: int) -> Architecture:
+    """The architecture; all of the description that a classifier needs is then known to be of the right types."""
+    expect(description, dict, "the description")
+    values = description.get("architecture")
+    expect(values, dict, "architecture")
+    known = {field.name: field for field in fields(Architecture)}
+    if unknown := [repr(str(key)[:40]) for key in values if key not in known]:
+        raise ValueError(f"architecture: unknown keys {', '.join(unknown[:3])}")
+    for name, field in known.items():
+        value = values.get(name, field.default)
+        expect(value, field.type, name)
+        if field.type is not str and not value <= _MOST:
+            raise ValueError(f"{name} is out of range")
+    for name, kind in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
+        expect(description.get(name), kind, name)
+    for name in description["class_names"]:
+        expect(name, str, "class_names")
+    if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+        raise ValueError("num_points or normalize is out of range")
+    architecture = Architecture(**values)
+    if not 0 < architecture.mlp_ratio <= 100:
+        raise ValueError("mlp_ratio is out of range")
+    if architecture.depth > num_weights:
+        raise ValueError(f"depth {architecture.depth}, but {num_weights} tensors")
+    if architecture.num_groups * architecture.group_size > _MOST:  # of which the weights tell nothing
+        raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
+    return architecture
+
+
+def _experts(description: dict[str, Any]) -> dict[str, Any] | None:
+    experts = description.get("experts")
+    if experts is None:
+        return None
     expect(experts, dict, "experts")
-    for name, kind in (("num_experts", int), ("top_k", int), ("layers", list)):
-        expect(experts[name], kind, name)
-    for layer in experts["layers"]:
+    check_experts(experts.get("num_experts"), experts.get("layers"))
+    expect(experts["layers"], list, "layers")
+    expect(experts.get("top_k"), int, "top_k")
+    return experts
+
+
+def check_experts(num_experts: Any, layers: Any) -> None:
+    """Refuse what `pointewa.ewa.to_moe` can't take, or would need absurd memory for.
+
+    Raises:
+        ValueError: a value of a wrong type or out of range.
+    """
+    expect(num_experts, int, "num_experts")
+    if num_experts > _MOST_EXPERTS:
+        raise ValueError("num_experts is out of range")
+    expect(layers, str if isinstance(layers, str) else list, "layers")
+    for layer in layers if isinstance(layers, list) else ():
         expect(layer, int, "layers")
-    mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
-    return ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", inplace=True, mixture=mixture)
 
 
-def _masked(architecture: Architecture, masked: Any) -> MaskedAutoencoder:
+def _masked(description: dict[str, Any]) -> tuple[float, int]:
+    """Mask ratio and depth of the decoder, which is 0 for a classifier."""
+    masked = description.get("masked")
+    if masked is None:
+        return 0.0, 0
     expect(masked, dict, "masked")
-    expect(masked["mask_ratio"], float, "mask_ratio")
-    expect(masked["decoder_depth"], int, "decoder_depth")
-    if masked["decoder_depth"] > 100:  # as a file may say anything
-        raise ValueError(f"decoder_depth {masked['decoder_depth']}")
-    return MaskedAutoencoder(architecture, masked["mask_ratio"], masked["decoder_depth"])
+    expect(masked.get("mask_ratio"), float, "mask_ratio")
+    expect(masked.get("decoder_depth"), int, "decoder_depth")
+    if not 1 <= masked["decoder_depth"] <= 100:  # as a file may say anything
+        raise ValueError("decoder_depth is out of range")
+    return masked["mask_ratio"], masked["decoder_depth"]
 
 
 def expect(value: Any, kind: type, name: str) -> None:
     """Refuse a value of another type.
 
     Raises:
-        TypeError: naming ``name`` and both types.
+        ValueError: naming ``name`` and both types.
     """
     # The type itself: True is an int, and printing what else may be there can take forever.
     if type(value) is not kind and (type(value), kind) != (int, float):
-        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
+        raise ValueError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
