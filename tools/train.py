@@ -7,6 +7,7 @@ python -m tools.train --config configs/modelnet40.yaml data.root=/data model.pre
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
-from pointewa.errors import ConfigError, UserError, first_line
+from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import read_summary
 from pointewa.safe.files import atomic_write
@@ -70,7 +71,11 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     trainer.fit()
     summary = trainer.finish()
     if world.first and config.run.report:
-        show_reconstruction(trainer, summary) if kind is MaskedPretraining else show_run(trainer)
+        try:
+            show_reconstruction(trainer, summary) if kind is MaskedPretraining else show_run(trainer)
+        except KeyboardInterrupt as error:
+            page = "" if kind is MaskedPretraining else f"; its page is drawn by: make report CKPT={folder}"
+            raise Stopped(getattr(error, "number", signal.SIGINT), f"the run is finished{page}") from error
     return summary
 
 
