@@ -59,7 +59,7 @@ eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split,
 
 fold: .venv/.done  ## fold an EWA run CKPT=runs/x into OUT=model.safetensors
 	@$(if $(and $(CKPT),$(OUT)),,echo 'error: make fold CKPT=runs/x OUT=model.safetensors' >&2; exit 2)
-	@$(PY) -m tools.fold $(CKPT) $(OUT)
+	@$(PY) -m tools.fold $(CKPT) $(OUT) $(ARGS)
 
 predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x: ARGS="chair.ply table.off"
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
