@@ -22,9 +22,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize(
-    "kind", [AttributeError, TypeError, RuntimeError, OverflowError, KeyError]
-)
+@pytest.mark.parametrize("kind", [AttributeError, TypeError, RuntimeError, OverflowError, KeyError])
 def test_a_bug_in_the_constructor_of_a_model_is_not_taken_for_a_bad_file(path, monkeypatch, kind):
     class Planted(PointTransformerClassifier):
         def __init__(self, *arguments):
