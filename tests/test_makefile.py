@@ -1,6 +1,7 @@
 """What the targets of the Makefile come to."""
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -29,3 +30,18 @@ def make(tmp_path):
 def test_fold_hands_its_arguments_on(make):
     line = make("fold", "CKPT=runs/x", "OUT=a.safetensors", "ARGS=--fuse-batch-norm --json")[-1]
     assert line.endswith("-m tools.fold runs/x a.safetensors --fuse-batch-norm --json")
+
+
+def test_test_all_has_all_tests_and_test_has_those_that_are_quick(make):
+    marks, own = ["-m", "not slow and not hostile"], ["tests/ewa", "-x"]
+    quick, everything = (shlex.split(make(target, "ARGS=tests/ewa -x")[-1]) for target in ("test", "test-all"))
+    assert quick == everything[:-2] + marks + own
+    assert everything[-2:] == own
+    assert not {"slow", "hostile"} & set(" ".join(everything).split())
+
+
+def test_setup_ends_with_a_word_about_what_an_import_needs(make, tmp_path):
+    (tmp_path / ".venv/.done").unlink()
+    installs, word, _ = make("setup")[-3:]
+    assert installs.endswith("-r requirements.txt -e .")
+    assert word.endswith("-m tools.installed")
