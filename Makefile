@@ -11,10 +11,10 @@ MACH  = $(call set,DEVICE,train.device)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
-.PHONY: help setup data train pretrain study eval fold predict visualize report export doctor test lint tensorboard bench soak clean
+.PHONY: help setup data train pretrain study eval fold predict visualize report export doctor test test-all lint tensorboard bench soak clean
 
 help:  ## list the targets (this one)
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
 	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, folder) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED'
 	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
@@ -33,6 +33,7 @@ setup: .venv/.done  ## install everything into .venv (other targets do it when n
 	@echo 'Installing into .venv, once; torch is large, so this takes a few minutes.'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -e .
+	@$(PY) -m tools.installed
 	@touch $@
 
 data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download (the default); DATASET DATA_ROOT ARGS
@@ -59,7 +60,7 @@ eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split,
 
 fold: .venv/.done  ## fold an EWA run CKPT=runs/x into OUT=model.safetensors
 	@$(if $(and $(CKPT),$(OUT)),,echo 'error: make fold CKPT=runs/x OUT=model.safetensors' >&2; exit 2)
-	@$(PY) -m tools.fold $(CKPT) $(OUT)
+	@$(PY) -m tools.fold $(CKPT) $(OUT) $(ARGS)
 
 predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x: ARGS="chair.ply table.off"
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
@@ -81,8 +82,13 @@ export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT
 doctor:  ## what is installed, used and found here, what is missing, and what mends it: DATASET DATA_ROOT
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tools.doctor $(if $(DATASET),--config configs/$(DATASET).yaml) $(DATA) $(MACH) $(ARGS)
 
-test: .venv/.done  ## run the tests
-	@$(PY) -m pytest -n auto --maxprocesses 8 --dist loadscope $(ARGS)
+PYTEST = $(PY) -m pytest -n auto --maxprocesses 8 --dist loadscope
+
+test: .venv/.done  ## run the tests, without those that take long: ARGS="tests/ewa -x"
+	@$(PYTEST) -m "not slow and not hostile" $(ARGS)
+
+test-all: .venv/.done  ## run all tests, also long trainings, and sweeps over damaged and hostile files
+	@$(PYTEST) $(ARGS)
 
 lint: .venv/.done  ## check style, names, annotations and docstrings
 	@$(RUFF) check . && $(RUFF) format --check .

@@ -8,8 +8,6 @@ python -m benchmarks.bench --preset tiny --only train parts --json
 import argparse
 import copy
 import json
-import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -322,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
         figures[name] = getattr(bench, name)()
         console.print(markdown({name: figures[name]}), highlight=False, markup=False, soft_wrap=True)
     setting = {key: getattr(args, key) for key in ("preset", "batch_size", "budget", "compile")}
-    report = setting | environment(bench.device) | {"cpu": _cpu(), "precision": str(bench.moe.precision)}
+    report = setting | environment(bench.device) | {"precision": str(bench.moe.precision)}
     result = json.dumps(report | {"figures": figures}, indent=1)
     if args.json:
         print(result)
@@ -333,13 +331,6 @@ def main(argv: list[str] | None = None) -> None:
         for file, text in (("README.md", f"{head}\n\n{markdown(figures)}"), ("bench.json", f"{result}\n")):
             with atomic_write(args.out / file) as temporary:
                 temporary.write_text(text)
-
-
-def _cpu() -> str:
-    try:
-        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):  # not Linux
-        return platform.processor()
 
 
 if __name__ == "__main__":

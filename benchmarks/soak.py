@@ -36,6 +36,7 @@ from pointewa.runs.summary import SUMMARY
 from pointewa.runs.weights import LAST, MODEL, PREVIOUS
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
+from pointewa.train.device import commit, cpu_name
 from tools import cli
 
 KINDS = (Signals.SIGKILL, Signals.SIGTERM, Signals.SIGINT)
@@ -298,10 +299,6 @@ def _difference(a: Any, b: Any, where: str) -> str | None:
 
 def report(command: str, outcomes: Sequence[Outcome]) -> str:
     """The README of the results."""
-    git = partial(subprocess.run, capture_output=True, text=True)
-    commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    changed = git(["git", "diff", "--quiet", "HEAD", "--", "pointewa", "datasets", "tools", "configs"]).returncode
-    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     rows = [list(outcomes[0].row), ["---"] * len(outcomes[0].row), *(outcome.row.values() for outcome in outcomes)]
     wrong = [f"- {line}" for outcome in outcomes for line in outcome.wrong]
     return "\n".join([
@@ -309,8 +306,7 @@ def report(command: str, outcomes: Sequence[Outcome]) -> str:
         "By the command line, on the procedural set, each scenario trains once undisturbed, and once with kills after",
         "random times from the start on. Model, last checkpoint, the metrics of each epoch and the summary are then",
         "compared bit for bit.", "", "```", command, "```", "",
-        f"Commit {commit}{' with uncommitted changes' if changed else ''}, torch {torch.__version__}, "
-        f"{model[1] if model else 'unknown CPU'}, {os.cpu_count()} cores.", "",
+        f"Commit {commit()}, torch {torch.__version__}, {cpu_name()}, {os.cpu_count()} cores.", "",
         *(f"| {' | '.join(row)} |" for row in rows), "",
         "*In training*: the process had saved steps of its own; the other kills came during its start. *Writing*: it",
         "left a checkpoint half written, under a temporary name. *Went on*: starts that took up a checkpoint, *by",

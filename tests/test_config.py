@@ -38,7 +38,13 @@ def test_committed_overlays_load_on_top_of_a_data_set(path):
     assert config.train.freeze_backbone == path.stem.endswith("_probe")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.name == "ablation.yaml" else [], id=path.name)  # many runs
+        for path in sorted((ROOT / "configs" / "study").glob("*.yaml"))
+    ],
+)
 def test_committed_studies_are_valid(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = load_study(path, [f"run.dir={tmp_path}"])

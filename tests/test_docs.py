@@ -29,7 +29,6 @@ from tools import train
 
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
-FILES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("results/**/*.md"))
 START = r"(?:make|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
@@ -56,13 +55,20 @@ def commands():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder that looks like this repository to a command, with data, runs, and the files that the docs name."""
+def place(tmp_path_factory):
+    """A folder that looks like this repository to a command."""
     home = tmp_path_factory.mktemp("home")
     for name in ("Makefile", "configs", "requirements.txt", "pyproject.toml", "tools", "benchmarks"):
         (home / name).symlink_to(ROOT / name)
     (home / ".venv").mkdir()
     (home / ".venv/.done").touch()
+    return home
+
+
+@pytest.fixture(scope="module")
+def home(place):
+    """The folder with data, runs, and the files that the docs name."""
+    home = place
     (home / "data").mkdir()
     rng, per_class = np.random.default_rng(0), {"train": 2, "test": 1}
     small = {}
@@ -120,6 +126,21 @@ def lines(command, home):
     return [shlex.split(line.partition(" || ")[0]) for line in text.splitlines() if line.strip()]
 
 
+@pytest.mark.parametrize("command", commands())
+def test_it_names_what_is_there(command, place):
+    """A target of make, a module, and configurations."""
+    for words in lines(command, place):
+        if "-m" in words and (name := words[words.index("-m") + 1]).split(".")[0] in (
+            "tools",
+            "benchmarks",
+            "examples",
+        ):
+            assert (ROOT / f"{name.replace('.', '/')}.py").exists()
+        for word in words:
+            assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
     shrink(monkeypatch)

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from types import FrameType
@@ -18,11 +19,23 @@ from pointewa.train.distributed import launched
 EVAL_BATCH = 64
 
 
+class Debug(argparse.Action):
+    """``--debug`` is ``POINTEWA_DEBUG=1``, which other processes of a study or a launch inherit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, *_: Any) -> None:
+        """Set the variable."""
+        os.environ["POINTEWA_DEBUG"] = "1"
+
+
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes."""
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--debug", action=Debug, help="show the traceback behind an error, as POINTEWA_DEBUG=1 does")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, everything else to stderr")
     return parser
 
@@ -73,8 +86,12 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: world.first and print(f"warning: {message}", file=sys.stderr)
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it was met
+        if os.environ.get("POINTEWA_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
         print(f"{process}error: {error}", file=sys.stderr, flush=True)
         leave(2)
     except KeyboardInterrupt as error:

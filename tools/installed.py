@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OK, NOTE, BAD = "ok", "note", "missing"
+LIBUSB = "apt install libusb-1.0-0"
 INSTALL = "make setup, or pip install -r requirements.txt"
 _REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 _TRAINING = "training"
@@ -73,8 +74,20 @@ def packages() -> Iterator[Finding]:
             with suppress(importlib.metadata.PackageNotFoundError):
                 version = importlib.metadata.version(distribution)
         if module == "open3d" and find_library("usb-1.0") is None:
-            yield Finding("packages", package, NOTE, f"{version}, but libusb is missing", "apt install libusb-1.0-0")
+            missing = f"{version}, but its import needs libusb; pictures are drawn by matplotlib"
+            yield Finding("packages", package, NOTE, missing, LIBUSB)
         elif package in tried and version.partition("+")[0] != tried[package]:
             yield Finding("packages", package, NOTE, f"{version}, tried with {tried[package]}", INSTALL)
         else:
             yield Finding("packages", package, OK, version)
+
+
+def tell_of_libraries() -> None:
+    """One line for each package that lacks a library of the system; `make setup` ends with it."""
+    for one in packages():
+        if one.remedy == LIBUSB:
+            print(f"note: {one.name} {one.found}: {one.remedy}")
+
+
+if __name__ == "__main__":
+    tell_of_libraries()

@@ -7,6 +7,7 @@ python -m tools.train --config configs/modelnet40.yaml data.root=/data model.pre
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import Config
-from pointewa.errors import ConfigError, UserError, first_line
+from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import read_summary
 from pointewa.tasks import task_of
@@ -66,7 +67,11 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     trainer.fit()
     summary = trainer.finish()
     if world.first and config.run.report:
-        show_run(trainer)
+        try:
+            show_run(trainer)
+        except KeyboardInterrupt as error:
+            told = f"the run is finished; its page is drawn by: make report CKPT={folder}"
+            raise Stopped(getattr(error, "number", signal.SIGINT), told) from error
     return summary
 
 

@@ -32,7 +32,7 @@ class Kind:
 
 def _autoencoder(values: Mapping[str, Any], num_classes: int) -> MaskedAutoencoder:
     if values["decoder_depth"] > _MOST_DECODER_BLOCKS:
-        raise ValueError(f"decoder_depth {values['decoder_depth']}")
+        raise ValueError("decoder_depth is out of range")
     return MaskedAutoencoder(**values)
 
 

@@ -1,5 +1,6 @@
 """What must be known of a model besides its weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,9 @@ from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import PatchEncoder
 from pointewa.models.registry import KINDS, Kind, kind_of
 
-_MOST_POINTS = 2**20  # of all groups of a cloud; published models have 2,048 to 16,384
+# Of any number in a description, such as the points of all groups: published models have 2,048 to 16,384. No product of
+# them overflows.
+_MOST, _MOST_EXPERTS = 2**20, 2**10
 
 
 @dataclass
@@ -76,66 +79,96 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
         CheckpointError: the description is not valid.
     """
     try:
-        kind, values, experts = _checked(description, weights)
-        names = tuple(description["class_names"])
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"weights: expected tensors by name, found {type(weights).__name__}")
+        kind, values = _kind(description, len(weights))
+        names, experts = tuple(description["class_names"]), _experts(description)
+        fused = description.get("fused_batch_norm", False)  # older files do not say
+        expect(fused, bool, "fused_batch_norm")
         with torch.device("meta"):
             model = kind.build(values, len(names)).eval()
-            if description.get("fused_batch_norm"):  # older files do not say
+            if fused:
                 model = fuse_batch_norm(model)
             if experts:
                 mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
                 model = ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", mixture=mixture)
-    except (KeyError, OverflowError, ValueError) as error:
+    except ValueError as error:  # of a value out of range; anything else that the model raises is a fault of its code
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
     return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
 
 
-def _checked(description: Any, weights: Any) -> tuple[Kind, dict[str, Any], dict[str, Any] | None]:
-    """The kind of model, the values it is built of, and its gated experts, after a look at each type and size."""
+def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
+    """The kind of model and the values it is built of; what every model needs is then known to be of the right types."""
     expect(description, dict, "the description")
     masked = description.get("masked")  # how version 0.1 told the two kinds apart
-    name = description.get("model", "masked_autoencoder" if masked else "classifier")
+    name = description.get("model", "classifier" if masked is None else "masked_autoencoder")
     if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"model: expected one of {', '.join(KINDS)}")
-    if masked:
+    if masked is not None:
         expect(masked, dict, "masked")
         description = description | masked
-    values: dict[str, Any] = {}
-    for key, field_type in KINDS[name].fields.items():
-        if field_type is Architecture:
-            values[key] = _architecture(description[key], weights)
-        else:
-            expect(description[key], field_type, key)
-            values[key] = description[key]
     for key, field_type in (("class_names", list), ("num_points", int), ("dataset", str), ("normalize", str)):
-        expect(description[key], field_type, key)
+        expect(description.get(key), field_type, key)
     for one in description["class_names"]:
         expect(one, str, "class_names")
     if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
         raise ValueError("num_points or normalize is out of range")
-    experts = description.get("experts")
-    if experts:
-        expect(experts, dict, "experts")
-        for key, field_type in (("num_experts", int), ("top_k", int), ("layers", list)):
-            expect(experts[key], field_type, key)
-        for layer in experts["layers"]:
-            expect(layer, int, "layers")
-    return KINDS[name], values, experts
+    values = {key: description.get(key) for key in KINDS[name].fields}
+    for key, field_type in KINDS[name].fields.items():
+        if field_type is Architecture:
+            values[key] = _architecture(values[key], num_weights)
+        else:
+            _expect_small(values[key], field_type, key)
+    return KINDS[name], values
 
 
-def _architecture(found: Any, weights: Any) -> Architecture:
-    expect(found, dict, "architecture")
-    known = {one.name: one for one in fields(Architecture)}
-    if unknown := found.keys() - known.keys():
-        raise ValueError(f"architecture: unknown key {str(next(iter(unknown)))[:40]!r}")
-    for name, one in known.items():
-        expect(found.get(name, one.default), one.type, name)
-    architecture = Architecture(**found)
-    if architecture.depth > len(weights):
-        raise ValueError(f"depth {architecture.depth}, but {len(weights)} tensors")
-    if architecture.num_groups * architecture.group_size > _MOST_POINTS:  # of which the weights tell nothing
+def _architecture(values: Any, num_weights: int) -> Architecture:
+    expect(values, dict, "architecture")
+    known = {field.name: field for field in fields(Architecture)}
+    if unknown := [repr(str(key)[:40]) for key in values if key not in known]:
+        raise ValueError(f"architecture: unknown keys {', '.join(unknown[:3])}")
+    for name, field in known.items():
+        _expect_small(values.get(name, field.default), field.type, name)
+    architecture = Architecture(**values)
+    if not 0 < architecture.mlp_ratio <= 100:
+        raise ValueError("mlp_ratio is out of range")
+    if architecture.depth > num_weights:
+        raise ValueError(f"depth {architecture.depth}, but {num_weights} tensors")
+    if architecture.num_groups * architecture.group_size > _MOST:  # of which the weights tell nothing
         raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
     return architecture
+
+
+def _experts(description: dict[str, Any]) -> dict[str, Any] | None:
+    experts = description.get("experts")
+    if experts is None:
+        return None
+    expect(experts, dict, "experts")
+    check_experts(experts.get("num_experts"), experts.get("layers"))
+    expect(experts["layers"], list, "layers")
+    expect(experts.get("top_k"), int, "top_k")
+    return experts
+
+
+def check_experts(num_experts: Any, layers: Any) -> None:
+    """Refuse what `pointewa.ewa.to_moe` can't take, or would need absurd memory for.
+
+    Raises:
+        ValueError: a value of a wrong type or out of range.
+    """
+    expect(num_experts, int, "num_experts")
+    if num_experts > _MOST_EXPERTS:
+        raise ValueError("num_experts is out of range")
+    expect(layers, str if isinstance(layers, str) else list, "layers")
+    for layer in layers if isinstance(layers, list) else ():
+        expect(layer, int, "layers")
+
+
+def _expect_small(value: Any, kind: type, name: str) -> None:
+    """`expect`, and no number beyond `_MOST`."""
+    expect(value, kind, name)
+    if kind in (int, float) and not value <= _MOST:
+        raise ValueError(f"{name} is out of range")
 
 
 def expect(value: Any, kind: type, name: str) -> None:

@@ -16,7 +16,7 @@ from pointewa.errors import CheckpointError, first_line
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
 from pointewa.models.registry import kind_of
-from pointewa.runs.description import LoadedModel, described_model, expect
+from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
 
@@ -155,13 +155,10 @@ def _restore(path: Path) -> Restored:
     if state["ewa"] is not None:
         try:
             expect(state["ewa"], dict, "ewa")
-            experts, layers = state["ewa"]["num_experts"], state["ewa"]["layers"]
-            expect(experts, int, "num_experts")
-            expect(layers, str if isinstance(layers, str) else list, "layers")
-            for layer in layers if isinstance(layers, list) else ():
-                expect(layer, int, "layers")
+            experts, layers = state["ewa"].get("num_experts"), state["ewa"].get("layers")
+            check_experts(experts, layers)
             model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from error
     _load_state(model, state["model"], path)
     return Restored(model, state, path)
@@ -195,10 +192,12 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
     weights = read_weights(path)
     try:
         for name, value in classifier_state(weights).items():
-            if value.is_complex():  # torch would drop the imaginary part
-                raise CheckpointError(f"{name} holds complex numbers")
+            # Of complex numbers torch would drop the imaginary part.
+            dense = (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
+            if value.is_complex() or not dense:
+                raise CheckpointError(f"{name}: expected real numbers, found {_kind(value)}")
         return load_weights(model, weights)
-    except (CheckpointError, RuntimeError, TypeError) as error:  # names that are no text, tensors without values
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from error
 
 
@@ -212,19 +211,36 @@ def _read_description(path: Path) -> Any:
 
 
 def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
-    """Give a model of `described_model` its weights."""
+    """Give a model of `described_model` its weights.
+
+    Raises:
+        CheckpointError: they aren't exactly its parameters and buffers.
+    """
+    expected, weights = model.state_dict(), {}
     try:
-        weights = {name: value.detach() for name, value in state.items()}
-        for name, expected in model.state_dict().items():
-            found = weights.get(name)  # a missing one is reported below
-            if found is not None and (found.dtype, found.layout, found.device.type, found.is_contiguous()) != (
-                expected.dtype, torch.strided, "cpu", True,
-            ):  # fmt: skip
-                raise RuntimeError(f"{name}: expected {expected.dtype}, found {found.dtype}, {found.layout}")
-        if len({value.data_ptr() for value in weights.values()}) < len(weights):
-            raise RuntimeError("two tensors share their memory")
-        # Copies: a tensor in a mapped file is not aligned, on which the last digits of a matrix product may depend.
-        model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
-    except (AttributeError, RuntimeError, TypeError) as error:
+        if not isinstance(state, Mapping):
+            raise ValueError(f"expected tensors by name, found {type(state).__name__}")
+        missing = [name for name in expected if name not in state]
+        unknown = [name for name in state if name not in expected]
+        if missing or unknown:
+            names = ", ".join(repr(str(name)[:80]) for name in (missing or unknown)[:3])
+            raise ValueError(f"{'Missing' if missing else 'unknown'}: {names}")
+        for name, like in expected.items():
+            value, kind = state[name], f"{like.dtype}, {torch.strided}, cpu, {list(like.shape)}"
+            if (found := _kind(value)) != kind or not value.is_contiguous():
+                raise ValueError(f"{name}: expected {kind}, found {found}")
+            # Copies: a tensor in a mapped file is not aligned, on which the last digits of a product may depend.
+            weights[name] = value.detach().clone()
+        if len({value.data_ptr() for value in state.values()}) < len(state):
+            raise ValueError("two tensors share their memory")
+    except ValueError as error:
         reason = " ".join(str(error).split()[:40])
         raise CheckpointError(f"{path}: the weights are of another architecture than described ({reason})") from error
+    model.load_state_dict(weights, assign=True)
+
+
+def _kind(value: Any) -> str:
+    """What must be right of a tensor, as text."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{value.dtype}, {value.layout}, {value.device.type}, {list(value.shape)}"

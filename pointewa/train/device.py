@@ -2,10 +2,11 @@
 
 import ctypes
 import platform
+import re
 import resource
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -51,7 +52,8 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "cpu": cpu_name(),
+        "commit": commit(),
         "ops": backend(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
@@ -65,13 +67,21 @@ def peak_memory(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _commit() -> str:
+def commit() -> str:
     """Of the code that runs, with "-dirty" where it was changed since; "unknown" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it; "unknown" where it does not tell."""
+    with suppress(OSError):
+        if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.processor() or "unknown"
 
 
 def keep_freed_memory() -> None:

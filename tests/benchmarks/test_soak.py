@@ -32,6 +32,7 @@ def killed(tmp_path_factory):
     return few("ewa", soak.KINDS, root, 3), root
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_three_times_ends_with_the_same_bits(killed):
     outcome, root = killed
     assert outcome.wrong == []
@@ -40,16 +41,25 @@ def test_a_training_that_was_killed_three_times_ends_with_the_same_bits(killed):
     assert outcome.row["identical"] == "yes"
 
 
+@pytest.mark.slow
 def test_so_does_one_of_two_processes(tmp_path):
     outcome = few("ewa, 2 processes", [Signals.SIGKILL, Signals.SIGTERM], tmp_path, 2)
     assert outcome.wrong == []
     assert [outcome.row[name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "identical")] == ["1", "1", "0", "yes"]
 
 
+@pytest.fixture(scope="module")
+def reference(trainer_in, tmp_path_factory):
+    """The folder of a finished run."""
+    trainer = trainer_in(tmp_path_factory.mktemp("runs"), "run.name=run", "train.epochs=3", "train.batch_size=64")
+    trainer.fit()
+    trainer.finish()
+    return trainer.folder
+
+
 @pytest.fixture
-def pair(killed, tmp_path):
+def pair(reference, tmp_path):
     """A run folder and a copy of it."""
-    reference = killed[1] / "reference" / "run"
     shutil.copytree(reference, tmp_path / "copy")
     assert soak.first_difference(reference, tmp_path / "copy") is None
     return reference, tmp_path / "copy"

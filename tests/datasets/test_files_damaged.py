@@ -65,6 +65,7 @@ def damaged_file(suffix, rng):
     return damaged(content, rng)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damage_gives_points_or_one_error(tmp_path, suffix, capfd):
     rng, path = np.random.default_rng(SUFFIXES.index(suffix)), tmp_path / f"a{suffix}"

@@ -147,6 +147,7 @@ def play(tmp_path, monkeypatch, capfd):
     return run
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("layout", "count"), [("packed", 80), ("ply_hdf5", 80), ("text", 120), ("dat", 200), ("off", 120)]
 )
@@ -184,6 +185,7 @@ def test_a_packed_file_of_ours(tmp_path, layouts, play):
     assert 0 < loaded < 80 * ROUNDS
 
 
+@pytest.mark.hostile
 def test_hdf5_of_the_old_format(tmp_path, layouts, play):
     """It has no checksums: read in this process, some of these would end it."""
     root = tmp_path / "set"

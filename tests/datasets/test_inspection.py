@@ -132,6 +132,7 @@ def test_up_axis_is_not_told_without_evidence(twice):
     assert (one.direction, one.standing.shape) == (None, (1, 6))
 
 
+@pytest.mark.slow
 def test_modelnet40(real_data):
     """On its test split; and against the training objects of classes that are known to share models."""
     points, labels, names = {}, {}, {}

@@ -324,10 +324,11 @@ def test_moe_layers_and_stacked_parameters_are_named_from_the_model():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_layer_computes_the_same():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_layer_computes_the_same(backend):
     ffn = Mlp(D, 8, 5)
     moe = ewa.RandomPartitionMoE(ffn, 3, init="copy").train()
-    compiled = torch.compile(moe, fullgraph=True)
+    compiled = torch.compile(moe, fullgraph=True, backend=backend)
     x = torch.randn(2, 7, D)
     torch.testing.assert_close(compiled(x), ffn(x))  # whatever the partition: the experts are equal
     compiled(x).sum().backward()

@@ -203,6 +203,7 @@ def as_state(change):
 # Every function below is called with the path of the damaged file.
 
 
+@pytest.mark.hostile
 def test_damaged_checkpoints_never_load(runs, fuzz):
     whole = torch.load(runs.root / "a/last.ckpt", weights_only=True)
 
@@ -216,12 +217,14 @@ def test_damaged_checkpoints_never_load(runs, fuzz):
     assert loaded < 60 * ROUNDS  # where what was hit is not content: padding, times
 
 
+@pytest.mark.hostile
 def test_damaged_pickles_in_checkpoints(runs, fuzz):
     uses = [use_state, runs.resume_file, read_weights]
     loaded = fuzz("b", "last.ckpt", 120, mutations.damaged_pickle, uses, 2)
     assert loaded < 80 * ROUNDS
 
 
+@pytest.mark.hostile
 def test_checkpoints_of_another_structure(runs, fuzz):
     model = ("description", "ewa", "model", "step")
     loaded = fuzz("b", "last.ckpt", 60, as_state(partial(mutations.damaged_tree, top=model)), [use_state], 3)
@@ -239,17 +242,20 @@ def test_both_checkpoints_damaged(runs, fuzz):
     assert loaded < 20 * ROUNDS
 
 
+@pytest.mark.hostile
 def test_models(fuzz):
     loaded = fuzz("a", "model.safetensors", 150, mutations.damaged_bytes, [use_model, read_weights], 6)
     loaded += fuzz("a", "model.safetensors", 60, as_tensors, [use_model, read_weights], 7)
     assert 0 < loaded < 200 * ROUNDS
 
 
+@pytest.mark.hostile
 def test_descriptions_of_models(fuzz):
     loaded = fuzz("a", "model.json", 300, mutations.damaged_json, [use_description], 8)
     assert 0 < loaded < 100 * ROUNDS
 
 
+@pytest.mark.hostile
 def test_weights_of_other_codebases(runs, fuzz):
     def start(path):
         init_from(PointTransformerClassifier(arch, 5), str(path))
@@ -282,6 +288,7 @@ def use_config(path):
     find_run(config)
 
 
+@pytest.mark.hostile
 def test_configurations(fuzz, runs):
     def go_on(path):
         find_run(runs.configs["b"])
@@ -290,6 +297,7 @@ def test_configurations(fuzz, runs):
     assert 0 < loaded < 150 * ROUNDS
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("number", range(len(mutations.HOSTILE_YAML)))
 def test_hostile_configurations(runs, number):
     path = runs.put("b", checkpoints=False) / "config.yaml"
@@ -327,7 +335,9 @@ def test_logs(fuzz):
     assert fuzz("b", "metrics.jsonl", 120, damaged, [use_log], 16) == 120 * ROUNDS
 
 
-@pytest.mark.parametrize("kind", mutations.NOT_A_FILE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "pipe" else pytest.mark.hostile) for kind in mutations.NOT_A_FILE]
+)
 def test_what_is_no_file(runs, kind):
     def begin(path):
         start_run(path.parent, runs.configs["a"]).release()

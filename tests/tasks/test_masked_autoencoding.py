@@ -22,7 +22,7 @@ def loss(trainer, model):
     return trainer.task.measure(trainer.evaluate(model, trainer.data.test))["loss"]
 
 
-@pytest.mark.parametrize("experts", [True, False])
+@pytest.mark.parametrize("experts", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_pretraining_learns_and_leaves_what_a_classifier_starts_from(pretraining, make_trainer, experts):
     trainer = pretraining("train.epochs=20", f"ewa.enabled={experts}", "data.val_fraction=0.2")
     trainer.fit()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,24 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     assert found["h5py"].found == "missing, for training"
     assert found["torch"].found.startswith("0.1, tried with 2.")
     assert found["torch"].remedy == "make setup, or pip install -r requirements.txt"
+
+
+def test_open3d_without_the_library_that_its_import_needs(monkeypatch, capsys):
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(installed.importlib.metadata, "version", lambda name: "0.20.0")
+    for library, state in ((None, "note"), ("libusb-1.0.so.0", "ok")):
+        monkeypatch.setattr(installed, "find_library", lambda name, library=library: library)
+        found = {one.name: one for one in installed.packages()}["open3d-cpu"]
+        assert found.state == state
+        installed.tell_of_libraries()
+        line = "note: open3d-cpu 0.20.0, but its import needs libusb; pictures are drawn by matplotlib: "
+        assert capsys.readouterr().out == ("" if library else f"{line}apt install libusb-1.0-0\n")
+
+
+def test_open3d_is_installed_by_setup_and_imported_by_nothing_at_the_start():
+    assert re.search(r"^open3d-cpu==0\.20\.0;", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    code = "import sys, tools.visualize, tools.train; sys.exit('open3d' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("module", ["rich", "torch", "h5py"])

@@ -72,7 +72,7 @@ def check_what_onnx_tells(path, run, fuse):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("fuse", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", export.SUFFIXES)
 @torch.no_grad()
 def test_every_format_gives_the_folded_model_s_logits(run, clouds, tmp_path, capsys, kind, fuse):
@@ -102,7 +102,9 @@ def test_every_format_gives_the_folded_model_s_logits(run, clouds, tmp_path, cap
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["torchscript", "onnx"])  # ONNX is made by way of torch.export
+@pytest.mark.parametrize(
+    "kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)]
+)  # ONNX is made by way of torch.export
 @pytest.mark.parametrize(
     ("changes", "points"),
     [

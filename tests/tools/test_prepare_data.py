@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import datasets
-from benchmarks import bench_data
 from datasets import packed
 from datasets.inspect import download
 from datasets.inspect.inspection import duplicates
@@ -178,19 +177,3 @@ def test_what_is_refused(tmp_path, mine, capsys):
     assert "an object has 8, found 9" in more
     assert "hkust-vgd" in fails(capsys, "download", "data.name=scanobjectnn", f"data.root={tmp_path}")
     assert "shapes" in fails(capsys, "download", f"data.root={tmp_path}")
-
-
-def test_the_bench_of_data(capsys, monkeypatch):
-    monkeypatch.setattr(bench_data, "SIZES", ((256, 256), (512, 100)))
-    monkeypatch.setattr(bench_data, "ROUNDS", 2)
-    monkeypatch.setattr(bench_data, "STEPS", 2)
-    small = ["model.width=24", "model.depth=2", "model.heads=2", "train.batch_size=8", "train.device=cpu"]
-    bench_data.main([*small, "data.num_points=64", "--json"])
-    figures = json.loads(capsys.readouterr().out)
-    assert {row["by"] for row in figures["ordering"]} >= {"torch", "fpsample"}
-    assert all(row["shortfall"] < 1e-6 and row["objects_an_hour"] > 0 for row in figures["ordering"])
-    for figure in figures["epochs"].values():
-        assert 0 < figure["ratio"][0] <= figure["ratio"][2]
-    assert bench_data.shortfall(np.array([[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]), [0, 1, 2]) == pytest.approx(2 / 3)
-    bench_data.main([*small, "data.num_points=64"])
-    assert "objects/h" in capsys.readouterr().out

@@ -34,6 +34,7 @@ def test_the_page_tells_what_the_run_found(runs, capsys, name):  # noqa: F811
     assert (runs / "again.html").read_text().count("<canvas") == 3 + 3 * 3
 
 
+@pytest.mark.slow
 def test_a_browser_opens_it(runs, browser):  # noqa: F811
     report.main([str(runs / "ewa")])
     browser.problems.clear()

@@ -143,6 +143,7 @@ def test_the_report_is_the_same_every_time(straight, tmp_path, capsys):
     assert {"curves.png", "disagreement.png", "differences.png"} < made.keys()
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_to_the_same_report(straight, tmp_path, capsys, monkeypatch):
     """Killed: first the tool, whose training then ends by itself; then all its processes at once; then by a budget.
 

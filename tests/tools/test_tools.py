@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import datasets
-from benchmarks import bench
 from datasets.layouts import shapes
 from pointewa.config import load_config
 from pointewa.runs.weights import load_model
@@ -123,49 +122,6 @@ def test_a_fraction_of_the_training_split_is_the_same_objects_for_every_seed():
     assert not set(part) & set(held_out)
     assert set(part) | set(held_out) < set(everything)
     assert (part_counts - counts / 4).abs().max() <= 1
-
-
-def test_bench_measures_every_section_against_the_twin(tmp_path, capsys):
-    small = ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--precision", "float32"]
-    bench.main(
-        [
-            *small,
-            "--only",
-            "machine",
-            "train",
-            "parts",
-            "inference",
-            "memory",
-            "epochs",
-            "--out",
-            str(tmp_path),
-            "--json",
-        ]
-    )
-    result = json.loads(capsys.readouterr().out)
-    assert result == json.loads((tmp_path / "bench.json").read_text())
-    figures = result["figures"]
-    assert list(figures["train"]) == ["twin", "twin, memory kept", "dense", "EWA"]
-    assert figures["train"]["twin"]["of twin"] == "1.000 (1.000 to 1.000)"
-    # Two thirds of the patch encoder's arithmetic are saved in float32, nothing elsewhere; EWA's is the dense model's.
-    assert 0.6 < figures["train"]["dense"]["GFLOP"] / figures["train"]["twin"]["GFLOP"] < 0.8
-    assert figures["train"]["EWA"]["GFLOP"] == pytest.approx(figures["train"]["dense"]["GFLOP"], rel=0.01)
-    assert figures["machine"]["copy"]["GB/s"] > 0
-    # Four experts in three of six blocks: three further copies of those FFNs, each with gradient and two moments.
-    more = 4 * 4 * 3 * 3 * (2 * 192 * 768 + 192 + 768) / 1e6
-    state = [row["weights, gradients, moments MB"] for row in figures["memory"].values()]
-    assert state[1] - state[0] == pytest.approx(more, rel=1e-3)
-    kept = [row["kept for backward MB"] for row in figures["memory"].values()]
-    assert kept[1] == pytest.approx(kept[0], rel=0.05)
-    assert {"folded, batch norms fused, batch 1", "throughput"} <= figures["inference"].keys()
-    assert list(figures["epochs"]) == ["1000 objects", "3000 objects", "10000 objects"]
-    assert "| EWA |" in (tmp_path / "README.md").read_text()
-
-
-def test_bench_compares_the_operators(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "OPERATORS", {"FPS": lambda points, name: bench.farthest_point_sample(points, 4)})
-    bench.main(["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "operators"])
-    assert "FPS, ours" in capsys.readouterr().out
 
 
 def fails(main, argv, capsys):
@@ -318,6 +274,7 @@ def test_from_a_folder_of_meshes_to_a_folded_classifier(tmp_path, capsys):
     assert (loaded.class_names, loaded.dataset, loaded.normalize) == (("ball", "box"), "folder", "unit_sphere")
 
 
+@pytest.mark.slow
 def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys, monkeypatch):
     """The main job on a few real clouds of every class: train with EWA, fold, evaluate the dense model."""
     original = datasets.load

@@ -86,6 +86,7 @@ def test_each_kind_from_a_run(runs, tmp_path, capsys, what):
     assert draw(tmp_path, capsys, what, *where(runs, KINDS[what]), *more)["what"] == what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", KINDS)
 def test_each_kind_on_real_clouds(real_runs, tmp_path, capsys, what):
     run = real_runs / (KINDS[what] or ["ewa"])[-1]

@@ -11,7 +11,7 @@ from pointewa.train.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 faults = []
-for _ in range(24):
+for _ in range(8):
     torch.ones(16 * 2**20).add(1)  # two tensors of 64 MiB
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[-1] - faults[3])

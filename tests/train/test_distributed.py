@@ -120,6 +120,7 @@ def test_a_set_that_cannot_be_shared_equally_is_evaluated_once_each(tmp_path):
         assert found["failed"] == ("damaged" if rank == 0 else "exit 2")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_torchrun_s_restart_goes_on(tmp_path):
     whole = torchrun("killed", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

@@ -239,6 +239,7 @@ mount -o remount,size={large} {folder} && {train} > /dev/null && cp {folder}/a/m
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_loses_no_earlier_state(tmp_path):
     """A real one: a tmpfs that has room for the first checkpoints but not for one more beside them."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
