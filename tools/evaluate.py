@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.loader import EvalLoader
 from datasets.prepare import unit_sphere
-from datasets.shared_classes import shared_classes
 from datasets.source import progress
 from datasets.transforms import random_subset, scale_shift
 from pointewa.config import build_architecture
 from pointewa.errors import ConfigError
+from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from pointewa.inference.shared_classes import shared_classes
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model
 from pointewa.tasks.classification import Evaluation, evaluate

@@ -43,6 +43,21 @@ class Evaluation:
         """Mean of the classes' accuracies in percent."""
         return 100 * self.per_class.nanmean().item()
 
+    @property
+    def accuracy(self) -> float:
+        """Overall accuracy in percent."""
+        return self.oa
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean of the classes' accuracies in percent."""
+        return self.macc
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by the names that they have in files."""
+        return {"oa": self.oa, "macc": self.macc, "loss": self.loss}
+
     def restricted(self, groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Evaluation":
         """For classes that two sets share: the objects of those classes, and what the model takes them for among them.
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.corruptions import CORRUPTIONS, SEVERITIES
 from datasets.layouts import shapes
 from datasets.layouts.modelnet40 import OFFICIAL
 from datasets.layouts.scanobjectnn import CLASSES
 from pointewa.config import build_architecture, load_config
+from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES
 from pointewa.models import PointTransformerClassifier
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model

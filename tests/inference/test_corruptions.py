@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.layouts import shapes
-from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
+from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from pointewa.ops import unit_sphere
 
 P = 256
 KEEP_ORDER = ("jitter", "scale", "shear", "rotation")
