@@ -13,40 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datasets.loader import EvalLoader, TrainLoader
+from datasets.splits import training_data
+from datasets.subjects import Subjects
 from pointewa.config import Config
 from pointewa.errors import ConfigError, UserError, first_line
+from pointewa.inference import page
+from pointewa.inference.result import result_table
+from pointewa.inference.sections import CLASSIFICATION, MASKED_AUTOENCODING
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import read_summary
-from pointewa.safe.files import atomic_write
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, process_group
 from pointewa.train.pretrain import MaskedPretraining
 from pointewa.train.progress import say
-from pointewa.train.trainer import Data, Trainer
-from pointewa.viz.board import add_hyperparameters
-from pointewa.viz.reconstruction import reconstruction_figure
-from tools import cli, report
+from pointewa.train.trainer import Trainer
+from tools import cli
 
 SETTLED = 300  # steps
-
-
-def load_data(config: Config, world: World) -> Data:
-    """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them."""
-    data, val, share = config.data, None, (world.rank, world.size)
-    train, test = cli.load(config, "train"), cli.load(config, "test")
-    if data.val_fraction:
-        train, held_out = train.split(data.val_fraction, seed=0)
-        val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points, None, *share)
-    if data.train_fraction < 1:
-        train = train.split(data.train_fraction / (1 - data.val_fraction), seed=0)[1]
-    return Data(
-        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
-        val,
-        EvalLoader(test, cli.EVAL_BATCH, data.num_points, None, *share),
-        train.class_names,
-        "unit_sphere" if train.normalized else "none",
-    )
 
 
 def train(config: Config, world: World, console: Console) -> dict[str, Any]:
@@ -62,7 +45,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
     kind = MaskedPretraining if config.train.task == "pretraining" else Trainer
-    trainer = world.first_then_others(lambda: kind(config, load_data(config, world), folder, console, world))
+    trainer = world.first_then_others(lambda: kind(config, training_data(config, world), folder, console, world))
     if trainer.total_steps < SETTLED and not trainer.resumed:
         advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
         enough = -(-SETTLED // trainer.steps_per_epoch)
@@ -70,7 +53,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     trainer.fit()
     summary = trainer.finish()
     if world.first and config.run.report:
-        show_reconstruction(trainer, summary) if kind is MaskedPretraining else show_run(trainer)
+        show_run(trainer)
     return summary
 
 
@@ -80,52 +63,21 @@ def show_run(trainer: Trainer) -> None:
     data, train = trainer.config.data, trainer.config.train
     try:
         overrides = [f"train.device={train.device}", f"data.stream={data.stream}"]
-        report.write(trainer.folder, overrides, step=trainer.step)
+        page.write(trainer.folder, Subjects(trainer.folder, overrides=overrides), step=trainer.step)
     except (UserError, OSError, ImportError) as error:
         say(trainer.console, f"no page of the run: {first_line(error)}", style="yellow")
 
 
-def show_reconstruction(trainer: MaskedPretraining, summary: dict[str, Any]) -> None:
-    """Four clouds of the test split, as ``reconstruction.png`` in the run folder and in TensorBoard; there also the
-    hyperparameters with the result."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    points = next(iter(trainer.data.test))[0]
-    model = trainer.evaluated.eval()
-    figure = reconstruction_figure(model.reconstruct(points[:: max(1, len(points) // 4)][:4]))
-    with atomic_write(trainer.folder / "reconstruction.png") as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    with SummaryWriter(str(trainer.folder)) as board:
-        board.add_figure("reconstruction", figure, trainer.step)
-        add_hyperparameters(board, trainer.config, summary["test"], trainer.step)
-
-
 def table(summary: dict[str, Any]) -> Table:
     """The result as people read it."""
-    before, after = summary["test_before_folding"], summary["test"]
+    task = MASKED_AUTOENCODING if summary.get("task") == "pretraining" else CLASSIFICATION
+    columns, rows = result_table(summary, task.labels)
     result = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
     result.add_column("")
-    if before:
-        result.add_column("in training (MoE)", justify="right")
-    gated = summary.get("ewa") and not before
-    result.add_column("folded (dense)" if before else "gated MoE" if gated else "dense", justify="right")
-
-    def row(name: str, *values: str) -> None:
-        result.add_row(name, *(values if before else values[-1:]))
-
-    if summary.get("task") == "pretraining":
-        row("Chamfer distance of masked patches", f"{before['loss']:.3e}" if before else "", f"{after['loss']:.3e}")
-    else:
-        row("overall accuracy", f"{before['oa']:.2f} %" if before else "", f"{after['oa']:.2f} %")
-        row("mean-class accuracy", f"{before['macc']:.2f} %" if before else "", f"{after['macc']:.2f} %")
-    row("parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}")
-    if "largest_logit_difference" in summary and before:
-        row("largest difference of logits", "", f"{summary['largest_logit_difference']:.1e}")
-    row(
-        "seconds of training",
-        f"{summary['seconds']:.0f}" if before else "",
-        "" if before else f"{summary['seconds']:.0f}",
-    )
+    for column in columns:
+        result.add_column(column, justify="right")
+    for row in rows:
+        result.add_row(*row)
     return result
 
 
@@ -146,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         console.print(table(summary))
         console.print(f"run folder: {summary['run']}", highlight=False, soft_wrap=True)
-        if (page := Path(summary["run"], report.HTML)).exists():
-            console.print(f"its page: {page}", highlight=False, soft_wrap=True)
+        if (shown := Path(summary["run"], page.HTML)).exists():
+            console.print(f"its page: {shown}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

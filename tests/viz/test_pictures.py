@@ -13,7 +13,6 @@ from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.runs.log import read_metrics
-from pointewa.tasks.classification import Evaluation
 from pointewa.viz.clouds import clouds_figure, project, save_figure
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
@@ -125,21 +124,20 @@ def test_mistakes_are_sorted_by_confidence():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(200, 5, generator=generator) * 3, torch.randint(5, (200,), generator=generator)
     logits[:20] = logits[0]  # equally sure ones
-    result = Evaluation(logits, labels)
-    every = confident_mistakes(result)
-    assert len(every) == round(200 * (1 - result.oa / 100))
+    every = confident_mistakes(logits, labels)
+    assert len(every) == int((logits.argmax(1) != labels).sum())
     confidences = [one.confidence for one in every]
     assert confidences == sorted(confidences, reverse=True)
     for one in every:
         probabilities = logits[one.index].double().softmax(0)
-        assert one.truth == labels[one.index] != one.said == probabilities.argmax()
-        assert (one.confidence, one.of_truth) == (probabilities[one.said], probabilities[one.truth])
-    assert confident_mistakes(result, 7) == every[:7]
+        assert one.truth == labels[one.index] != one.predicted == probabilities.argmax()
+        assert (one.confidence, one.of_truth) == (probabilities[one.predicted], probabilities[one.truth])
+    assert confident_mistakes(logits, labels, 7) == every[:7]
     ties = [one.index for one in every if one.index < 20]
     assert ties == sorted(ties)
-    assert not confident_mistakes(Evaluation(torch.eye(3), torch.arange(3)))
+    assert not confident_mistakes(torch.eye(3), torch.arange(3))
     title = mistake_title(every[0], ("a", "b", "c", "d", "e"))
-    assert f"predicted: {'abcde'[every[0].said]}, {100 * confidences[0]:.1f} %" in title
+    assert f"predicted: {'abcde'[every[0].predicted]}, {100 * confidences[0]:.1f} %" in title
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
