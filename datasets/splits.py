@@ -37,8 +37,9 @@ def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
     train = load_split(config, "train")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=0)
-    if data.train_fraction < 1:
-        train = train.split(data.train_fraction / (1 - data.val_fraction), seed=0)[1]
+    share = data.train_fraction / (1 - data.val_fraction)  # of what is left
+    if share < 1:
+        train = train.split(share, seed=0)[1]
     return train, held_out
 
 

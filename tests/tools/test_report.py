@@ -49,6 +49,14 @@ def test_the_page_of_a_pretraining_shows_reconstructions(runs, capsys):  # noqa:
     assert text.count("<canvas") == 2 * 3
 
 
+def test_the_page_of_a_gated_run_does_not_call_it_dense(tmp_path):
+    train.main([*FAST, "ewa.router=top_k", "run.report=true", f"run.dir={tmp_path}", "run.name=a"])
+    text = (tmp_path / "a/report.html").read_text()
+    assert "<th></th><th>gated MoE</th></tr>" in text
+    assert "<th>dense</th>" not in text
+    assert "<h2>Experts</h2>" in text
+
+
 def test_a_browser_opens_it(runs, browser):  # noqa: F811
     report.main([str(runs / "ewa")])
     browser.problems.clear()
