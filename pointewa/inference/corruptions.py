@@ -3,8 +3,9 @@
 In the spirit of ModelNet40-C (Sun et al., arXiv 2201.12296) and ModelNet-C (Ren et al., arXiv 2202.03377), written
 anew: numbers are comparable among models judged here, not with those published for either benchmark.
 
-Clouds come centred, with largest norm 1 (the object's radius, the unit of all lengths here) and the y axis up. Each is
-corrupted in its own way, but all keep or gain the same number of points, so that a batch stays one tensor.
+Clouds have the y axis up. The functions of single corruptions take them centred, with largest norm 1 (the object's
+radius, the unit of all lengths here); `corrupt` takes them at any place and scale. Each cloud is corrupted in its own
+way, but all keep or gain the same number of points, so that a batch stays one tensor.
 """
 
 import math
@@ -139,16 +140,19 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int, Generator], Tensor]] = {
 }
 
 
-def corrupt(points: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
-    """One corruption of a batch, brought back to the unit sphere: a scan is normalised as it was taken, with its
-    clutter and without what is hidden. For a fair comparison the clean clouds go through `prepare.unit_sphere` too.
+def corrupt(points: Tensor, name: str, severity: int, generator: Generator, normalize: bool = True) -> Tensor:
+    """One corruption of a batch, done in the unit sphere and brought back to the place and the scale of the cloud.
 
     Args:
-        points: ``[B, P, 3]``, centred, largest norm 1, y axis up.
+        points: ``[B, P, 3]``, y axis up.
         name: one of `CORRUPTIONS`.
         severity: one of `SEVERITIES`, 5 the strongest.
         generator: of the same device. From the same state a cloud is turned about the same axis, seen from the same
             side, and so on, at every severity.
+        normalize: the result is centred at the clean cloud's mean and scaled to its largest norm, as a scan is
+            normalised as it was taken, with its clutter and without what is hidden: for models whose clouds are
+            normalised. Without, what the corruption leaves of the object keeps its coordinates: for models that take
+            clouds as they come.
 
     Returns:
         ``[B, P', 3]``: P' < P for dropouts and occlusion, P' > P for outliers and background, and the same for every
@@ -161,4 +165,7 @@ def corrupt(points: Tensor, name: str, severity: int, generator: Generator) -> T
         raise DataError(f"corruption: expected one of {', '.join(CORRUPTIONS)}, found {name!r}")
     if severity not in SEVERITIES:
         raise DataError(f"severity: expected 1 to {SEVERITIES[-1]}, found {severity!r}")
-    return unit_sphere(CORRUPTIONS[name](points, severity, generator))
+    center = points.mean(1, keepdim=True)
+    radius = (points - center).norm(dim=-1).amax(1)[:, None, None].clamp(min=1e-12)
+    corrupted = CORRUPTIONS[name]((points - center) / radius, severity, generator)
+    return (unit_sphere(corrupted) if normalize else corrupted) * radius + center

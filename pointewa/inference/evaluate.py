@@ -43,7 +43,7 @@ class Evaluator:
         dataset: name of the split's data set.
         class_names: its classes.
         num_points: points of a cloud that the model is given.
-        normalized: the clouds of ``batches`` are centred and scaled to largest norm 1.
+        normalized: the clouds of ``batches`` are centred and scaled to largest norm 1, so that corrupted ones are too.
         progress: shows a bar with a title while the items of an iterable are worked through.
 
     Attributes:
@@ -97,7 +97,7 @@ class Evaluator:
             generator = Generator(self._device).manual_seed(number)
 
             def corrupted(pool: Tensor, n: str = name, s: int = severity, g: Generator = generator) -> Tensor:
-                return corrupt(pool[:, : self.num_points], n, s, g)
+                return corrupt(pool[:, : self.num_points], n, s, g, self.normalized)
 
             errors[name].append(100 - self._restricted(self._run(corrupted)).accuracy)
         return errors
