@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 import pointewa.ewa as ewa
@@ -13,7 +14,7 @@ from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.runs.log import read_metrics
-from pointewa.viz.clouds import clouds_figure, project, save_figure
+from pointewa.viz.clouds import clouds_figure, project, save_figure, upright
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
@@ -53,6 +54,23 @@ def test_the_camera_looks_slightly_from_above():
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
     reach = np.linalg.norm(project(sphere)[0], axis=1).max()
     assert 0.98 < reach <= 1 + 1e-6  # whichever way a cloud is turned it fits
+
+
+def test_the_height_that_a_cloud_needs_is_that_of_all_its_turns():
+    points = plain_panel(cloud() * torch.tensor([1.0, 0.2, 0.5]), "").fitted().points
+    low, high = upright(points)
+    turns = []
+    for angle in np.linspace(0, 2 * np.pi, 721):
+        sine, cosine = np.sin(angle), np.cos(angle)
+        turned = points @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+        turns.append(project(turned.astype(np.float32))[0][:, 1])
+    assert low == pytest.approx(np.min(turns), abs=1e-3)
+    assert high == pytest.approx(np.max(turns), abs=1e-3)
+    assert high - low < 1.2  # of 2: it is flat
+    sphere = np.random.default_rng(0).normal(size=(20_000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    assert upright(sphere) == pytest.approx((-1, 1), abs=1e-3)
+    assert upright(7 * sphere) == pytest.approx(upright(sphere))  # what is far outside does not make a row higher
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -183,6 +201,32 @@ def test_distances_of_experts_against_a_loop():
         total = sum((w - mean).norm() for w in one) / mean.norm()
         assert ewa.disagreement(model)[name] == pytest.approx(total.item(), rel=1e-5)
     assert of_figure(experts_figure({"blocks.1.mlp": [(1, 0.5), (2, 0.1)]}, found, "t")) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected", "unit"),
+    [
+        (1e-5, ["0", "1.2", "3.2", "1.2", "0", "2.0", "3.2", "2.0", "0"], r"$\times\,10^{-5}$"),
+        (0.1, ["0", "0.12", "0.32", "0.12", "0", "0.20", "0.32", "0.20", "0"], ""),
+        (10.0, ["0", "12", "32", "12", "0", "20", "32", "20", "0"], ""),
+        (1000.0, ["0", "1.2", "3.2", "1.2", "0", "2.0", "3.2", "2.0", "0"], r"$\times\,10^{3}$"),
+    ],
+)
+def test_distances_of_experts_are_rounded_as_a_person_would(scale, expected, unit):
+    matrix = scale * torch.tensor([[0, 1.234, 3.2], [1.234, 0, 2], [3.2, 2, 0]], dtype=torch.float64)
+    figure = experts_figure({}, {"blocks.1.mlp": matrix}, "t")
+    _, grid, bar = figure.findobj(Axes)
+    assert [text.get_text() for text in grid.texts] == expected
+    label = bar.get_ylabel()
+    assert label.startswith("distance of two experts /\nnorm of their mean")
+    assert label.endswith(f", {unit}" if unit else "mean")
+    top = 3.2 if unit else 3.2 * scale
+    assert bar.get_ylim() == pytest.approx((0, top))
+
+
+def test_equal_experts_are_drawn_too():
+    figure = experts_figure({}, {"blocks.1.mlp": torch.zeros(2, 2)}, "t")
+    assert [text.get_text() for text in figure.findobj(Axes)[1].texts] == ["0"] * 4
 
 
 def test_metrics_are_read_up_to_where_they_were_cut_off(tmp_path):
