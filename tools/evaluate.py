@@ -60,9 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE or Point-BERT")
     cli.add_config(parser)
-    parser.add_argument("--votes", type=int, default=0, metavar="N", help="evaluate with N votes besides")
-    parser.add_argument("--corrupt", action="store_true", help="evaluate under corruptions besides")
-    parser.add_argument("--confusion", nargs="?", const="", metavar="PNG", help="print the confusion matrix, draw it")
+    parser.add_argument("--votes", type=int, default=0, metavar="N", help="evaluate by N votes as well")
+    parser.add_argument("--corrupt", action="store_true", help="evaluate under corruptions as well")
+    parser.add_argument(
+        "--confusion", nargs="?", const="", metavar="PNG", help="print the confusion matrix, or draw it too"
+    )
     args = parser.parse_intermixed_args(argv)
     if args.votes < 0:
         raise ConfigError(f"--votes: expected at least 1, found {args.votes}")

@@ -1,4 +1,4 @@
-"""Fit a linear support vector machine on the features of a frozen model, and say its accuracy on the test split.
+"""Fit a linear support vector machine on the features of a frozen model, and report its accuracy on the test split.
 
 python -m tools.svm runs/pretrained-modelnet40-tiny data.root=/data
 python -m tools.svm runs/x --config configs/scanobjectnn.yaml data.root=/data data.train_fraction=0.1 --json

@@ -9,7 +9,7 @@ python -m tools.visualize reconstruction --run runs/pretrained
 python -m tools.visualize embedding --run runs/x --method tsne
 python -m tools.visualize experts --run runs/x
 
-cloud           objects by index, name, class or file; without any one of each class
+cloud           objects by index, name, class or file; by default one of each class
 patches         centres and groups as the model of --run, or of the configuration, makes them
 saliency        what the prediction rests on: gradient x input, and leaving out each patch
 errors          the most confident mistakes on the split
@@ -89,7 +89,7 @@ _WITHOUT_RUN = ("cloud", "patches")
 
 
 def _figure(found: Any, renderer: str) -> tuple[Any, str]:
-    """A matplotlib figure, and what drew it. A picture's clouds are Open3D's where it is wanted and can be had."""
+    """A matplotlib figure, and what drew it. Open3D renders the clouds of a picture if it is wanted and works here."""
     if not isinstance(found, Picture):
         return found, "matplotlib"
     if renderer == "matplotlib" or (renderer == "auto" and not offscreen.available()):
@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="tsne", help="embedding: how (default tsne)")
     parser.add_argument("--columns", type=int, metavar="N", help="of the grid of cloud and errors")
     parser.add_argument("--out", metavar="FILE", help="PNG; or HTML where it ends in .html (default WHAT.png)")
-    parser.add_argument("--html", metavar="FILE", help="a page that turns in any browser, besides or in place of --out")
+    parser.add_argument(
+        "--html", metavar="FILE", help="a page that turns in any browser, in addition to --out or instead of it"
+    )
     parser.add_argument("--renderer", choices=("auto", "open3d", "matplotlib"), default="auto",
                         help="of a PNG's clouds (default auto: Open3D where it can render)")  # fmt: skip
     parser.add_argument("--show", action="store_true", help="a window of Open3D, where there is a display")
@@ -146,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(args, name)}")
     if args.run is None and args.what not in _WITHOUT_RUN:
-        raise ConfigError(f"--run: {args.what} is of a run, say which: --run runs/x")
+        raise ConfigError(f"--run: {args.what} needs a run, such as --run runs/x")
     out, html = args.out and Path(args.out), args.html and Path(args.html)
     if out and out.suffix.lower() in (".html", ".htm"):
         out, html = None, out
@@ -169,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         found = drawing.of("html")
         if not isinstance(found, Picture):
             raise ConfigError(f"--show: {args.what} is a flat figure: use --out or --html")
-        print("a window of Open3D: drag to turn, close it to go on", file=stream)
+        print("a window of Open3D: drag to turn, close it to continue", file=stream)
         show(found)
 
 

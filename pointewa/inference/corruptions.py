@@ -1,7 +1,7 @@
-"""Corruptions to judge a classifier's robustness by, each for a whole batch at once, at five severities.
+"""Corruptions to measure a classifier's robustness by, each for a whole batch at once, at five severities.
 
 In the spirit of ModelNet40-C (Sun et al., arXiv 2201.12296) and ModelNet-C (Ren et al., arXiv 2202.03377), written
-anew: numbers are comparable among models judged here, not with those published for either benchmark.
+anew: numbers are comparable between models evaluated here, not with those published for either benchmark.
 
 Clouds have the y axis up. The functions of single corruptions take them centred, with largest norm 1 (the object's
 radius, the unit of all lengths here); `corrupt` takes them at any place and scale. Each cloud is corrupted in its own
@@ -55,7 +55,7 @@ def outliers(points: Tensor, share: float, generator: Generator) -> Tensor:
 
 def scale(points: Tensor, limit: float, generator: Generator) -> Tensor:
     """Stretch each axis of each cloud ``[B, P, 3]`` by a factor between 1/``limit`` and ``limit``, uniform in its
-    logarithm: to shrink is as likely as to grow."""
+    logarithm: shrinking is as likely as growing."""
     exponent = 2 * torch.rand(len(points), 1, 3, device=points.device, generator=generator) - 1
     return points * limit**exponent
 
@@ -79,7 +79,8 @@ def rotation(points: Tensor, limit: float, generator: Generator) -> Tensor:
 
 def background(points: Tensor, share: float, generator: Generator) -> Tensor:
     """Add a square patch of the floor that each cloud ``[B, P, 3]`` stands on and one of a wall that it touches on a
-    random side, together a share of P points. The patches grow with the share: clutter is equally dense always."""
+    random side, together a share of P points. The patches grow with the share, so that clutter is always
+    equally dense."""
     batch, total, _ = points.shape
     edge, count = 2 * math.sqrt(share), round(share * total)
     side = 2 * math.pi * torch.rand(batch, 1, 1, device=points.device, generator=generator)

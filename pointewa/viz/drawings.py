@@ -52,7 +52,7 @@ class Drawing(NamedTuple):
 
 
 def clouds(items: Sequence[Item], heading: str = "", columns: int | None = None) -> Drawing:
-    """Clouds in a grid, under a heading unless all of them are files, which are of no data set."""
+    """Clouds in a grid, under a heading unless all of them are files, which belong to no data set."""
     known = any(item.class_name for item in items)
     panels = [plain_panel(item.points, item.title) for item in items]
     return Drawing(Picture(panels, heading if known else "", columns), _names(items))

@@ -16,7 +16,7 @@ from pointewa.safe.files import atomic_write
 from pointewa.viz.clouds import REACH, upright
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
 
-HINT = "Drag to turn, wheel or two fingers to zoom, double click for the first view; arrow keys, + and - do it too."
+HINT = "Drag to turn, use the wheel or two fingers to zoom, double-click to reset; the arrow keys, + and - work too."
 _HERE = Path(__file__).parent
 _REACH = 4.0  # of a fitted cloud's coordinates; what is farther out, as bad predictions may be, is moved to this rim
 

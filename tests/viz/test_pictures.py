@@ -20,7 +20,7 @@ from pointewa.viz.experts import disagreements, experts_figure, pairwise_distanc
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
 from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, turn_up, view_matrix
 from pointewa.viz.patches import cut, patch_panels
-from pointewa.viz.reconstruction import reconstruction_figure, reconstruction_picture
+from pointewa.viz.reconstruction import reconstruction_picture
 from pointewa.viz.window import placed
 
 
@@ -247,9 +247,9 @@ def test_reconstructions_have_one_scale_a_row():
     shown, _ = stacked([(found.visible[1], "#000000"), (found.true[1], "#000000")])
     assert (picture.panels[5].points == shown).all()
     assert all((panel.frame == shown).all() for panel in picture.panels[3:])
-    assert of_figure(reconstruction_figure(found)) > 0.01
+    assert of_figure(clouds_figure(reconstruction_picture(found))) > 0.01
     far = Reconstruction(found.visible, found.predicted + 50, found.true)  # a prediction off the sheet does no harm
-    assert of_figure(reconstruction_figure(far)) > 0.01
+    assert of_figure(clouds_figure(reconstruction_picture(far))) > 0.01
 
 
 def test_a_window_has_all_clouds_side_by_side():
