@@ -36,15 +36,14 @@ def result_table(summary: Mapping[str, Any], labels: Labels) -> Result:
 
     Args:
         summary: of `pointewa.runs.summary.read_summary`.
-        labels: of the metrics that are shown.
+        labels: of the metrics that are shown; those that the summary does not have are left out.
     """
     before, after = summary["test_before_folding"], summary["test"]
-    metrics = [(label.name, *(label.form.format(one[key]) for one in (before, after) if one))
-               for key, label in labels.items() if key in after]  # fmt: skip
-    counts, seconds = (
-        (f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}"),
-        f"{summary['seconds']:.0f}",
-    )
+    tested = [one for one in (before, after) if one]
+    metrics = [(label.name, *(label.form.format(one[key]) for one in tested)) for key, label in labels.items()
+               if all(isinstance(one.get(key), int | float) for one in tested)]  # fmt: skip
+    counts = [f"{summary[key]:,}" for key in ("parameters_in_training", "parameters")]
+    seconds = f"{summary['seconds']:.0f}"
     if not before:
         columns = ("gated MoE" if summary.get("ewa") else "dense",)
         return Result(columns, [*metrics, ("parameters", counts[1]), ("seconds of training", seconds)])

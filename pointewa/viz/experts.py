@@ -58,7 +58,7 @@ def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[s
         axes.plot(epochs, heights, color=colour, label=_short(name), marker="o" if len(epochs) < 3 else None)
     if any(height > 0 for values in series.values() for _, height in values):
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color=FAINT, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch")

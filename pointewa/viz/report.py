@@ -76,7 +76,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], diagrams: Sequence[Curve
             one.plot(*zip(*values, strict=True), color=colour, label=name, linewidth=1.6, marker=marker)
         if diagram.logarithmic and all(value > 0 for values in found.values() for _, value in values):
             one.set_yscale("log")
-        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         one.grid(color=FAINT, alpha=0.5)
         one.spines[["top", "right"]].set_visible(False)
         one.set(xlabel="epoch", ylabel=diagram.label)

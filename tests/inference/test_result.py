@@ -32,6 +32,12 @@ def test_a_run_that_is_not_folded_says_what_it_is(experts, heading):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [None, "0.5", [1]])
+def test_what_is_no_number_is_left_out(value):
+    summary = COSTS | {"ewa": False, "test": {"height": 1.0, "loss": value}, "test_before_folding": None}
+    assert [row[0] for row in result_table(summary, LABELS).rows[:2]] == ["mean error of the height", "parameters"]
+
+
 def test_axes_have_units():
     assert Label("accuracy", "{:.2f} %").axis == "accuracy, %"
     assert Label("loss", "{:.2f}").axis == "loss"
