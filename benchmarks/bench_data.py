@@ -20,6 +20,7 @@ from rich.table import Table
 from datasets import order
 from datasets.layouts import shapes
 from datasets.loader import TrainLoader
+from datasets.splits import load_split
 from pointewa.config import Config
 from pointewa.ops import backend, farthest_point_sample
 from pointewa.train.device import environment
@@ -84,7 +85,7 @@ def epochs(config: Config, console: Console) -> dict:
     trainers = {}
     for name, stream in (("resident", False), ("streamed", True)):
         config.data.stream = stream
-        clouds = cli.load(config, "train")
+        clouds = load_split(config, "train")
         loader = TrainLoader(clouds, config.train.batch_size, config.data.num_points, config.data.augment, 0)
         trainers[name] = Trainer(config, Data(loader, None, (), clouds.class_names), Path(), console)
 

@@ -17,9 +17,12 @@ RULES = {
     "pointewa.train": ({"pointewa"}, None),
     "pointewa.inference": ({"pointewa"}, None),
     "pointewa.study": ({"pointewa"}, None),
-    "pointewa.viz": ({"pointewa"}, None),
+    "pointewa.viz": ({"pointewa.viz", "pointewa.models", "pointewa.ops", "pointewa.ewa", "pointewa.safe",
+                      "pointewa.errors"}, None),
     "pointewa": ({"pointewa.models", "pointewa.safe", "pointewa.errors"}, None),  # the modules directly in it
     "datasets": ({"datasets", "pointewa.ops", "pointewa.safe", "pointewa.tasks.base", "pointewa.errors"}, None),
+    "datasets.splits": ({"datasets", "pointewa"}, None),  # these two know the library and the data
+    "datasets.subjects": ({"datasets", "pointewa"}, None),
     "tools": ({"tools", "datasets", "pointewa"}, None),
     "benchmarks": ({"benchmarks", "tools", "datasets", "pointewa"}, None),
 }  # fmt: skip

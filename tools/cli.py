@@ -10,13 +10,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-import datasets
 from pointewa.config import Config, load_config
 from pointewa.errors import Stopped, UserError
-from pointewa.train.device import keep_freed_memory, select_device
+from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
-
-EVAL_BATCH = 64
 
 
 class Debug(argparse.Action):
@@ -49,22 +46,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
     """The configuration that the arguments say."""
     return load_config(args.config, args.overrides, base)
-
-
-def load(config: Config, split: str) -> datasets.Clouds:
-    """A split of the configuration's data set, on the configuration's device."""
-    data = config.data
-    stream = None if data.stream == "auto" else data.stream
-    return datasets.load(
-        data.name,
-        data.root,
-        split,
-        data.num_points,
-        variant=data.variant,
-        background=data.background,
-        stream=stream,
-        device=select_device(config.train.device),
-    )
 
 
 def run(main: Callable[[], None]) -> None:

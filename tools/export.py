@@ -1,12 +1,12 @@
-"""Write the folded dense model of a run for others: safetensors, TorchScript, torch.export, ONNX, Point-MAE's layout.
+"""Export the folded dense model of a run: safetensors, TorchScript, torch.export, ONNX, Point-MAE's layout.
 
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.onnx --format onnx --fuse-batch-norm
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 
-The programs take points float32 [B, num_points, 3], prepared as the model's were in training (model.json says how), and
-give logits; patches are cut inside. Each file is read back and compared with the model before it is kept.
+The programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how), and
+return logits; patches are cut inside. Each file is read back and compared with the model before it is kept.
 """
 
 import json

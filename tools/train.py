@@ -1,4 +1,4 @@
-"""Train a point transformer, with or without EWA; fold it, evaluate the dense model. Goes on with an unfinished run.
+"""Train a point transformer, with or without EWA; fold it, evaluate the dense model. Resumes an unfinished run.
 
 python -m tools.train --config configs/shapes.yaml
 torchrun --nproc_per_node=2 -m tools.train --config configs/shapes.yaml run.name=x
@@ -14,37 +14,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datasets.loader import EvalLoader, TrainLoader
+from datasets.splits import training_data
+from datasets.subjects import Subjects
 from pointewa.config import Config
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
+from pointewa.inference import page
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import read_summary
 from pointewa.tasks import task_of
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, process_group
 from pointewa.train.progress import say
-from pointewa.train.trainer import Data, Trainer
-from tools import cli, report
+from pointewa.train.trainer import Trainer
+from tools import cli
 
 SETTLED = 300  # steps
-
-
-def load_data(config: Config, world: World) -> Data:
-    """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them."""
-    data, val, share = config.data, None, (world.rank, world.size)
-    train, test = cli.load(config, "train"), cli.load(config, "test")
-    if data.val_fraction:
-        train, held_out = train.split(data.val_fraction, seed=0)
-        val = EvalLoader(held_out, cli.EVAL_BATCH, data.num_points, None, *share)
-    if data.train_fraction < 1:
-        train = train.split(data.train_fraction / (1 - data.val_fraction), seed=0)[1]
-    return Data(
-        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
-        val,
-        EvalLoader(test, cli.EVAL_BATCH, data.num_points, None, *share),
-        train.class_names,
-        "unit_sphere" if train.normalized else "none",
-    )
 
 
 def train(config: Config, world: World, console: Console) -> dict[str, Any]:
@@ -59,7 +43,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     if summary:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
-    trainer = world.first_then_others(lambda: Trainer(config, load_data(config, world), folder, console, world))
+    trainer = world.first_then_others(lambda: Trainer(config, training_data(config, world), folder, console, world))
     if trainer.total_steps < SETTLED and not trainer.resumed:
         advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
         enough = -(-SETTLED // trainer.steps_per_epoch)
@@ -81,7 +65,7 @@ def show_run(trainer: Trainer) -> None:
     data, train = trainer.config.data, trainer.config.train
     try:
         overrides = [f"train.device={train.device}", f"data.stream={data.stream}"]
-        report.write(trainer.folder, overrides, step=trainer.step)
+        page.write(trainer.folder, Subjects(trainer.folder, overrides=overrides), step=trainer.step)
     except (UserError, OSError, ImportError) as error:
         say(trainer.console, f"no page of the run: {first_line(error)}", style="yellow")
 
@@ -114,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         console.print(table(summary))
         console.print(f"run folder: {summary['run']}", highlight=False, soft_wrap=True)
-        if (page := Path(summary["run"], report.HTML)).exists():
-            console.print(f"its page: {page}", highlight=False, soft_wrap=True)
+        if (drawn := Path(summary["run"], page.HTML)).exists():
+            console.print(f"its page: {drawn}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
 
     "safetensors" (with a ``.json`` beside it) is what `load_model` takes, "point_mae" a checkpoint as Point-MAE's and
     Point-BERT's code write it. The others are programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B,
-    patches included; they have the description of the model with them, as ``description.json`` or ONNX metadata.
+    patches included; they contain the description of the model, as ``description.json`` or ONNX metadata.
 
     Args:
         loaded: the model, on the CPU, in evaluation mode.
@@ -64,7 +66,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
     Raises:
         ConfigError: an unknown format, a wrong suffix, a missing package, a combination that does not exist.
         CheckpointError: gated experts in a format that has none; a file whose logits differ by more than `TOLERANCE`,
-            which is removed.
+            which is not kept: what was at ``path`` stays.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -86,9 +88,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     with torch.no_grad():
         if format == "safetensors":
-            _compare(loaded.model, plain, loaded.num_points, path)  # before two files are replaced
-            save_model(path, loaded)
-            difference = _compare(load_model(path).model, plain, loaded.num_points, path)
+            difference = _safetensors(loaded, plain, path)
         else:
             with atomic_write(path) as temporary:
                 difference = _compare(_WRITERS[format](loaded, temporary), plain, loaded.num_points, path)
@@ -96,7 +96,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
 
 
 def check_clouds(num_points: int) -> Iterable[Tensor]:
-    """Batches ``[B, num_points, 3]`` of 1 and of 4 clouds: balls, a box, and one whose points all come twice."""
+    """Batches ``[B, num_points, 3]`` of 1 and of 4 clouds: Gaussian, a box, and one whose points all come twice."""
     generator = torch.Generator().manual_seed(0)
     for size in (1, 4):
         points = torch.randn(size, num_points, 3, generator=generator)
@@ -111,9 +111,21 @@ def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> flo
     if all(found.shape == expected.shape for found, expected in pairs) and difference <= TOLERANCE:  # NaN is not
         return difference
     raise CheckpointError(
-        f"{path}: refused, nothing is written: its logits differ from the model's by up to {difference:.1e}, accepted "
-        f"are {TOLERANCE:.0e}"
+        f"{path}: refused, nothing is written: its logits differ from the model's by up to {difference:.1e}, at most "
+        f"{TOLERANCE:.0e} is accepted"
     )
+
+
+def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path) -> float:
+    """Both files are compared before either takes the place of what may be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder, path.name)
+        save_model(written, loaded)
+        difference = _compare(load_model(written).model, model, loaded.num_points, path)
+        for suffix in (".json", ".safetensors"):
+            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+    return difference
 
 
 def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
@@ -130,7 +142,7 @@ def _torch_export(loaded: LoadedModel, path: Path) -> Logits:
     program = torch.export.export(module, points, dynamic_shapes=shapes)
     torch.export.save(program, buffer, extra_files={"description.json": _description(loaded)})
     path.write_bytes(buffer.getvalue())
-    with warnings.catch_warnings(action="ignore"):  # that the weights it reads are in memory that is read-only
+    with warnings.catch_warnings(action="ignore"):  # about weights in read-only memory
         return torch.export.load(BytesIO(path.read_bytes())).module()
 
 
@@ -146,11 +158,11 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
     import onnxruntime
 
     module, points, shapes = _program(loaded)
-    with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
+    with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
         program = torch.onnx.export(module, points, input_names=["points"], output_names=["logits"], verbose=False,
                                     opset_version=OPSET, dynamo=True, dynamic_shapes=shapes)  # fmt: skip
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # traces of the exporter, with the paths of this machine
+        node.metadata_props.clear()  # stack traces with the paths of this machine
     model = program.model_proto
     onnx.helper.set_model_props(model, {"description.json": _description(loaded)})
     onnx.checker.check_model(model, full_check=True)
@@ -165,7 +177,7 @@ def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
     found = read_state(path)["base_model"]
     wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
     if wrong or len(found) != len(state):
-        raise CheckpointError(f"{path}: not what was written: {', '.join(wrong[:3])}")
+        raise CheckpointError(f"{path}: read back, these differ from what was written: {', '.join(wrong[:3])}")
     return load_foreign(path, loaded.model.architecture, len(loaded.class_names))
 
 
@@ -173,7 +185,7 @@ _WRITERS = {"torchscript": _torchscript, "torch_export": _torch_export, "onnx": 
 
 
 def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, dict]]:
-    """What is exported, an input (of 2 clouds: 1 would be taken for a constant), and which of its sizes are free."""
+    """What is exported, an example input (of 2 clouds: a 1 would be taken for a constant), and which sizes are free."""
     module = PortableClassifier(loaded.model, loaded.num_points).eval()
     return module, (torch.rand(2, loaded.num_points, 3),), {"points": {0: torch.export.Dim("batch", min=1)}}
 
@@ -183,7 +195,7 @@ def _description(loaded: LoadedModel) -> str:
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
-    """What Point-MAE's configuration must say, and what it cannot say."""
+    """What to set in Point-MAE's configuration, and what cannot be set there."""
     arch, fields = loaded.model.architecture, asdict(loaded.model.architecture)
     keys = {"trans_dim": "width", "depth": "depth", "num_heads": "heads", "num_group": "num_groups",
             "group_size": "group_size", "encoder_dims": "patch_out", "drop_path_rate": "drop_path"}  # fmt: skip
@@ -194,7 +206,7 @@ def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
         f"{name}={fields[name]} (fixed at {value} there)" for name, value in fixed.items() if fields[name] != value
     ]
     if arch.head == "linear":
-        other.append("head=linear (there point_mae, or Point-BERT's)")
+        other.append("head=linear (there Point-MAE's or Point-BERT's)")
     if other:
         notes.append(f"the published code builds no such model: {', '.join(other)}; tools.evaluate loads it")
     return tuple(notes)

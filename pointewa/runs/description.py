@@ -30,6 +30,7 @@ class LoadedModel:
         num_points: P of its training.
         dataset: name of the set it was trained on.
         normalize: what was done to its clouds: "unit_sphere" (centred, scaled to largest norm 1) or "none".
+        task: what it learned, a name in `pointewa.tasks`.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class LoadedModel:
     num_points: int
     dataset: str
     normalize: str
+    task: str = "classification"
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
@@ -51,6 +53,7 @@ class LoadedModel:
             "num_points": self.num_points,
             "dataset": self.dataset,
             "normalize": self.normalize,
+            "task": self.task,
             "fused_batch_norm": batch_norms_are_fused(self.model),
             "experts": layer and {
                 "num_experts": layer.num_experts,
@@ -94,11 +97,12 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
                 model = ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", mixture=mixture)
     except ValueError as error:  # of a value out of range; anything else that the model raises is a fault of its code
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
-    return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")))
+    task = description.get("task", "classification" if kind is KINDS["classifier"] else "masked_autoencoding")
+    return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")), task)
 
 
 def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
-    """The kind of model and the values it is built of; what every model needs is then known to be of the right types."""
+    """The kind of model and the values it is built of; then what all models need is known to be of the right types."""
     expect(description, dict, "the description")
     masked = description.get("masked")  # how version 0.1 told the two kinds apart
     name = description.get("model", "classifier" if masked is None else "masked_autoencoder")
@@ -111,6 +115,7 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
         expect(description.get(key), field_type, key)
     for one in description["class_names"]:
         expect(one, str, "class_names")
+    expect(description.get("task", ""), str, "task")  # version 0.1 did not say it
     if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
         raise ValueError("num_points or normalize is out of range")
     values = {key: description.get(key) for key in KINDS[name].fields}

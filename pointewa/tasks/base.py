@@ -6,8 +6,8 @@ The training loop, studies, reports and tools know tasks by this interface only.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pointewa.config import Config
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import LoadReport
+from pointewa.runs.description import LoadedModel
 
 if TYPE_CHECKING:
-    from pointewa.viz.panels import Picture
+    from pointewa.viz.drawings import Item
 
 
 class Batch(NamedTuple):
@@ -88,12 +89,14 @@ class Task(ABC):
         metrics: of a split, by their keys in summaries; the first is the primary one.
         train_metrics: those that `loss` sums up besides the loss.
         model_file: the file in the run folder that the trained dense model is written to.
+        predicts_classes: the model gives logits ``[B, C]``: votes, corruptions and confusion matrices make sense.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    predicts_classes: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -188,14 +191,52 @@ class Task(ABC):
                 raise CheckpointError(f"{source}: damaged ({missing[0]!r} is missing): remove it, and the same command "
                                       "makes it again")  # fmt: skip
 
-    def pictures(self, subjects: Any, count: int) -> "Iterable[tuple[str, Picture | Any]]":
-        """Headings and pictures of the run's page: pictures of clouds, or figures of matplotlib. None by default.
+    def show(self, subjects: "Subjects", count: int) -> "Shown":
+        """What the page of a finished run shows of it; nothing by default.
 
         Args:
-            subjects: the model with its data, see `datasets.subjects.Subjects`.
-            count: objects to show at most in each.
+            subjects: the model with the split that it was tested on.
+            count: objects to show at most in each picture.
         """
-        return ()
+        return Shown([])
+
+
+@dataclass
+class Shown:
+    """What a task shows of a run.
+
+    Args:
+        sections: parts of the page, each under its heading.
+        metrics: measured again for the page.
+        numbers: what else is said in JSON.
+        figures: matplotlib figures for TensorBoard, by their tags.
+    """
+
+    sections: list[str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Subjects(Protocol):
+    """A model and the split that it looks at: `datasets.subjects.Subjects`."""
+
+    run: Any
+    what: str
+    loaded: LoadedModel
+    clouds: Any
+
+    def batches(self, transform: Any = None, title: str = "") -> Iterable[Batch]:
+        """The split, as the model takes it."""
+        ...
+
+    def items(self, wanted: list[str], count: int) -> "list[Item]":
+        """Objects by index or name; without any the first of each class, up to ``count``."""
+        ...
+
+    def at(self, indices: list[int]) -> "list[Item]":
+        """The objects of the split with these numbers."""
+        ...
 
 
 @contextmanager

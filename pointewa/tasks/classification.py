@@ -12,7 +12,7 @@ from pointewa.config import Config, build_architecture
 from pointewa.models import LoadReport, PointTransformerClassifier
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Task, evaluating
+from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Classification(Task):
         "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
     }
     train_metrics = ("oa",)
+    predicts_classes = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -113,6 +114,27 @@ class Classification(Task):
     def compare(self, before: Outputs, after: Outputs) -> dict[str, float]:
         """The largest difference of logits."""
         return {"largest_logit_difference": (after["logits"] - before["logits"]).abs().max().item()}
+
+    def show(self, subjects: Subjects, count: int) -> Shown:
+        """Confusion matrix, the most confident mistakes, what predictions rest on."""
+        from pointewa.viz import drawings
+        from pointewa.viz.confusion import confusion_figure
+        from pointewa.viz.html import clouds_html
+        from pointewa.viz.report import confusion_html, section_html
+
+        names, result = subjects.loaded.class_names, evaluate(subjects.loaded.model, subjects.batches())
+        what, chosen = f"{subjects.what}, {len(result.labels)} objects", [0, len(result.labels) // 2]
+        sections = [section_html("Confusion matrix", confusion_html(result.confusion, names, what))]
+        numbers = {}
+        if result.accuracy < 100:
+            wrong = drawings.mistakes(result.logits, result.labels, names, subjects.at, count, model=str(subjects.run))
+            sections.append(section_html(wrong.picture.heading, clouds_html(wrong.picture)))
+            numbers["mistakes"] = wrong.numbers["mistakes"]
+            chosen = [wrong.numbers["shown"][0]["index"], *chosen]
+        drawn = drawings.saliencies(subjects.loaded.model, names, subjects.at(chosen))
+        sections.append(section_html("What predictions rest on", clouds_html(drawn.picture)))
+        figures = {"confusion matrix": confusion_figure(result.confusion, names, subjects.what)}
+        return Shown(sections, result.metrics, numbers, figures)
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:

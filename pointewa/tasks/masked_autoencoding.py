@@ -10,7 +10,7 @@ from pointewa.config import Config, build_architecture
 from pointewa.errors import ConfigError
 from pointewa.models import MaskedAutoencoder
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Task
+from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
 
 
 @register
@@ -52,3 +52,14 @@ class MaskedAutoencoding(Task):
     def input_classes(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
         """None: the autoencoder knows no classes."""
         return ()
+
+    def show(self, subjects: Subjects, count: int) -> Shown:
+        """Reconstructions."""
+        from pointewa.viz import drawings
+        from pointewa.viz.clouds import clouds_figure
+        from pointewa.viz.html import clouds_html
+        from pointewa.viz.report import section_html
+
+        picture = drawings.reconstructions(subjects.loaded.model, subjects.items([], count)).picture
+        sections = [section_html("Reconstructions", clouds_html(picture))]
+        return Shown(sections, figures={"reconstruction": clouds_figure(picture)})

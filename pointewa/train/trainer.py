@@ -253,7 +253,7 @@ class Trainer(Training):
         """A model of this training with what must be known to use it."""
         data = self.config.data
         classes = self.task.input_classes(self.data.class_names)
-        return LoadedModel(model, classes, data.num_points, data.name, self.data.normalize)
+        return LoadedModel(model, classes, data.num_points, data.name, self.data.normalize, self.task.name)
 
     def _save(self) -> None:
         self._check_skipped()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pointewa.safe.files import atomic_write
-from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, Panel, Picture, dot, rgb, view_matrix
+from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, PITCH, Panel, Picture, dot, rgb, view_matrix
 
 _SIDE, _LINE = 2.3, 0.19  # inches: a panel, and a line of text
 _SHADES = 224  # in a file
@@ -71,6 +71,19 @@ def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     seen = points @ view_matrix().T.astype(np.float32)
     nearness = math.sqrt(DISTANCE**2 - 1) / np.maximum(DISTANCE - seen[:, 2], 0.1)  # a sphere fills [-1, 1]
     return seen[:, :2] * nearness[:, None], nearness, np.clip((1 - seen[:, 2]) / 2, 0, 1)
+
+
+def upright(points: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest place on the sheet that points ``[P, 3]`` of a fitted panel take as they are turned about the
+    up axis. What is outside of the unit sphere counts as if it were on it."""
+    points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1)
+    up, radius, pitch = points[:, 1], np.hypot(points[:, 0], points[:, 2]), math.radians(PITCH)
+    places = [
+        (up * math.cos(pitch) - back * math.sin(pitch)) * math.sqrt(DISTANCE**2 - 1)
+        / (DISTANCE - up * math.sin(pitch) - back * math.cos(pitch))
+        for back in (radius, -radius)  # nearest to the reader, and farthest: between them the place is monotone
+    ]  # fmt: skip
+    return float(np.min(places)), float(np.max(places))
 
 
 def faded(colours: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def confusion_text(matrix: Tensor, names: Sequence[str]) -> str:
-    """Rows are true classes, columns what the model said, numbered as the rows are; a dot is 0.
+    """Rows are true classes, columns predicted ones, numbered like the rows; a dot is 0.
 
     Args:
         matrix: int64 ``[C, C]``, `pointewa.tasks.classification.Evaluation.confusion`.
@@ -33,7 +33,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], title: str) -> Any:
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(title=title, xlabel="said", ylabel="true")
+    axes.set(title=title, xlabel="predicted", ylabel="true")
     for row, column in matrix.nonzero().tolist():
         shade = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=6, color=shade)

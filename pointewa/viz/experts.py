@@ -1,5 +1,7 @@
 """How far the experts of a run are from each other: over its training, and now."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ def pairwise_distances(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def disagreements(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Of each MoE layer its disagreement after each epoch, counted from 1, that has one."""
+def disagreements(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The disagreement of each MoE layer after each epoch, counted from 1, for which it was recorded."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for key, value in record.items():
@@ -56,7 +58,7 @@ def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[s
         axes.plot(epochs, heights, color=colour, label=_short(name), marker="o" if len(epochs) < 3 else None)
     if any(height > 0 for values in series.values() for _, height in values):
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color=FAINT, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch")
@@ -64,22 +66,35 @@ def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[s
     if series:
         axes.legend(frameon=False, fontsize=8)
     largest = max(float(one.max()) for one in distances.values()) or 1.0
+    factor, decimals, unit = _rounding(largest)
     grid = right.subplots(rows, columns, squeeze=False)
     for one in grid.flat[len(distances) :]:
         one.set_axis_off()
     for one, (name, matrix) in zip(grid.flat, distances.items(), strict=False):
-        image = one.imshow(matrix.cpu().numpy(), cmap="Blues", vmin=0, vmax=largest)
+        image = one.imshow(matrix.cpu().numpy() / factor, cmap="Blues", vmin=0, vmax=largest / factor)
         one.set_title(_short(name), fontsize=9, color=INK)
         ticks = range(len(matrix))
         one.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=8)
         one.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=8)
+        size = 9 if len(matrix) <= 4 else 7
         for row, line in enumerate(matrix.tolist() if len(matrix) <= 8 else []):
             for column, value in enumerate(line):
                 shade = "white" if value > 0.6 * largest else INK
-                one.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=shade)
+                text = f"{value / factor:.{decimals}f}" if value else "0"
+                one.text(column, row, text, ha="center", va="center", fontsize=size, color=shade)
     bar = right.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, aspect=30)
-    bar.set_label("distance of two experts / norm of their mean", fontsize=8)
+    bar.set_label(f"distance of two experts /\nnorm of their mean{unit and f', {unit}'}", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _rounding(largest: float) -> tuple[float, int, str]:
+    """How distances up to ``largest`` are written: in multiples of which power of ten, with how many decimals, and
+    what says so."""
+    exponent = math.floor(math.log10(largest))
+    if -1 <= exponent <= 1:
+        return 1.0, 1 - exponent, ""
+    return 10.0**exponent, 1, rf"$\times\,10^{{{exponent}}}$"
 
 
 def _short(name: str) -> str:

@@ -13,37 +13,49 @@ from typing import Any
 import numpy as np
 
 from pointewa.safe.files import atomic_write
+from pointewa.viz.clouds import REACH, upright
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
 
-HINT = "Drag to turn, wheel or two fingers to zoom, double click for the first view; arrow keys, + and - do it too."
+HINT = "Drag to turn, use the wheel or two fingers to zoom, double-click to reset; the arrow keys, + and - work too."
 _HERE = Path(__file__).parent
-_REACH = 4.0  # of a fitted cloud's coordinates; what is farther out, as bad predictions may be, is moved to the rim
+_REACH = 4.0  # of a fitted cloud's coordinates; what is farther out, as bad predictions may be, is moved to this rim
 
 
 def clouds_html(picture: Picture) -> str:
-    """The clouds of a picture as a part of a page made by `page`; all of them turn together."""
+    """The clouds of a picture as a part of a page made by `page`. All of them turn together. A row is as high as its
+    clouds need."""
     view = {"yaw": math.radians(YAW), "pitch": math.radians(PITCH), "distance": DISTANCE, "fog": FOG,
             "background": rgb(BACKGROUND).tolist()}  # fmt: skip
     legend = "".join(f'<li><i style="background:{escape(colour)}"></i>{escape(text)}</li>'
                      for colour, text in picture.legend)  # fmt: skip
+    fitted = [panel.fitted() for panel in picture.panels]
+    rows = [fitted[start : start + picture.width] for start in range(0, len(fitted), picture.width)]
     return "".join([
         f'<div class="clouds" style="--columns:{picture.width}" data-view="{escape(json.dumps(view))}">',
-        *map(_canvas, picture.panels),
+        *(_canvas(panel, number, _height(row)) for number, row in enumerate(rows) for panel in row),
         "</div>\n", f'<ul class="legend">{legend}</ul>\n' if legend else "",
     ])  # fmt: skip
 
 
-def _canvas(panel: Panel) -> str:
-    fitted = panel.fitted()
+def _height(row: Sequence[Panel]) -> float:
+    """Of the fitted panels of a row in the first view, in widths: as high as they need, however they are turned about
+    the up axis. The viewer shrinks them where they are seen from higher or lower and would not fit."""
+    low, high = np.array([upright(panel.points) for panel in row]).T
+    return float(np.clip((high.max() - low.min()) / 2 + REACH - 1, 0.3, REACH)) / REACH
+
+
+def _canvas(fitted: Panel, row: int, height: float) -> str:
     reach = float(min(_REACH, max(1.0, np.abs(fitted.points).max())))
     points = np.round(np.clip(fitted.points, -reach, reach) * (32767 / reach)).astype("<i2")
     sizes = np.clip(np.round(fitted.sizes * 16), 1, 255).astype(np.uint8)
     data = {"count": len(points), "scale": reach / 32767, "dot": dot(len(points)), "points": _base64(points),
-            "colours": _base64(np.ascontiguousarray(panel.colours, np.uint8)), "sizes": _base64(sizes)}  # fmt: skip
+            "colours": _base64(np.ascontiguousarray(fitted.colours, np.uint8)),
+            "sizes": _base64(sizes), "row": row}  # fmt: skip
     attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
-    label = escape(" ".join(panel.title.split()) or "point cloud")
-    caption = f"<figcaption>{escape(panel.title)}</figcaption>" if panel.title else ""
-    return f'<figure><canvas tabindex="0" role="img" aria-label="{label}" {attributes}></canvas>{caption}</figure>\n'
+    label = escape(" ".join(fitted.title.split()) or "point cloud")
+    caption = f"<figcaption>{escape(fitted.title)}</figcaption>" if fitted.title else ""
+    canvas = f'<canvas tabindex="0" role="img" aria-label="{label}" style="aspect-ratio:{1 / height:.3f}" {attributes}>'
+    return f"<figure>{canvas}</canvas>{caption}</figure>\n"
 
 
 def _base64(array: np.ndarray) -> str:

@@ -1,8 +1,9 @@
-"""The mistakes that a model is surest of."""
+"""The mistakes that a classifier is most confident of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pointewa.tasks.classification import Evaluation
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -12,39 +13,40 @@ class Mistake:
     Args:
         index: of the object in the set.
         truth: its class.
-        said: the class that the model took it for.
+        predicted: the class that the model took it for.
         confidence: the probability that the model gave to that class.
         of_truth: and to the true one.
     """
 
     index: int
     truth: int
-    said: int
+    predicted: int
     confidence: float
     of_truth: float
 
 
-def confident_mistakes(result: Evaluation, count: int | None = None) -> list[Mistake]:
-    """The mistakes of an evaluation, the surest first, equally sure ones in the order of the set.
+def confident_mistakes(logits: Tensor, labels: Tensor, count: int | None = None) -> list[Mistake]:
+    """The mistakes on a set, the most confident first, equally confident ones in the order of the set.
 
     Args:
-        result: of `pointewa.tasks.classification`, on a set with the model's own classes.
+        logits: ``[N, C]``.
+        labels: int64 ``[N]``, of the same classes.
         count: at most as many; None for all.
     """
-    probabilities = result.logits.double().softmax(1)
-    confidence, said = probabilities.max(1)
-    wrong = (said != result.labels).nonzero().squeeze(1)
+    probabilities = logits.double().softmax(1)
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
     return [
-        Mistake(index, int(result.labels[index]), int(said[index]), confidence[index].item(),
-                probabilities[index, result.labels[index]].item())
+        Mistake(index, int(labels[index]), int(predicted[index]), confidence[index].item(),
+                probabilities[index, labels[index]].item())
         for index in order.tolist()
     ]  # fmt: skip
 
 
-def mistake_title(mistake: Mistake, names: tuple[str, ...]) -> str:
+def mistake_title(mistake: Mistake, names: Sequence[str]) -> str:
     """Truth and prediction, for under the picture of the object."""
     return (
         f"truth: {names[mistake.truth]}, {100 * mistake.of_truth:.1f} %\n"
-        f"predicted: {names[mistake.said]}, {100 * mistake.confidence:.1f} %"
+        f"predicted: {names[mistake.predicted]}, {100 * mistake.confidence:.1f} %"
     )

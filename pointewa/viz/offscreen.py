@@ -1,5 +1,7 @@
-"""Clouds rendered as lit balls by Open3D, without a window: in a process of its own, since Filament, which draws them,
-ends the whole process where a system library is missing."""
+"""Clouds rendered as lit balls by Open3D, without a window.
+
+It runs in a process of its own: Filament, its renderer, ends the whole process when a system library is missing.
+"""
 
 import importlib.util
 import math
@@ -18,7 +20,7 @@ from pointewa.viz.clouds import REACH, faded, project
 from pointewa.viz.panels import BACKGROUND, DISTANCE, Panel, Picture, dot, rgb, view_matrix
 
 REMEDY = "pip install open3d-cpu and apt install libusb-1.0-0 libgl1 libegl1 libvulkan1 mesa-vulkan-drivers"
-_SIDE, _FINER = 600, 2  # pixels of an image, and how many are drawn for each: nothing else smooths the edges
+_SIDE, _FINER = 600, 2  # pixels of an image, and how many are rendered for each: nothing else smooths the edges
 _NEAR = 0.1  # of the camera: a ball that is nearer is left out
 _SECONDS = 60  # for Open3D to start, and as long again for each panel, on a slow processor
 _BALL = 6  # rings of a ball: round enough at a few pixels
@@ -26,7 +28,7 @@ _LIGHT = (0.3, -0.6, -0.7)  # from above on the left, as the reader sees it
 
 
 class RenderError(Exception):
-    """Open3D is there but draws nothing; the message, one line, says why."""
+    """Open3D is installed but cannot render; the message, one line, says why."""
 
 
 def available() -> bool:
@@ -64,7 +66,7 @@ def _command(given: Path, drawn: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """From wherever it is called, the child finds the same package."""
+    """Whatever the working directory, the child process finds this package."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
@@ -76,9 +78,9 @@ def _reason(ended: "subprocess.CompletedProcess[str]") -> str:
         how = f"was ended by {signal.Signals(number).name}"
     except ValueError:
         how = f"ended with exit code {code}"
-    said = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", ended.stderr).splitlines() if line.strip()]
-    said = [line for line in said if line.startswith("reason:")] or said  # Filament's own, before a trace of the stack
-    return f"Open3D's renderer {how}" + (f", {said[-1].removeprefix('reason: ')}" if said else "")
+    lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", ended.stderr).splitlines() if line.strip()]
+    lines = [line for line in lines if line.startswith("reason:")] or lines  # Filament's own, before a stack trace
+    return f"Open3D's renderer {how}" + (f", {lines[-1].removeprefix('reason: ')}" if lines else "")
 
 
 def _balls(panel: Panel) -> dict[str, np.ndarray]:
@@ -98,7 +100,7 @@ def _mesh(open3d: Any, centres: np.ndarray, radii: np.ndarray, colours: np.ndarr
     vectors = open3d.utility.Vector3dVector
     mesh.vertices = vectors((centres[:, None] + radii[:, None, None] * corners).reshape(-1, 3))
     mesh.triangles = open3d.utility.Vector3iVector((triangles + first).reshape(-1, 3))
-    mesh.vertex_normals = vectors(np.tile(corners, (len(centres), 1)))  # a true ball's, however few its corners are
+    mesh.vertex_normals = vectors(np.tile(corners, (len(centres), 1)))  # those of a true ball, however few its corners
     mesh.vertex_colors = vectors(np.repeat(colours, len(corners), 0))
     return mesh
 

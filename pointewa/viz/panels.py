@@ -18,7 +18,7 @@ YAW, PITCH, DISTANCE = 145.0, 22.0, 4.0
 FOG = 0.55  # how much of the farthest point's colour is the background's
 MOST_POINTS = 4096  # of a cloud that is drawn: more only hide each other
 
-# Okabe and Ito's palette, for readers who see fewer colours, without black and yellow; the first is a plain cloud's.
+# Okabe and Ito's palette, for readers with colour vision deficiencies, without black and yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 AGAINST, NEUTRAL, FOR = "#2166ac", "#d5d8dc", "#c4161c"  # blue and red, with grey where nothing depends on it
 _LOW, _HIGH = "#1d3f72", "#4fb3bf"  # of a plain cloud, from its foot to its top
@@ -82,7 +82,7 @@ def rgb(colour: str) -> np.ndarray:
 
 
 def palette(count: int) -> list[str]:
-    """``count`` colours that are told apart on white: the fixed ones while they last, then hues all around, in
+    """``count`` colours that can be told apart on white: the fixed ones while they last, then hues all around, in
     three lightnesses."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
@@ -104,7 +104,7 @@ def by_height(points: np.ndarray) -> np.ndarray:
 
 def by_sign(values: np.ndarray) -> np.ndarray:
     """Red for positive values ``[P]``, blue for negative ones, grey about 0: uint8 ``[P, 3]``. The strongest colour is
-    at the 98th percentile of their sizes, so that single points do not take it all. NaN is grey."""
+    at the 98th percentile of their sizes, so that a few points do not take all of the range. NaN is grey."""
     values = np.nan_to_num(values)
     share = values / (np.quantile(np.abs(values), 0.98) or np.abs(values).max() or 1)
     return np.where(share[:, None] > 0, blend(NEUTRAL, FOR, share), blend(NEUTRAL, AGAINST, -share))

@@ -1,10 +1,8 @@
-"""What a masked autoencoder was shown, what it made of it, and what was there."""
+"""Masked input, prediction and truth of a masked autoencoder."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pointewa.models import Reconstruction
-from pointewa.viz.clouds import clouds_figure
 from pointewa.viz.panels import Panel, Picture, stacked
 
 _SEEN, _PREDICTED, _TRUE = "#8a94a3", "#D55E00", "#0072B2"
@@ -32,8 +30,3 @@ def reconstruction_picture(clouds: Reconstruction, names: Sequence[str] = (), he
             panels.append(Panel(points, colours, title, frame=frame))
     legend = ((_SEEN, "visible patches"), (_PREDICTED, "predicted"), (_TRUE, "masked, as they are"))
     return Picture(panels, heading, 3, legend)
-
-
-def reconstruction_figure(clouds: Reconstruction) -> Any:
-    """`reconstruction_picture` as a matplotlib figure."""
-    return clouds_figure(reconstruction_picture(clouds))

@@ -1,11 +1,11 @@
-"""The parts of a run's page that are not clouds: its figures, its curves, its configuration."""
+"""The parts of a page that are not clouds: tables, curves, the confusion matrix, text."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,13 +13,24 @@ from pointewa.viz.clouds import save_figure
 from pointewa.viz.confusion import confusion_figure
 from pointewa.viz.panels import BACKGROUND, COLOURS, FAINT
 
-# Of each panel its label, whether its axis is logarithmic, and its series: name and key in metrics.jsonl.
-_CURVES = (
-    ("loss", False, (("training", "train/loss"), ("validation", "val/loss"))),
-    ("overall accuracy, %", False, (("training", "train/oa"), ("validation", "val/oa"))),
-    ("learning rate", True, (("learning rate", "train/lr"),)),
-    ("norm of the gradient", True, (("norm of the gradient", "train/grad_norm"),)),
-)
+
+class Curves(NamedTuple):
+    """A diagram of `curves_figure`.
+
+    Args:
+        label: of its vertical axis.
+        series: the keys of its curves, by their names.
+        logarithmic: its vertical axis is, if no value is 0 or less.
+    """
+
+    label: str
+    series: Mapping[str, str]
+    logarithmic: bool = False
+
+
+def section_html(heading: str, *parts: str) -> str:
+    """Parts of a page under a heading."""
+    return "".join([f"<h2>{escape(heading)}</h2>\n", *parts])
 
 
 def table_html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
@@ -34,53 +45,41 @@ def table_html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str
     return f"<table>\n{f'<tr>{head}</tr>' if head else ''}{body}</table>\n"
 
 
-def result_html(summary: Mapping[str, Any]) -> str:
-    """The figures of a finished run: of `pointewa.runs.summary.read_summary`."""
-    before, after = summary["test_before_folding"], summary["test"]
-    columns = ["", *(["in training (MoE)"] if before else []), "folded (dense)" if before else "dense"]
-    rows: list[list[Any]] = []
-    for name, key, form in (("overall accuracy", "oa", "{:.2f} %"), ("mean-class accuracy", "macc", "{:.2f} %"),
-                            ("loss", "loss", "{:.4f}")):  # fmt: skip
-        if key in after:
-            rows.append([name, *(form.format(one[key]) for one in (before, after) if one)])
-    counts = [f"{summary[key]:,}" for key in ("parameters_in_training", "parameters")]
-    rows.append(["parameters", *(counts if before else counts[1:])])
-    if before and "largest_logit_difference" in summary:
-        rows.append(["largest difference of logits", "", f"{summary['largest_logit_difference']:.1e}"])
-    rows.append(
-        ["seconds of training", *([f"{summary['seconds']:.0f}", ""] if before else [f"{summary['seconds']:.0f}"])]
-    )
-    return table_html(rows, columns)
+def curves_figure(records: Sequence[Mapping[str, Any]], diagrams: Sequence[Curves]) -> Any | None:
+    """A matplotlib figure of what was recorded after each epoch.
 
+    Args:
+        records: of the epochs: "epoch", counted from 0, and values by their keys.
+        diagrams: what is drawn; curves without values, and diagrams without curves, are left out.
 
-def curves_figure(records: Sequence[Mapping[str, Any]]) -> Any | None:
-    """A matplotlib figure of the figures of each epoch, of `pointewa.runs.log.read_metrics`; None where there are
-    none."""
+    Returns:
+        None if nothing is left.
+    """
     from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
     from matplotlib.ticker import MaxNLocator
 
     panels = []
-    for label, logarithmic, series in _CURVES:
+    for diagram in diagrams:
         found = {name: [(one["epoch"] + 1, one[key]) for one in records if isinstance(one.get(key), int | float)]
-                 for name, key in series}  # fmt: skip
+                 for name, key in diagram.series.items()}  # fmt: skip
         if any(found.values()):
-            panels.append((label, logarithmic, {name: values for name, values in found.items() if values}))
+            panels.append((diagram, {name: values for name, values in found.items() if values}))
     if not panels:
         return None
     figure = Figure((10, 3.1 * -(-len(panels) // 2)), facecolor=BACKGROUND, layout="constrained")
     grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).ravel()
     for one in grid[len(panels) :]:
         one.set_axis_off()
-    for one, (label, logarithmic, found) in zip(grid, panels, strict=False):
+    for one, (diagram, found) in zip(grid, panels, strict=False):
         for (name, values), colour in zip(found.items(), COLOURS, strict=False):
             marker = "o" if len(values) < 3 else None
             one.plot(*zip(*values, strict=True), color=colour, label=name, linewidth=1.6, marker=marker)
-        if logarithmic and all(value > 0 for values in found.values() for _, value in values):
+        if diagram.logarithmic and all(value > 0 for values in found.values() for _, value in values):
             one.set_yscale("log")
-        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         one.grid(color=FAINT, alpha=0.5)
         one.spines[["top", "right"]].set_visible(False)
-        one.set(xlabel="epoch", ylabel=label)
+        one.set(xlabel="epoch", ylabel=diagram.label)
         if len(found) > 1:
             one.legend(frameon=False)
     return figure

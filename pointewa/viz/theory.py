@@ -48,7 +48,7 @@ def expected_spread(num_experts: int, share_rate: float) -> float:
 
 
 def fold_gaps(num_experts: int, deviations: Sequence[float]) -> list[float]:
-    """`ewa.fold_gap` of an FFN whose experts are apart by each of these ||D||/||m||; T10: of second order."""
+    """`ewa.fold_gap` of an FFN whose experts deviate by each of these ||D||/||m||; T10: of second order."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ffn = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).double()

@@ -13,48 +13,70 @@
       this.sizes = decode(canvas.dataset.sizes); // sixteenths
       this.scale = Number(canvas.dataset.scale);
       this.dot = Number(canvas.dataset.dot);
+      this.row = canvas.dataset.row;
       this.visible = true;
       this.keys = new Float64Array(this.count);
       this.order = Array.from({ length: this.count }, (_, i) => i);
     }
 
-    draw(view, camera) {
-      const side = Math.max(1, Math.round(this.canvas.clientWidth * Math.min(2, window.devicePixelRatio || 1)));
-      if (this.canvas.width !== side) {
-        this.canvas.width = this.canvas.height = side;
+    // The lowest and the highest place that the cloud takes as it is turned about the up axis (upright in clouds.py).
+    upright(view, pitch) {
+      const [cp, sp] = [Math.cos(pitch), Math.sin(pitch)], p = this.points;
+      let [low, high] = [Infinity, -Infinity];
+      for (let i = 0; i < this.count; i++) {
+        const [x, y, z] = [p[3 * i] * this.scale, p[3 * i + 1] * this.scale, p[3 * i + 2] * this.scale];
+        const norm = Math.max(1, Math.hypot(x, y, z)), up = y / norm, radius = Math.hypot(x, z) / norm;
+        for (const back of [radius, -radius]) {
+          const place = (up * cp - back * sp) * Math.sqrt(view.distance ** 2 - 1) / (view.distance - up * sp - back * cp);
+          low = Math.min(low, place);
+          high = Math.max(high, place);
+        }
+      }
+      return [low, high];
+    }
+
+    // `span` is the lowest and the highest place of all clouds of the row: they stay of one size.
+    draw(view, camera, span) {
+      const dots = Math.min(2, window.devicePixelRatio || 1);
+      const side = Math.max(1, Math.round(this.canvas.clientWidth * dots));
+      const high = Math.max(1, Math.round(this.canvas.clientHeight * dots));
+      if (this.canvas.width !== side || this.canvas.height !== high) {
+        [this.canvas.width, this.canvas.height] = [side, high];
         this.image = null;
       }
       const context = this.canvas.getContext("2d");
-      this.image = this.image || context.createImageData(side, side);
+      this.image = this.image || context.createImageData(side, high);
+      const room = 2 * (1.06 * high / side - 0.06), fit = Math.min(1, room / Math.max(1e-6, span[1] - span[0]));
       const out = this.image.data;
       for (let i = 0; i < out.length; i += 4) {
         out[i] = view.background[0], out[i + 1] = view.background[1], out[i + 2] = view.background[2], out[i + 3] = 255;
       }
       const [cy, sy] = [Math.cos(camera.yaw), Math.sin(camera.yaw)];
       const [cp, sp] = [Math.cos(camera.pitch), Math.sin(camera.pitch)];
-      const p = this.points, n = this.count, half = side / 2, flat = new Float64Array(4 * n);
+      const p = this.points, n = this.count, half = side / 2;
+      const middle = high / 2 + half * camera.zoom * fit * (span[0] + span[1]) / 2 / 1.06, flat = new Float64Array(4 * n);
       for (let i = 0; i < n; i++) {
         const [x, y, z] = [p[3 * i] * this.scale, p[3 * i + 1] * this.scale, p[3 * i + 2] * this.scale];
         const right = x * cy + z * sy, back = z * cy - x * sy;
         const up = y * cp - back * sp, near = y * sp + back * cp;
-        const zoom = camera.zoom * Math.sqrt(view.distance ** 2 - 1) / Math.max(0.1, view.distance - near) / 1.06;
+        const zoom = camera.zoom * fit * Math.sqrt(view.distance ** 2 - 1) / Math.max(0.1, view.distance - near) / 1.06;
         flat[4 * i] = half + half * zoom * right;
-        flat[4 * i + 1] = half - half * zoom * up;
+        flat[4 * i + 1] = middle - half * zoom * up;
         flat[4 * i + 2] = Math.max(0.6, half * zoom * 1.06 * this.dot * this.sizes[i] / 32); // radius in pixels
         const depth = Math.min(1, Math.max(0, (1 - near) / 2));
         flat[4 * i + 3] = view.fog * depth ** 1.5;
         this.keys[i] = near;
       }
       this.order.sort((a, b) => this.keys[a] - this.keys[b]); // far ones first
-      for (const i of this.order) this.splat(out, side, i, flat, view.background);
+      for (const i of this.order) this.splat(out, side, high, i, flat, view.background);
       context.putImageData(this.image, 0, 0);
     }
 
-    splat(out, side, i, flat, background) {
+    splat(out, side, high, i, flat, background) {
       const [x, y, radius, fog] = [flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3]];
       const colour = [0, 1, 2].map((k) => this.colours[3 * i + k] * (1 - fog) + background[k] * fog);
       const [left, right] = [Math.max(0, Math.floor(x - radius)), Math.min(side - 1, Math.ceil(x + radius))];
-      const [top, bottom] = [Math.max(0, Math.floor(y - radius)), Math.min(side - 1, Math.ceil(y + radius))];
+      const [top, bottom] = [Math.max(0, Math.floor(y - radius)), Math.min(high - 1, Math.ceil(y + radius))];
       for (let row = top; row <= bottom; row++) {
         for (let column = left; column <= right; column++) {
           const cover = Math.min(1, radius + 0.5 - Math.hypot(column + 0.5 - x, row + 0.5 - y)); // smooth rims
@@ -71,14 +93,23 @@
     const clouds = [...block.querySelectorAll("canvas")].map((canvas) => new Cloud(canvas));
     const first = { yaw: view.yaw, pitch: view.pitch, zoom: 1 };
     const camera = { ...first }, fingers = new Map();
-    let waiting = false, spread = 0;
+    let waiting = false, spread = 0, pitch, spans;
 
+    const draw = (chosen) => {
+      if (pitch !== camera.pitch) spans = {};
+      for (const cloud of pitch !== camera.pitch ? clouds : []) {
+        const [low, high] = cloud.upright(view, camera.pitch), [l, h] = spans[cloud.row] || [low, high];
+        spans[cloud.row] = [Math.min(l, low), Math.max(h, high)];
+      }
+      pitch = camera.pitch;
+      for (const cloud of chosen) cloud.draw(view, camera, spans[cloud.row]);
+    };
     const redraw = () => {
       if (waiting) return;
       waiting = true;
       requestAnimationFrame(() => {
         waiting = false;
-        for (const cloud of clouds) if (cloud.visible) cloud.draw(view, camera);
+        draw(clouds.filter((cloud) => cloud.visible));
       });
     };
     const turn = (dx, dy) => {
@@ -143,8 +174,8 @@
       for (const { canvas } of clouds) observer.observe(canvas);
     }
     window.addEventListener("resize", redraw);
-    window.addEventListener("beforeprint", () => { for (const cloud of clouds) cloud.draw(view, camera); });
-    for (const cloud of clouds) cloud.draw(view, camera);
+    window.addEventListener("beforeprint", () => draw(clouds));
+    draw(clouds);
   }
 
   document.querySelectorAll(".clouds").forEach(start);

@@ -46,7 +46,7 @@ def show(picture: Picture) -> None:
     cloud.points, cloud.colors = open3d.utility.Vector3dVector(points), open3d.utility.Vector3dVector(colours)
     window = open3d.visualization.Visualizer()
     if not window.create_window(picture.heading or "clouds", 1200, 900):
-        raise ConfigError("--show: Open3D could open no window: use --html x.html, which turns in any browser")
+        raise ConfigError("--show: Open3D could not open a window: use --html x.html, which turns in any browser")
     window.add_geometry(cloud)
     for point, colour in zip(points[sizes > 1.5], colours[sizes > 1.5], strict=True):  # points have one size there
         ball = open3d.geometry.TriangleMesh.create_sphere(0.03, 8).translate(point)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.corruptions import CORRUPTIONS, SEVERITIES
+from datasets import subjects
 from datasets.layouts import shapes
 from datasets.layouts.modelnet40 import OFFICIAL
 from datasets.layouts.scanobjectnn import CLASSES
 from pointewa.config import build_architecture, load_config
+from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES
 from pointewa.models import PointTransformerClassifier
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
@@ -55,8 +56,8 @@ def test_votes_are_another_figure_beside_the_plain_one(run, capsys):
 
 def test_one_vote_of_a_sample_without_room_is_the_mean_of_itself(run, capsys, monkeypatch):
     """Where nothing is left to chance, voting changes nothing."""
-    monkeypatch.setattr(evaluate, "random_subset", lambda points, count, generator: points[:, :count])
-    monkeypatch.setattr(evaluate, "scale_shift", lambda points, generator: points)
+    monkeypatch.setattr(subjects, "random_subset", lambda points, count, generator: points[:, :count])
+    monkeypatch.setattr(subjects, "scale_shift", lambda points, generator: points)
     result = figures(capsys, run, "--votes", 3)
     assert result["voted"]["oa"] == pytest.approx(result["oa"])
     assert result["voted"]["macc"] == pytest.approx(result["macc"])
@@ -112,14 +113,14 @@ def test_a_modelnet40_model_on_scans(tmp_path, scans, capsys):
     model = save(tmp_path / "m.safetensors", OFFICIAL, "modelnet40", "unit_sphere")
     seen = []
 
-    class Spy(evaluate.EvalLoader):
+    class Spy(subjects.EvalLoader):
         def __iter__(self):
             for batch in super().__iter__():
                 seen.append(batch.points)
                 yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "EvalLoader", Spy)
+        patch.setattr(subjects, "EvalLoader", Spy)
         result = figures(
             capsys, model, "--config", "configs/scanobjectnn.yaml", f"data.root={scans}", "train.device=cpu"
         )

@@ -222,6 +222,28 @@ def test_a_file_with_other_logits_is_removed(run, tmp_path, capsys, monkeypatch,
     assert [one.name for one in tmp_path.iterdir()] == ["m.pt"]
 
 
+def test_files_that_read_back_as_another_model_leave_those_that_were_there(run, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    path.write_text("the old weights")
+    path.with_suffix(".json").write_text("the old description")
+    original = export.load_model
+
+    def damaged(path):
+        loaded = original(path)
+        loaded.model.cls_head_finetune[-1].bias.data += 1e-3
+        return loaded
+
+    monkeypatch.setattr(export, "load_model", damaged)
+    assert "refused, nothing is written" in fails([run, path, "--format", "safetensors"], capsys)
+    assert path.read_text() == "the old weights"
+    assert path.with_suffix(".json").read_text() == "the old description"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
+    monkeypatch.setattr(export, "load_model", original)
+    tool.main([str(run), str(path), "--format", "safetensors"])
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
+    assert path.read_bytes() == (run / "model.safetensors").read_bytes()
+
+
 def test_check_clouds_have_a_batch_of_one_and_repeated_points():
     one, many = export.check_clouds(10)
     assert (one.shape, many.shape) == ((1, 10, 3), (4, 10, 3))

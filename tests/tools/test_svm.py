@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import datasets
+from datasets import subjects
+from datasets.splits import training_split
+from pointewa.config import load_config
 from pointewa.runs.weights import load_any
 from tools import cli, svm, train
 
@@ -32,6 +35,29 @@ def test_it_is_far_above_chance_and_leaves_the_model_alone(folders, capsys, name
     assert all(torch.equal(before[key], after[key]) for key in before)
     svm.main([str(folders / name), "data.train_fraction=0.5"])
     assert f"overall accuracy {figures['oa']:.2f} %" in capsys.readouterr().out
+
+
+def test_it_is_fitted_on_the_objects_of_the_training(tmp_path, monkeypatch):
+    """Neither on those that were held out for validation, nor on those that a fraction left out."""
+    options = ["data.val_fraction=0.25", "data.train_fraction=0.5"]
+    train.main([*SMALL, *options, f"run.dir={tmp_path}", "run.name=a", "train.epochs=1"])
+    trained = training_split(load_config([tmp_path / "a/config.yaml"]))[0].object_names
+    fitted, original = [], subjects.Subjects.batches
+
+    def spy(self, transform=None, title="", clouds=None):
+        fitted.extend(clouds.object_names if clouds is not None else ())
+        return original(self, transform, title, clouds)
+
+    monkeypatch.setattr(subjects.Subjects, "batches", spy)
+    svm.main([str(tmp_path / "a")])
+    assert tuple(fitted) == trained
+    assert len(trained) == 4 * 17  # of 8 of each class
+    fitted.clear()
+    svm.main([str(tmp_path / "a"), "data.train_fraction=0.75"])  # what is held out stays out
+    whole = datasets.load("shapes", "", "train", 128)
+    held_out = set(whole.split(0.25, seed=0)[1].object_names)
+    assert len(held_out) == 2 * 17
+    assert set(fitted) == set(whole.object_names) - held_out
 
 
 def test_features_of_an_autoencoder_are_maximum_and_mean_of_its_unmasked_tokens(folders):

@@ -10,9 +10,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
 import datasets
 from datasets.layouts import shapes
+from datasets.splits import training_data
 from pointewa.config import load_config
 from pointewa.runs.weights import load_model
 from pointewa.train.distributed import ALONE
@@ -96,13 +98,16 @@ def test_fold_for_inference_makes_the_batch_norms_part_of_other_layers(runs, tmp
     torch.testing.assert_close(fused(points), plain(points), rtol=0, atol=1e-5)
 
 
-def test_pretraining_leaves_a_picture_and_goes_into_a_classifier(tmp_path, capsys):
+def test_pretraining_leaves_a_page_and_goes_into_a_classifier(tmp_path, capsys):
     small = ["data.name=shapes", "data.num_points=64", "model.width=24", "model.depth=2", "model.heads=2",
              "model.num_groups=8", "model.group_size=8", "train.epochs=1", "train.device=cpu", f"run.dir={tmp_path}",
              "data.train_fraction=0.1", "ewa.enabled=false"]  # fmt: skip
     train.main(["--config", "configs/task/masked_autoencoding.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "Chamfer distance of masked patches" in capsys.readouterr().out
-    assert (tmp_path / "p" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+    assert "<h2>Reconstructions</h2>" in (tmp_path / "p" / "report.html").read_text()
+    board = EventAccumulator(str(tmp_path / "p"), {IMAGES: 0, SCALARS: 0}).Reload()
+    assert board.Tags()["images"] == ["reconstruction"]
+    assert "result/loss" in board.Tags()["scalars"]
     train.main(["--config", "configs/task/masked_autoencoding.yaml", *small, "train.batch_size=16", "run.name=p"])
     assert "finished already" in capsys.readouterr().out
     train.main([*small, "train.batch_size=16", f"train.init_from={tmp_path / 'p'}", "run.name=c", "run.report=false"])
@@ -112,7 +117,7 @@ def test_pretraining_leaves_a_picture_and_goes_into_a_classifier(tmp_path, capsy
 def test_a_fraction_of_the_training_split_is_the_same_objects_for_every_seed():
     def objects(*overrides):
         config = load_config(overrides=["data.name=shapes", "data.num_points=64", "train.batch_size=16", *overrides])
-        data = train.load_data(config, ALONE)
+        data = training_data(config, ALONE)
         held_out = data.val.clouds.object_names if data.val else ()
         return data.train.clouds.object_names, held_out, data.train.clouds.labels.bincount()
 

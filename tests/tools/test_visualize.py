@@ -174,7 +174,7 @@ def test_says_how_it_was_drawn(tmp_path, capsys, monkeypatch):
 
 
 MISTAKES = [
-    (["saliency"], "--run: saliency is of a run"),
+    (["saliency"], "--run: saliency needs a run"),
     (["cloud", "--object", "999"], "expected 0 to 67, found 999"),
     (["cloud", "--object", "teapot"], "found 'teapot'"),
     (["cloud", "--object", "no/such.ply"], "no/such.ply"),

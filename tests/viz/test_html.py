@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pointewa.viz.clouds import project, upright
 from pointewa.viz.experts import experts_figure
 from pointewa.viz.html import clouds_html, page, save_page, svg_html
 from pointewa.viz.panels import Panel, Picture, dot, plain_panel, rgb
@@ -63,6 +64,56 @@ def test_a_page_holds_the_numbers_and_refers_to_nothing_else():
         assert int(canvas["data-count"]) == 200
         assert float(canvas["data-dot"]) == pytest.approx(dot(200))
     assert "<script>" not in page("flat", ["<p>x</p>"])  # no clouds, no viewer
+
+
+def ratios(text):
+    """Width over height of each canvas."""
+    return [float(re.fullmatch(r"aspect-ratio:([\d.]+)", one["style"])[1]) for one in Collector(text).of("canvas")]
+
+
+def test_a_row_is_as_high_as_its_clouds_need():
+    ball = torch.nn.functional.normalize(torch.randn(2000, 3), dim=1)
+    flat, tall = ball * torch.tensor([1, 0.1, 0.6]), ball * torch.tensor([0.2, 1, 0.2])
+    panels = [plain_panel(one, "") for one in (flat, flat, flat, tall, ball, flat)]
+    found = ratios(clouds_html(Picture(panels, columns=3)))
+    first, second = found[:3], found[3:]
+    assert len(set(first)) == len(set(second)) == 1  # what is side by side stays so
+    low, high = upright(panels[0].fitted().points)
+    assert first[0] == pytest.approx(1.06 / ((high - low) / 2 + 0.06), abs=2e-3)
+    assert first[0] > 1.9
+    assert second[0] == pytest.approx(1, abs=0.01)
+    dot_only = Panel(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.uint8))
+    assert 3 < ratios(clouds_html(Picture([dot_only])))[0] < 4  # there is a limit
+
+
+def test_nothing_is_cut_off_however_a_flat_cloud_is_turned(browser, tmp_path):
+    ball = torch.nn.functional.normalize(torch.randn(2000, 3), dim=1)
+    flat = plain_panel(ball * torch.tensor([1, 0.1, 1]), "flat")
+    save_page(tmp_path / "x.html", "x", [clouds_html(Picture([flat, flat, flat]))])
+    browser.problems.clear()
+    browser.open(tmp_path / "x.html")
+    rim = """(() => { const canvas = document.querySelector("canvas"), w = canvas.width, h = canvas.height;
+        const data = canvas.getContext("2d").getImageData(0, 0, w, h).data, dark = (i) => data[4 * i] < 250;
+        let rim = 0, low = h, high = 0;
+        for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) if (dark(y * w + x)) {
+            rim += y === 0 || y === h - 1, low = Math.min(low, y), high = Math.max(high, y);
+        }
+        return [rim, (high - low) / h, h / w]; })()"""
+    browser.pixels()
+    cut, filled, ratio = browser.run(rim)
+    assert cut == 0
+    assert filled > 0.8
+    assert ratio < 0.6
+    browser.drag(130, 0)  # about the up axis
+    browser.pixels()
+    assert browser.run(rim)[0] == 0
+    for _ in range(3):  # to the view from above, where it is a disc
+        browser.drag(0, 90)
+    browser.pixels()
+    cut, filled, _ = browser.run(rim)
+    assert cut == 0
+    assert filled > 0.8
+    assert not browser.problems
 
 
 def test_what_is_far_outside_its_frame_is_moved_to_the_rim():
@@ -120,22 +171,21 @@ def test_two_fingers_zoom_and_one_turns(browser, tmp_path):
 
 def test_the_browser_s_view_is_the_png_s(browser, tmp_path):
     """The same three points are in the same places."""
-    from pointewa.viz.clouds import project
-
     points = np.array([[0.9, 0, 0], [0, 0.9, 0], [0, -0.5, 0.7]], np.float32)
+    middle = sum(upright(points)) / 2  # of the panel's height
     frame = np.array([[-1, 0, 0], [1, 0, 0]], np.float32)
     colours = np.array([rgb(colour) for colour in ("#ff0000", "#00ff00", "#0000ff")])
     panel = Panel(points, colours, frame=frame)
     save_page(tmp_path / "x.html", "x", [clouds_html(Picture([panel]))])
     browser.open(tmp_path / "x.html")
     found = browser.run("""(() => {
-        const canvas = document.querySelector("canvas"), side = canvas.width;
-        const data = canvas.getContext("2d").getImageData(0, 0, side, side).data, sums = [0, 1, 2].map(() => [0, 0, 0]);
+        const canvas = document.querySelector("canvas"), side = canvas.width, high = canvas.height;
+        const data = canvas.getContext("2d").getImageData(0, 0, side, high).data, sums = [0, 1, 2].map(() => [0, 0, 0]);
         for (let i = 0; i < data.length; i += 4) for (const k of [0, 1, 2]) {
             const weight = Math.max(0, data[i + k] - Math.max(data[i + (k + 1) % 3], data[i + (k + 2) % 3]));
             sums[k][0] += weight, sums[k][1] += weight * ((i / 4) % side + 0.5);
             sums[k][2] += weight * (Math.floor(i / 4 / side) + 0.5);
         }
-        return sums.map(([w, x, y]) => [(x / w / side * 2 - 1) * 1.06, (1 - y / w / side * 2) * 1.06]);
+        return sums.map(([w, x, y]) => [(x / w / side * 2 - 1) * 1.06, (high / side - y / w / side * 2) * 1.06]);
     })()""")
-    assert np.allclose(found, project(points)[0], atol=0.01)
+    assert np.allclose(np.add(found, [0, middle]), project(points)[0], atol=0.01)

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 import pointewa.ewa as ewa
@@ -13,14 +14,13 @@ from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.runs.log import read_metrics
-from pointewa.tasks.classification import Evaluation
-from pointewa.viz.clouds import clouds_figure, project, save_figure
+from pointewa.viz.clouds import clouds_figure, project, save_figure, upright
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
 from pointewa.viz.panels import MOST_POINTS, Panel, Picture, palette, plain_panel, stacked, view_matrix
 from pointewa.viz.patches import cut, patch_panels
-from pointewa.viz.reconstruction import reconstruction_figure, reconstruction_picture
+from pointewa.viz.reconstruction import reconstruction_picture
 from pointewa.viz.window import placed
 
 
@@ -54,6 +54,23 @@ def test_the_camera_looks_slightly_from_above():
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
     reach = np.linalg.norm(project(sphere)[0], axis=1).max()
     assert 0.98 < reach <= 1 + 1e-6  # whichever way a cloud is turned it fits
+
+
+def test_the_height_that_a_cloud_needs_is_that_of_all_its_turns():
+    points = plain_panel(cloud() * torch.tensor([1.0, 0.2, 0.5]), "").fitted().points
+    low, high = upright(points)
+    turns = []
+    for angle in np.linspace(0, 2 * np.pi, 721):
+        sine, cosine = np.sin(angle), np.cos(angle)
+        turned = points @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+        turns.append(project(turned.astype(np.float32))[0][:, 1])
+    assert low == pytest.approx(np.min(turns), abs=1e-3)
+    assert high == pytest.approx(np.max(turns), abs=1e-3)
+    assert high - low < 1.2  # of 2: it is flat
+    sphere = np.random.default_rng(0).normal(size=(20_000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    assert upright(sphere) == pytest.approx((-1, 1), abs=1e-3)
+    assert upright(7 * sphere) == pytest.approx(upright(sphere))  # what is far outside does not make a row higher
 
 
 def test_panels_of_one_frame_have_one_scale():
@@ -115,21 +132,20 @@ def test_mistakes_are_sorted_by_confidence():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(200, 5, generator=generator) * 3, torch.randint(5, (200,), generator=generator)
     logits[:20] = logits[0]  # equally sure ones
-    result = Evaluation(logits, labels)
-    every = confident_mistakes(result)
-    assert len(every) == round(200 * (1 - result.accuracy / 100))
+    every = confident_mistakes(logits, labels)
+    assert len(every) == int((logits.argmax(1) != labels).sum())
     confidences = [one.confidence for one in every]
     assert confidences == sorted(confidences, reverse=True)
     for one in every:
         probabilities = logits[one.index].double().softmax(0)
-        assert one.truth == labels[one.index] != one.said == probabilities.argmax()
-        assert (one.confidence, one.of_truth) == (probabilities[one.said], probabilities[one.truth])
-    assert confident_mistakes(result, 7) == every[:7]
+        assert one.truth == labels[one.index] != one.predicted == probabilities.argmax()
+        assert (one.confidence, one.of_truth) == (probabilities[one.predicted], probabilities[one.truth])
+    assert confident_mistakes(logits, labels, 7) == every[:7]
     ties = [one.index for one in every if one.index < 20]
     assert ties == sorted(ties)
-    assert not confident_mistakes(Evaluation(torch.eye(3), torch.arange(3)))
+    assert not confident_mistakes(torch.eye(3), torch.arange(3))
     title = mistake_title(every[0], ("a", "b", "c", "d", "e"))
-    assert f"predicted: {'abcde'[every[0].said]}, {100 * confidences[0]:.1f} %" in title
+    assert f"predicted: {'abcde'[every[0].predicted]}, {100 * confidences[0]:.1f} %" in title
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -177,6 +193,32 @@ def test_distances_of_experts_against_a_loop():
     assert of_figure(experts_figure({"blocks.1.mlp": [(1, 0.5), (2, 0.1)]}, found, "t")) > 0.05
 
 
+@pytest.mark.parametrize(
+    ("scale", "expected", "unit"),
+    [
+        (1e-5, ["0", "1.2", "3.2", "1.2", "0", "2.0", "3.2", "2.0", "0"], r"$\times\,10^{-5}$"),
+        (0.1, ["0", "0.12", "0.32", "0.12", "0", "0.20", "0.32", "0.20", "0"], ""),
+        (10.0, ["0", "12", "32", "12", "0", "20", "32", "20", "0"], ""),
+        (1000.0, ["0", "1.2", "3.2", "1.2", "0", "2.0", "3.2", "2.0", "0"], r"$\times\,10^{3}$"),
+    ],
+)
+def test_distances_of_experts_are_rounded_as_a_person_would(scale, expected, unit):
+    matrix = scale * torch.tensor([[0, 1.234, 3.2], [1.234, 0, 2], [3.2, 2, 0]], dtype=torch.float64)
+    figure = experts_figure({}, {"blocks.1.mlp": matrix}, "t")
+    _, grid, bar = figure.findobj(Axes)
+    assert [text.get_text() for text in grid.texts] == expected
+    label = bar.get_ylabel()
+    assert label.startswith("distance of two experts /\nnorm of their mean")
+    assert label.endswith(f", {unit}" if unit else "mean")
+    top = 3.2 if unit else 3.2 * scale
+    assert bar.get_ylim() == pytest.approx((0, top))
+
+
+def test_equal_experts_are_drawn_too():
+    figure = experts_figure({}, {"blocks.1.mlp": torch.zeros(2, 2)}, "t")
+    assert [text.get_text() for text in figure.findobj(Axes)[1].texts] == ["0"] * 4
+
+
 def test_metrics_are_read_up_to_where_they_were_cut_off(tmp_path):
     lines = ['{"epoch": 0, "ewa/disagreement/b.1": 4.0, "train/loss": 3}', "{}", "[1]", '{"epoch": "x"}',
              '{"epoch": 1, "ewa/disagreement/b.1": 2.0}', '{"epoch": 2, "ewa/dis']  # fmt: skip
@@ -195,9 +237,9 @@ def test_reconstructions_have_one_scale_a_row():
     shown, _ = stacked([(found.visible[1], "#000000"), (found.true[1], "#000000")])
     assert (picture.panels[5].points == shown).all()
     assert all((panel.frame == shown).all() for panel in picture.panels[3:])
-    assert of_figure(reconstruction_figure(found)) > 0.01
+    assert of_figure(clouds_figure(reconstruction_picture(found))) > 0.01
     far = Reconstruction(found.visible, found.predicted + 50, found.true)  # a prediction off the sheet does no harm
-    assert of_figure(reconstruction_figure(far)) > 0.01
+    assert of_figure(clouds_figure(reconstruction_picture(far))) > 0.01
 
 
 def test_a_window_has_all_clouds_side_by_side():

@@ -4,8 +4,8 @@ import pytest
 
 from datasets.layouts.modelnet40 import OFFICIAL
 from datasets.layouts.scanobjectnn import CLASSES
-from datasets.shared_classes import shared_classes
 from pointewa.errors import DataError
+from pointewa.inference.shared_classes import shared_classes
 
 MODELNET40 = tuple(OFFICIAL)
 

@@ -1,10 +1,11 @@
-"""Corruptions to judge a classifier's robustness by, each for a whole batch at once, at five severities.
+"""Corruptions to measure a classifier's robustness by, each for a whole batch at once, at five severities.
 
 In the spirit of ModelNet40-C (Sun et al., arXiv 2201.12296) and ModelNet-C (Ren et al., arXiv 2202.03377), written
-anew: numbers are comparable among models judged here, not with those published for either benchmark.
+anew: numbers are comparable between models evaluated here, not with those published for either benchmark.
 
-Clouds come centred, with largest norm 1 (the object's radius, the unit of all lengths here) and the y axis up. Each is
-corrupted in its own way, but all keep or gain the same number of points, so that a batch stays one tensor.
+Clouds have the y axis up. The functions of single corruptions take them centred, with largest norm 1 (the object's
+radius, the unit of all lengths here); `corrupt` takes them at any place and scale. Each cloud is corrupted in its own
+way, but all keep or gain the same number of points, so that a batch stays one tensor.
 """
 
 import math
@@ -14,9 +15,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from datasets.prepare import unit_sphere
 from pointewa.errors import DataError
-from pointewa.ops import group
+from pointewa.ops import group, unit_sphere
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _REGIONS = 4  # neighbourhoods that dropout_local removes
@@ -55,7 +55,7 @@ def outliers(points: Tensor, share: float, generator: Generator) -> Tensor:
 
 def scale(points: Tensor, limit: float, generator: Generator) -> Tensor:
     """Stretch each axis of each cloud ``[B, P, 3]`` by a factor between 1/``limit`` and ``limit``, uniform in its
-    logarithm: to shrink is as likely as to grow."""
+    logarithm: shrinking is as likely as growing."""
     exponent = 2 * torch.rand(len(points), 1, 3, device=points.device, generator=generator) - 1
     return points * limit**exponent
 
@@ -79,7 +79,8 @@ def rotation(points: Tensor, limit: float, generator: Generator) -> Tensor:
 
 def background(points: Tensor, share: float, generator: Generator) -> Tensor:
     """Add a square patch of the floor that each cloud ``[B, P, 3]`` stands on and one of a wall that it touches on a
-    random side, together a share of P points. The patches grow with the share: clutter is equally dense always."""
+    random side, together a share of P points. The patches grow with the share, so that clutter is always
+    equally dense."""
     batch, total, _ = points.shape
     edge, count = 2 * math.sqrt(share), round(share * total)
     side = 2 * math.pi * torch.rand(batch, 1, 1, device=points.device, generator=generator)
@@ -126,7 +127,7 @@ def _graded(
 
 
 # The levels of jitter, outliers and (but for its 0.675) dropout_global are ModelNet-C's; those of scale start where
-# `transforms.scale_shift` ends.
+# `datasets.transforms.scale_shift` ends.
 CORRUPTIONS: dict[str, Callable[[Tensor, int, Generator], Tensor]] = {
     "jitter": _graded(jitter, 0.01, 0.02, 0.03, 0.04, 0.05),  # standard deviation, in radii of the object
     "dropout_global": _graded(dropout_global, 0.25, 0.375, 0.5, 0.625, 0.75),  # share of the points removed
@@ -140,16 +141,19 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int, Generator], Tensor]] = {
 }
 
 
-def corrupt(points: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
-    """One corruption of a batch, brought back to the unit sphere: a scan is normalised as it was taken, with its
-    clutter and without what is hidden. For a fair comparison the clean clouds go through `prepare.unit_sphere` too.
+def corrupt(points: Tensor, name: str, severity: int, generator: Generator, normalize: bool = True) -> Tensor:
+    """One corruption of a batch, done in the unit sphere and brought back to the place and the scale of the cloud.
 
     Args:
-        points: ``[B, P, 3]``, centred, largest norm 1, y axis up.
+        points: ``[B, P, 3]``, y axis up.
         name: one of `CORRUPTIONS`.
         severity: one of `SEVERITIES`, 5 the strongest.
         generator: of the same device. From the same state a cloud is turned about the same axis, seen from the same
             side, and so on, at every severity.
+        normalize: the result is centred at the clean cloud's mean and scaled to its largest norm, as a scan is
+            normalised as it was taken, with its clutter and without what is hidden: for models whose clouds are
+            normalised. Without, what the corruption leaves of the object keeps its coordinates: for models that take
+            clouds as they come.
 
     Returns:
         ``[B, P', 3]``: P' < P for dropouts and occlusion, P' > P for outliers and background, and the same for every
@@ -162,4 +166,7 @@ def corrupt(points: Tensor, name: str, severity: int, generator: Generator) -> T
         raise DataError(f"corruption: expected one of {', '.join(CORRUPTIONS)}, found {name!r}")
     if severity not in SEVERITIES:
         raise DataError(f"severity: expected 1 to {SEVERITIES[-1]}, found {severity!r}")
-    return unit_sphere(CORRUPTIONS[name](points, severity, generator))
+    center = points.mean(1, keepdim=True)
+    radius = (points - center).norm(dim=-1).amax(1)[:, None, None].clamp(min=1e-12)
+    corrupted = CORRUPTIONS[name]((points - center) / radius, severity, generator)
+    return (unit_sphere(corrupted) if normalize else corrupted) * radius + center

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from datasets.layouts import shapes
 from pointewa.errors import DataError
+from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pointewa.ops import unit_sphere
 
 P = 256
@@ -78,6 +78,24 @@ def test_everything_drawn_comes_from_the_generator(clouds, name):
     other = corrupt(clouds, name, 3, seeded(2))
     assert (one != other).flatten(1).any(1).all()
     assert torch.equal(clouds, before)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_raw_cloud_keeps_its_place_and_its_scale(clouds, name):
+    """What is done to it is what is done to the normalised one."""
+    center, radius = torch.tensor([5.0, -2, 1]), 40.0
+    out = corrupt(clouds * radius + center, name, 2, seeded(), normalize=False)
+    torch.testing.assert_close((out - center) / radius, raw(clouds, name, 2), rtol=0, atol=2e-5)
+    out = corrupt(clouds * radius + center, name, 2, seeded())
+    torch.testing.assert_close((out - center) / radius, corrupt(clouds, name, 2, seeded()), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_corruption_that_does_nothing_changes_nothing(clouds, monkeypatch, normalize):
+    monkeypatch.setitem(CORRUPTIONS, "jitter", lambda points, severity, generator: points)
+    for points in (clouds, clouds * 40 + 5, clouds[:, :100]):  # the last: a sample of a normalised cloud is not quite
+        out = corrupt(points, "jitter", 1, seeded(), normalize)
+        torch.testing.assert_close(out, points, rtol=0, atol=1e-6 * points.abs().max().item())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

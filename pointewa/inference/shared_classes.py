@@ -1,12 +1,12 @@
-"""Which classes of two data sets are the same things, to judge a model of one on the other."""
+"""Which classes two data sets share, so that a model of one can be evaluated on the other."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pointewa.errors import DataError
 
-# ScanObjectNN's classes that ModelNet40 has, and as what. Uy et al. (2019) also count ModelNet40's bench as a chair;
-# a bench is none to a person, so it is left out here.
+# The classes of ScanObjectNN that ModelNet40 has, and their names there. Uy et al. (2019) also count ModelNet40's bench
+# as a chair; to a person it is not one, so it is left out here.
 MODELNET40_AS_SCANOBJECTNN = {
     "bed": ("bed",),
     "cabinet": ("dresser", "wardrobe", "night_stand"),
@@ -23,7 +23,7 @@ MODELNET40_AS_SCANOBJECTNN = {
 
 
 class SharedClass(NamedTuple):
-    """A thing that both sets know: the numbers of the model's classes, and of the set's, that are it."""
+    """A class that both sets have: its numbers among the model's classes, and among the set's."""
 
     name: str
     model: tuple[int, ...]
@@ -33,7 +33,7 @@ class SharedClass(NamedTuple):
 def shared_classes(
     trained_on: str, model_names: Sequence[str], data: str, data_names: Sequence[str]
 ) -> list[SharedClass]:
-    """What a model can be asked for on another data set.
+    """The classes on which a model can be evaluated on another data set.
 
     Args:
         trained_on: name of the model's data set.
@@ -62,6 +62,6 @@ def shared_classes(
         raise DataError(
             f"the model knows {len(model_names)} classes ({', '.join(model_names[:3])}, ...), the data set "
             f"{len(data_names)} ({', '.join(data_names[:3])}, ...), and they share {len(shared)}: choose the data set "
-            "of the training (DATASET), or name the classes alike"
+            "of the training (DATASET), or give the classes the same names"
         )
     return shared

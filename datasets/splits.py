@@ -1,0 +1,71 @@
+"""The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
+
+from datasets.base import Clouds
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.registry import load
+from pointewa.config import Config
+from pointewa.train.device import select_device
+from pointewa.train.distributed import ALONE, World
+from pointewa.train.trainer import Data
+
+EVAL_BATCH = 64
+
+
+def load_split(config: Config, split: str) -> Clouds:
+    """A whole split ("train" or "test") of the configuration's data set, on the configuration's device.
+
+    Raises:
+        DataError: see `datasets.load`.
+        ConfigError: a device that is not there.
+    """
+    data = config.data
+    stream = None if data.stream == "auto" else data.stream
+    device = select_device(config.train.device)
+    return load(
+        data.name,
+        data.root,
+        split,
+        data.num_points,
+        variant=data.variant,
+        background=data.background,
+        stream=stream,
+        device=device,
+    )
+
+
+def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
+    """The objects that are trained on, ``data.train_fraction`` of each class, and those that are held out of the
+    training split for validation, ``data.val_fraction`` of each class; None if that is 0.
+
+    Both depend on the configuration only, not on the seed of the training.
+
+    Raises:
+        DataError, ConfigError: see `load_split`.
+    """
+    data, held_out = config.data, None
+    train = load_split(config, "train")
+    if data.val_fraction:
+        train, held_out = train.split(data.val_fraction, seed=0)
+    share = data.train_fraction / (1 - data.val_fraction)  # of what is left
+    if share < 1:
+        train = train.split(share, seed=0)[1]
+    return train, held_out
+
+
+def training_data(config: Config, world: World = ALONE) -> Data:
+    """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them.
+
+    Raises:
+        DataError, ConfigError: see `load_split`, `datasets.loader.TrainLoader` and `datasets.loader.EvalLoader`.
+    """
+    data, share = config.data, (world.rank, world.size)
+    train, held_out = training_split(config)
+    test = load_split(config, "test")
+    val = None if held_out is None else EvalLoader(held_out, EVAL_BATCH, data.num_points, None, *share)
+    return Data(
+        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
+        val,
+        EvalLoader(test, EVAL_BATCH, data.num_points, None, *share),
+        train.class_names,
+        "unit_sphere" if train.normalized else "none",
+    )

@@ -1,0 +1,276 @@
+"""A model together with the clouds that it is evaluated on, drawn with, or explained by."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from datasets.base import Clouds
+from datasets.files import SUFFIXES, read_points
+from datasets.loader import EvalLoader
+from datasets.source import progress
+from datasets.splits import EVAL_BATCH, load_split, training_split
+from datasets.transforms import pool_size, random_subset, scale_shift
+from pointewa.config import Config, build_architecture, load_config
+from pointewa.errors import CheckpointError, ConfigError
+from pointewa.inference.evaluate import Evaluator, Transform
+from pointewa.inference.svm import features
+from pointewa.models import MaskedAutoencoder
+from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.folder import CONFIG
+from pointewa.runs.weights import load_any, load_foreign
+from pointewa.tasks import task_class
+from pointewa.tasks.base import Batch, Task, evaluating
+from pointewa.tasks.classification import Evaluation
+from pointewa.train.device import select_device
+from pointewa.viz.drawings import Item
+
+_SAMPLES = 8192  # points drawn on a mesh
+_OF_THE_RUN = (
+    "root",
+    "variant",
+    "background",
+    "val_fraction",
+    "train_fraction",
+)  # as long as the data set is the run's
+
+
+class Subjects:
+    """A split of a data set, files on disk, and the model that looks at them.
+
+    The data set is that of the model's training, found where the run found it, with as many points a cloud, unless the
+    configuration says otherwise. Clouds are scaled as the model's were in training.
+
+    Args:
+        run: a run folder, a model file in one, or a .pth of Point-MAE or Point-BERT, whose architecture the
+            configuration says; None: no model, clouds only.
+        split: "train" or "test".
+        files: YAML files of configuration.
+        overrides: ``"group.key=value"``.
+        up: the axis of files on disk that points up: "x", "y" or "z".
+
+    Raises:
+        UserError: a configuration or run that is not valid.
+    """
+
+    def __init__(
+        self,
+        run: str | Path | None = None,
+        split: str = "test",
+        files: Sequence[str | Path] = (),
+        overrides: Sequence[str] = (),
+        up: str = "y",
+    ) -> None:
+        self.run, self.split, self.up, self._loaded = run, split, up, None
+        if run is None:
+            self.config = load_config(files, overrides)
+        elif Path(run).suffix in (".pth", ".pt"):
+            self.config = load_config(files, overrides)
+            names, data = self.clouds.class_names, self.config.data
+            model = load_foreign(run, build_architecture(self.config.model), len(names))
+            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none")
+        else:
+            self._loaded = load_any(run)
+            self.config = _config_of(self._loaded, Path(run), files, overrides)
+
+    @property
+    def num_points(self) -> int:
+        """Points a cloud."""
+        return self.config.data.num_points
+
+    @property
+    def what(self) -> str:
+        """Set and split, for titles."""
+        return f"{self.config.data.name}, {self.split} split"
+
+    @cached_property
+    def clouds(self) -> Clouds:
+        """The split."""
+        return load_split(self.config, self.split)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model, on the device of the configuration.
+
+        Raises:
+            ConfigError: no run was named.
+        """
+        if self._loaded is None:
+            raise ConfigError("--run: say which run the picture is of: --run runs/x")
+        self._loaded.model.to(select_device(self.config.train.device)).eval()
+        return self._loaded
+
+    @property
+    def task(self) -> Task:
+        """What the model learned.
+
+        Raises:
+            ConfigError: a task that is not known here, or keys that do not go with it.
+        """
+        return task_class(self.loaded.task)(self.config)
+
+    @property
+    def classifier(self) -> LoadedModel:
+        """The model, which is a classifier.
+
+        Raises:
+            CheckpointError: it is a pre-training.
+        """
+        if isinstance(self.loaded.model, MaskedAutoencoder):
+            raise CheckpointError(f"{self.run}: a pre-training, which predicts no classes: name a classifier's run")
+        return self.loaded
+
+    @property
+    def autoencoder(self) -> LoadedModel:
+        """The model, which is a masked autoencoder.
+
+        Raises:
+            CheckpointError: it is a classifier.
+        """
+        if not isinstance(self.loaded.model, MaskedAutoencoder):
+            raise CheckpointError(f"{self.run}: a classifier, which reconstructs nothing: name a pre-training's run")
+        return self.loaded
+
+    def items(self, wanted: Sequence[str], count: int) -> list[Item]:
+        """Objects by index, name, class (its first ``count``), or file; without any the first of each class, up to
+        ``count``.
+
+        Raises:
+            ConfigError: nothing of that name.
+            DataError: a file that cannot be read.
+        """
+        if not wanted:
+            labels = self.clouds.labels.tolist()
+            firsts = [labels.index(label) for label in sorted(set(labels))]
+            step = max(1, len(firsts) / count)  # spread over the classes
+            return self.at([firsts[int(i * step)] for i in range(min(count, len(firsts)))])
+        return [item for one in wanted for item in self._find(one, count)]
+
+    def _find(self, wanted: str, count: int) -> list[Item]:
+        path, is_file = Path(wanted), Path(wanted).suffix.lower() in SUFFIXES
+        if is_file and path.exists():  # it needs no data set
+            return [self._file(path)]
+        clouds = self.clouds
+        if wanted.isdecimal():
+            if int(wanted) >= len(clouds):
+                raise ConfigError(f"--object: expected 0 to {len(clouds) - 1}, found {wanted}")
+            return self.at([int(wanted)])
+        if wanted in clouds.object_names:
+            return self.at([clouds.object_names.index(wanted)])
+        if wanted in clouds.class_names:
+            members = (clouds.labels == clouds.class_names.index(wanted)).nonzero().squeeze(1)[:count].tolist()
+            if members:
+                return self.at(members)
+        if is_file:
+            return [self._file(path)]  # raises the error that says that it does not exist
+        raise ConfigError(
+            f"--object: expected an index, an object such as {clouds.object_names[0]}, a class "
+            f"({', '.join(clouds.class_names[:5])}, ...) or a file ({' '.join(SUFFIXES)}), found {wanted!r}"
+        )
+
+    def at(self, indices: Sequence[int]) -> list[Item]:
+        """The objects of the split with these numbers."""
+        clouds = self.clouds
+        index = torch.as_tensor(list(indices), device=clouds.labels.device)
+        ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
+        labels = clouds.labels[index].tolist()
+        return [Item(one[: self.num_points], clouds.object_names[i], clouds.class_names[label])
+                for i, one, label in zip(indices, self._scaled(points), labels, strict=True)]  # fmt: skip
+
+    def _scaled(self, points: Tensor) -> Tensor:
+        """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""
+        model = self._loaded
+        scale = model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
+        return unit_sphere(points) if scale else points
+
+    def _file(self, path: Path) -> Item:
+        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
+        device = select_device(self.config.train.device)
+        points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
+        count = min(self.num_points, points.shape[1])
+        return Item(points[0, farthest_point_sample(points, count)[0]], path.name)
+
+    def batches(
+        self, transform: Transform | None = None, title: str = "", clouds: Clouds | None = None
+    ) -> Iterable[Batch]:
+        """The split in batches, scaled as the model's clouds were in training.
+
+        Args:
+            transform: from a pool of points ``[B, P', 3]``, in farthest-point order, to those that the model is given,
+                ``[B, P, 3]``; None: the first ``num_points``.
+            title: of a progress bar; none without.
+            clouds: other clouds of the same data set, in place of the split.
+        """
+
+        def prepared(pool: Tensor) -> Tensor:
+            pool = self._scaled(pool)
+            return transform(pool) if transform else pool[:, : self.num_points]
+
+        loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, prepared)
+        return progress(loader, title) if title else loader
+
+    def draw(self, pool: Tensor, generator: Generator) -> Tensor:
+        """A random sample of a pool ``[B, P', 3]``, scaled and shifted, as Point-BERT and Point-MAE vote."""
+        return scale_shift(random_subset(pool, self.num_points, generator), generator)
+
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics of the split."""
+        with evaluating(self.loaded.model) as model:
+            return self.task.measure(self.task.outputs(model, self.batches(title="evaluating")))
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """For the classifier on the split.
+
+        Raises:
+            CheckpointError: the model is no classifier.
+            DataError: the set shares fewer than two classes with the model.
+        """
+        loaded, clouds = self.classifier, self.clouds
+        if loaded.normalize == "none" and clouds.normalized and loaded.dataset != self.config.data.name:
+            print("note: the model was trained on clouds as they come, these are scaled to norm 1", file=sys.stderr)
+        return Evaluator(loaded, self.batches, self.config.data.name, clouds.class_names, self.num_points,
+                         clouds.normalized or loaded.normalize == "unit_sphere", progress)  # fmt: skip
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The classifier on the whole split.
+
+        Raises:
+            ConfigError: the set has other classes than the model.
+        """
+        if self.classifier.class_names != self.clouds.class_names:
+            raise ConfigError(f"data.name: {self.config.data.name} has other classes than the model of {self.run}")
+        return self.evaluator.plain()
+
+    def features(self) -> Tensor:
+        """Of the whole split, ``[N, F]``, on the CPU."""
+        return features(self.loaded.model, self.batches(title="features"))[0]
+
+    def training_features(self) -> tuple[Tensor, Tensor]:
+        """Features ``[N, F]`` and labels ``[N]`` of the objects that a training on this configuration is given."""
+        train, _ = training_split(self.config)
+        return features(self.loaded.model, self.batches(title="training split", clouds=train))
+
+
+def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
+    """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
+    base: dict[str, Any] = {"name": loaded.dataset}
+    # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
+    overrides = [f"data.num_points={loaded.num_points}", *overrides]
+    config = load_config(files, overrides, {"data": base})
+    folder = run if run.is_dir() else run.parent
+    if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():
+        return config
+    try:
+        recorded = load_config([folder / CONFIG]).data
+    except ConfigError:  # of another version of this library: what matters is in the model's own description
+        return config
+    if recorded.name != loaded.dataset:
+        return config
+    return load_config(files, overrides, {"data": base | {key: getattr(recorded, key) for key in _OF_THE_RUN}})

@@ -1,0 +1,124 @@
+"""The page of a finished run: its result, curves, experts, what its task shows, and how it was made."""
+
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pointewa.config import Config, load_config
+from pointewa.errors import CheckpointError
+from pointewa.ewa.experts import moe_layers
+from pointewa.runs.folder import CONFIG
+from pointewa.runs.log import read_metrics
+from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.runs.weights import has_state, restore
+from pointewa.tasks import task_of
+from pointewa.tasks.base import Shown, Subjects, Task
+from pointewa.viz import drawings
+from pointewa.viz.board import add_cloud, add_features, add_hyperparameters
+from pointewa.viz.drawings import Drawing
+from pointewa.viz.html import save_page, svg_html
+from pointewa.viz.panels import plain_panel
+from pointewa.viz.patches import cut, patch_panels
+from pointewa.viz.report import Curves, curves_figure, section_html, table_html, text_html
+
+HTML = "report.html"
+_PLACES = ("data.root", "data.stream")  # they say where a run was made, not how
+
+
+def write(
+    folder: Path, subjects: Subjects, out: Path | None = None, count: int = 8, step: int | None = None
+) -> dict[str, Any]:
+    """Write the page of a finished run.
+
+    Args:
+        folder: of the run.
+        subjects: its model, and the split that it was tested on.
+        out: the page; None: ``report.html`` in the folder.
+        count: mistakes or reconstructions that are shown at most.
+        step: the iteration under which TensorBoard shows the same; None: it does not.
+
+    Returns:
+        The numbers on the page, and as "html" where it is.
+
+    Raises:
+        CheckpointError: the run is not finished.
+        UserError: what the pictures need is missing or damaged.
+        OSError: the page cannot be written.
+    """
+    summary = read_summary(folder)
+    if summary is None:
+        raise CheckpointError(f"{folder}: not finished, or no run folder: the same training command resumes it")
+    task = task_of(summary, str(folder / SUMMARY))
+    shown = task(subjects.config).show(subjects, count)
+    out = out or folder / HTML
+    save_page(out, f"run {folder.resolve().name}", _sections(folder, summary, subjects, task, shown))
+    if step is not None:
+        _fill_board(folder, summary, subjects, shown, step)
+    return {"html": str(out), **shown.metrics, "objects": len(subjects.clouds), **shown.numbers}
+
+
+def experts(folder: Path, title: str = "") -> Drawing | None:
+    """The experts of the run in a folder; None of one without, or whose state of training is gone."""
+    if not has_state(folder):
+        return None
+    model = restore(folder).model
+    return drawings.experts(model, read_metrics(folder), title) if moe_layers(model) else None
+
+
+def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: type[Task], shown: Shown) -> list[str]:
+    """The page from top to bottom."""
+    again = ", ".join(f"{one.label} {one.text(shown.metrics[key])}"
+                      for key, one in task.metrics.items() if key in shown.metrics)  # fmt: skip
+    what = f"{subjects.what}, {len(subjects.clouds)} objects, after the last of {summary['epochs']} epochs."
+    text = f"<p>{escape(what)}{again and f' Evaluated again for this page: {escape(again)}.'}</p>\n"
+    columns, rows = task.result(summary)
+    page = [section_html("Result", text, table_html(rows, columns))]
+    if curves := curves_figure(read_metrics(folder), _diagrams(task)):
+        page.append(section_html("Training", svg_html(curves)))
+    if drawn := experts(folder):
+        page.append(section_html("Experts", svg_html(drawn.of("html"))))
+    page += shown.sections
+    environment = summary.get("environment")
+    if isinstance(environment, dict) and environment:
+        page.append(section_html("Environment", table_html(list(environment.items()))))
+    page.append(section_html("Configuration", text_html((folder / CONFIG).read_text(errors="replace"))))
+    return page
+
+
+def _diagrams(task: type[Task]) -> list[Curves]:
+    """The loss, the metrics, and the optimizer's curves."""
+    metrics = [Curves(one.axis, {"training": f"train/{key}", "validation": f"val/{key}"})
+               for key, one in task.metrics.items() if key != "loss"]  # fmt: skip
+    return [
+        Curves("loss", {"training": "train/loss", "validation": "val/loss"}),
+        *metrics,
+        Curves("learning rate", {"learning rate": "train/lr"}, logarithmic=True),
+        Curves("norm of the gradient", {"norm of the gradient": "train/grad_norm"}, logarithmic=True),
+    ]
+
+
+def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown: Shown, step: int) -> None:
+    """Add to the run's TensorBoard what is no curve: clouds and their patches, the task's figures, features,
+    hyperparameters with the result."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    clouds, model = subjects.clouds, subjects.loaded.model
+    arch = getattr(model, "architecture", None)
+    with SummaryWriter(str(folder)) as board:
+        for item in subjects.items([], 4):
+            add_cloud(board, f"clouds/{item.name}", plain_panel(item.points, item.name), step)
+            if arch:
+                patches = cut(item.points, arch.num_groups, arch.group_size)
+                add_cloud(board, f"patches/{item.name}", patch_panels(item.points, patches, item.name)[1], step)
+        for tag, figure in shown.figures.items():
+            board.add_figure(tag, figure, step)
+        if hasattr(model, "features"):
+            add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
+        add_hyperparameters(board, _hyperparameters(load_config([folder / CONFIG])), summary["test"], step)
+
+
+def _hyperparameters(config: Config) -> dict[str, Any]:
+    flat = {f"{group}.{key}": value for group, keys in asdict(config).items() for key, value in keys.items()}
+    return {key: value for key, value in flat.items()
+            if value is not None and not key.startswith("run.") and key not in _PLACES}  # fmt: skip
