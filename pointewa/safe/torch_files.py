@@ -22,6 +22,8 @@ _ADMITTED = {
     *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
 }  # fmt: skip
 
+PROGRAMMERS = (AttributeError, NameError, TypeError)  # a fault of the code that raises them, not of a file
+
 
 def check_sums(path: Path) -> None:
     """Compare each part of a file of `torch.save` with the CRC-32 that is kept with it; torch itself does not."""
@@ -37,7 +39,7 @@ def check_sums(path: Path) -> None:
             for part in parts:
                 if part.filename.lower().endswith(".pkl"):  # torch ignores case
                     _check_pickle(io.BytesIO(file.read(part)))
-    except UnpicklingError:
+    except (UnpicklingError, *PROGRAMMERS):
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
         raise CheckpointError(
@@ -70,8 +72,11 @@ def read_state(path: Path) -> dict[str, Any]:
                 file.seek(0)
                 for _ in range(5):
                     _check_pickle(file)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except PROGRAMMERS as error:  # torch's reader raises them of damaged files
+            raise ValueError(first_line(error)) from error
+    except (CheckpointError, *PROGRAMMERS):
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error

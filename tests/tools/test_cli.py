@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def interrupted(tool, library):
     command = [sys.executable, "-m", tool, "--help"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and library not in mapped(process):
-        pass
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     return error, process.returncode
