@@ -33,8 +33,9 @@ from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
 from pointewa.safe.files import atomic_write
 from pointewa.tasks.base import Batch
+from pointewa.train.data import Data
 from pointewa.train.device import environment
-from pointewa.train.trainer import Data, Trainer
+from pointewa.train.trainer import Trainer
 from tools import cli
 
 NUM_POINTS, NUM_CLASSES = 1024, 40

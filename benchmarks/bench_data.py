@@ -23,8 +23,9 @@ from datasets.loader import TrainLoader
 from datasets.splits import load_split
 from pointewa.config import Config
 from pointewa.ops import backend, farthest_point_sample
+from pointewa.train.data import Data
 from pointewa.train.device import environment
-from pointewa.train.trainer import Data, Trainer
+from pointewa.train.trainer import Trainer
 from tools import cli
 
 ROUNDS, STEPS = 5, 20

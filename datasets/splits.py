@@ -4,9 +4,9 @@ from datasets.base import Clouds
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.registry import load
 from pointewa.config import Config
+from pointewa.train.data import Data
 from pointewa.train.device import select_device
 from pointewa.train.distributed import ALONE, World
-from pointewa.train.trainer import Data
 
 EVAL_BATCH = 64
 

@@ -13,8 +13,9 @@ import datasets
 from datasets.loader import EvalLoader, TrainLoader
 from pointewa.config import load_config
 from pointewa.runs.folder import find_run
+from pointewa.train.data import Data
 from pointewa.train.distributed import ALONE
-from pointewa.train.trainer import Data, Trainer
+from pointewa.train.trainer import Trainer
 
 # The models here are tiny: threads would only wait for each other, most of all where another process has work too.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,24 +1,28 @@
-"""Who may import whom: tools -> datasets, engine -> models -> ops; the scheme stands alone."""
+"""Who may import whom: tools -> study, inference -> train -> tasks -> models -> ops; ewa and safe stand alone."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Of each room the rooms below it, and (None: any) the other packages that it may import.
+# The rooms from the top of the house down: each may import those that it names, itself, and the packages after them
+# (None: any).
+BELOW = {
+    "ewa": ((), {"torch"}),
+    "ops": ((), {"torch", "pytorch3d"}),
+    "models": (("ops", "errors"), {"torch"}),
+    "safe": (("errors",), None),
+    "runs": (("models", "ewa", "safe", "config", "errors"), None),
+    "viz": (("models", "ops", "ewa", "safe", "errors"), None),
+    "tasks": (("runs", "viz", "models", "config", "errors"), None),
+    "train": (("tasks", "runs", "models", "ops", "ewa", "safe", "config", "errors"), None),
+    "inference": (("train", "tasks", "runs", "viz", "models", "ops", "ewa", "safe", "config", "errors"), None),
+    "study": (("train", "tasks", "runs", "safe", "config", "errors"), None),
+}
 RULES = {
-    "pointewa.ewa": ({"pointewa.ewa"}, {"torch"}),
-    "pointewa.ops": ({"pointewa.ops"}, {"torch", "pytorch3d"}),
-    "pointewa.models": ({"pointewa.models", "pointewa.ops", "pointewa.errors"}, {"torch"}),
-    "pointewa.safe": ({"pointewa.safe", "pointewa.errors"}, None),
-    "pointewa.runs": ({"pointewa.runs", "pointewa.models", "pointewa.ewa", "pointewa.safe", "pointewa.config",
-                       "pointewa.errors"}, None),
-    "pointewa.tasks": ({"pointewa"}, None),
-    "pointewa.train": ({"pointewa"}, None),
-    "pointewa.inference": ({"pointewa"}, None),
-    "pointewa.study": ({"pointewa"}, None),
-    "pointewa.viz": ({"pointewa.viz", "pointewa.models", "pointewa.ops", "pointewa.ewa", "pointewa.safe",
-                      "pointewa.errors"}, None),
+    **{f"pointewa.{room}": ({f"pointewa.{one}" for one in (room, *below)}, others)
+       for room, (below, others) in BELOW.items()},
     "pointewa": ({"pointewa.models", "pointewa.safe", "pointewa.errors"}, None),  # the modules directly in it
     "datasets": ({"datasets", "pointewa.ops", "pointewa.safe", "pointewa.tasks.base", "pointewa.errors"}, None),
     "datasets.splits": ({"datasets", "pointewa"}, None),  # these two know the library and the data
@@ -67,3 +71,25 @@ def test_every_part_imports_only_what_it_may():
 
 def test_star_imports_are_not_used():
     assert not [path for path in files() for name in imports(path) if name.endswith(".*")]
+
+
+def test_the_rooms_are_those_of_the_folder():
+    assert set(BELOW) == {path.parent.name for path in ROOT.glob("pointewa/*/__init__.py")}
+
+
+def test_no_room_is_above_one_that_imports_it():
+    def reached(room):
+        below = {one for one in BELOW[room][0] if one in BELOW}
+        return below.union(*(reached(one) for one in below)) if below else below
+
+    assert all(room not in reached(room) for room in BELOW)
+
+
+def test_a_trained_model_is_loaded_without_the_trainer():
+    code = "import sys, torch; had = set(sys.modules); import pointewa; pointewa.load; print(*set(sys.modules) - had)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "pointewa.inference.predict" in loaded
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("pointewa.")}
+    assert not rooms & {"tasks", "study", "viz"}
+    assert not {"rich", "fcntl", "matplotlib", "h5py", "pointewa.train.trainer", "pointewa.runs.folder"} & set(loaded)

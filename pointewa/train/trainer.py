@@ -2,11 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,8 +20,8 @@ from pointewa.runs.log import Logbook
 from pointewa.runs.summary import write_summary
 from pointewa.runs.weights import LAST, save_model
 from pointewa.tasks import task_class
-from pointewa.tasks.base import Batch
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
+from pointewa.train.data import Data
 from pointewa.train.device import environment, peak_memory
 from pointewa.train.distributed import ALONE, World
 from pointewa.train.optimizer import learning_rate
@@ -31,39 +29,6 @@ from pointewa.train.progress import TrainingProgress, duration, say
 from pointewa.train.rng import random_state, seed_all, set_random_state
 from pointewa.train.signals import StopSignals
 from pointewa.train.step import Training, initial_report
-
-
-class TrainBatches(Protocol):
-    """Batches of an epoch, entered anywhere; see `datasets.loader.TrainLoader`."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's parts of the batches from number ``start`` on."""
-        ...
-
-    def object_names(self, epoch: int, number: int) -> list[str]:
-        """What is in a whole batch."""
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is trained and evaluated on, on the device of the training. With several processes, this one's part of it.
-
-    Args:
-        train: the batches of training.
-        val: those of the validation split; None without one.
-        test: those of the test split.
-        class_names: C names.
-        normalize: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
-    """
-
-    train: TrainBatches
-    val: Iterable[Batch] | None
-    test: Iterable[Batch]
-    class_names: tuple[str, ...]
-    normalize: str = "unit_sphere"
 
 
 class Trainer(Training):

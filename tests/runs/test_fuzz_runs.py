@@ -28,7 +28,8 @@ from pointewa.runs.log import Logbook
 from pointewa.runs.summary import read_summary
 from pointewa.runs.weights import init_from, load_foreign, load_model, read_weights, restore, save_model
 from pointewa.safe.torch_files import read_state
-from pointewa.train.trainer import Data, Trainer
+from pointewa.train.data import Data
+from pointewa.train.trainer import Trainer
 from tests.runs import mutations
 from tools.train import table
 
