@@ -71,7 +71,9 @@ def mapped(process):
 def interrupted(tool, library):
     """What a tool says, and its exit code, when it is interrupted as soon as it has loaded a library."""
     command = [sys.executable, "-m", tool, "--help"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and its children would too.
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     while process.poll() is None and library not in mapped(process):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
