@@ -26,7 +26,7 @@ from datasets.base import Clouds, Labelled, PointClouds, check_labels
 from datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.safe.files import atomic_write
-from pointewa.safe.hdf5 import open_hdf5, read_labels
+from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
 WHAT = "a packed HDF5 file (groups train and test with data, label, name; attribute shape_names)"
 _GRID = 32767  # int16 steps from the centre of a cloud to the farthest coordinate
@@ -147,15 +147,17 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
     """
     with open_hdf5(path, WHAT, trusted) as h5:
         group, names = h5[split], h5.attrs["shape_names"]
-        shape, kind = group["data"].shape, group["data"].dtype.kind
+        if not isinstance(group, h5py.Group):
+            raise ValueError(f"{split}: expected a group, found a dataset")
+        data = dataset(group, "data")
+        shape, kind = data.shape, data.dtype.kind
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind not in "fiu":
             raise DataError(
-                f"{path}: {split}/data: expected numbers [N, P, 3] with N, P > 0, found {group['data'].dtype} "
-                f"{list(shape)}"
+                f"{path}: {split}/data: expected numbers [N, P, 3] with N, P > 0, found {data.dtype} {list(shape)}"
             )
         point_labels = next((name for name in ("point_labels", "mask") if name in group), None)
-        labelled = group[point_labels].shape if point_labels else shape[:2]
-        labels, objects = read_labels(group["label"]), _texts(group["name"][:])
+        labelled = dataset(group, point_labels).shape if point_labels else shape[:2]
+        labels, objects = read_labels(dataset(group, "label")), _texts(dataset(group, "name")[:])
         if not shape[0] == len(labels) == len(objects) or labelled != shape[:2]:
             raise DataError(
                 f"{path}: {split}: {shape[0]} clouds, {len(labels)} labels, {len(objects)} object names"

@@ -1,6 +1,10 @@
 """Errors that are the user's to mend. The tools print them as one line and exit with code 2."""
 
 import signal
+import traceback
+from pathlib import Path
+
+_OWN = tuple(f"{Path(__file__).parents[1] / package}/" for package in ("pointewa", "datasets"))
 
 
 class UserError(Exception):
@@ -41,3 +45,11 @@ class Stopped(KeyboardInterrupt):
 def first_line(error: BaseException) -> str:
     """What another library's error says, for use inside a one-line message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether it is a mistake of a programmer's in this repository, as opposed to what a damaged file made of a parser:
+    an AttributeError, TypeError or NameError that our own code raised."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_code.co_filename if frames else ""
+    return isinstance(error, AttributeError | TypeError | NameError) and raised_in.startswith(_OWN)

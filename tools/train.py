@@ -20,7 +20,7 @@ from pointewa.config import Config
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
-from pointewa.runs.summary import read_summary
+from pointewa.runs.summary import SUMMARY, read_summary
 from pointewa.tasks import task_of
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, process_group
@@ -72,7 +72,7 @@ def show_run(trainer: Trainer) -> None:
 
 def table(summary: dict[str, Any]) -> Table:
     """The result as people read it."""
-    columns, rows = task_of(summary).result(summary)
+    columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
     table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
     for name in columns:
         table.add_column(name, justify="right" if name else "left")

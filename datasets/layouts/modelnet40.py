@@ -17,7 +17,7 @@ from datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 from pointewa.safe.files import reading
-from pointewa.safe.hdf5 import open_hdf5, read_labels
+from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 from pointewa.safe.pickles import load_arrays
 
 # Objects of each class in the official split; a class's training objects are numbered from 1, its test objects follow.
@@ -160,9 +160,10 @@ def _open_official(folder: Path, split: str) -> Source:
     labels, objects, points = [], [], set()
     for file in files:
         with open_hdf5(file, "HDF5 with the datasets data and label") as h5:
-            if h5["data"].dtype.kind not in "fiu":
-                raise ValueError(f"data: expected numbers, found {h5['data'].dtype}")
-            shape, mine = h5["data"].shape, read_labels(h5["label"])
+            data = dataset(h5, "data")
+            if data.dtype.kind not in "fiu":
+                raise ValueError(f"data: expected numbers, found {data.dtype}")
+            shape, mine = data.shape, read_labels(dataset(h5, "label"))
         if len(shape) != 3 or shape[2] != 3 or len(mine) != shape[0]:
             raise DataError(f"{file}: expected data [n, P, 3] and label [n], found {list(shape)} and [{len(mine)}]")
         labels.append(mine)
@@ -239,8 +240,15 @@ def _open_dat(folder: Path, split: str) -> Source:
     names = _lines(folder / "modelnet40_shape_names.txt")
     content = load_arrays(file)
     with reading(file, "a pickle [points, labels] of as many objects"):
+        if not isinstance(content, list | tuple) or len(content) != 2:
+            raise ValueError(f"expected two lists, found {type(content).__name__}")
         points, labels = content
-        labels = np.array([int(np.asarray(label).reshape(())) for label in labels], np.int64)
+        if not all(isinstance(one, list | tuple | np.ndarray) for one in (points, labels)):
+            raise ValueError(f"expected two lists, found {type(points).__name__} and {type(labels).__name__}")
+        labels = [np.asarray(label) for label in labels]
+        if not all(label.dtype.kind in "iu" and label.size == 1 for label in labels):
+            raise ValueError("labels that are no whole numbers")
+        labels = np.array([int(label.reshape(())) for label in labels], np.int64)
         if len(points) != len(labels) or not len(points):
             raise ValueError(f"{len(points)} clouds, {len(labels)} labels")
         shapes = {np.shape(cloud) for cloud in points}

@@ -15,7 +15,7 @@ from datasets import packed
 from datasets.inspect.download import BY_REQUEST
 from datasets.source import Cloud, Source
 from pointewa.errors import DataError
-from pointewa.safe.hdf5 import open_hdf5, read_labels
+from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
 CLASSES = (
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink",
@@ -89,10 +89,11 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 def _open(file: Path, variant: str) -> Source:
     with open_hdf5(file, _WHAT) as h5:
-        if h5["data"].dtype.kind not in "fiu":
-            raise ValueError(f"data: expected numbers, found {h5['data'].dtype}")
-        shape, labels = h5["data"].shape, read_labels(h5["label"])
-        mask = h5["mask"].shape if "mask" in h5 else None
+        data = dataset(h5, "data")
+        if data.dtype.kind not in "fiu":
+            raise ValueError(f"data: expected numbers, found {data.dtype}")
+        shape, labels = data.shape, read_labels(dataset(h5, "label"))
+        mask = dataset(h5, "mask").shape if "mask" in h5 else None
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or len(labels) != shape[0] or mask not in (None, shape[:2]):
         raise DataError(
             f"{file}: expected data [n, P, 3], label [n] and perhaps mask [n, P], found {list(shape)}, "

@@ -43,8 +43,12 @@ class Logbook:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Finish writing."""
         self._board.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

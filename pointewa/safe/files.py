@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pointewa.errors import DataError, UserError, first_line
+from pointewa.errors import DataError, UserError, first_line, is_bug
 
 
 @contextmanager
@@ -61,13 +61,15 @@ def _to_disk(path: Path) -> None:
 def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever goes wrong while ``path`` is read as ``what`` into one DataError that names it.
 
-    A UserError passes through.
+    A UserError passes through, and so does a bug of ours.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # on damaged files parsers raise anything, MemoryError and RecursionError included
+        if is_bug(error):
+            raise
         problem, remedy = first_line(error), "it may be damaged or incomplete, repair it or get it again"
         if isinstance(error, ModuleNotFoundError) and error.name:
             remedy = f"pip install {error.name}"

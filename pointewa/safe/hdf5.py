@@ -64,6 +64,19 @@ def open_hdf5(path: Path, what: str, trusted: bool = False) -> Iterator[h5py.Fil
             yield h5
 
 
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """A dataset of a group, which in a damaged file may be anything.
+
+    Raises:
+        KeyError: nothing of that name.
+        ValueError: something else of that name.
+    """
+    found = group[name]
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name}: expected a dataset, found a {type(found).__name__.lower()}")
+    return found
+
+
 def read_labels(values: h5py.Dataset) -> np.ndarray:
     """int64 ``[n]`` of a dataset ``[n]`` or ``[n, 1]``.
 

@@ -43,5 +43,5 @@ def load_arrays(path: Path) -> Any:
         content.seek(0)
         try:
             return _Unpickler(content, encoding="latin1").load()
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, AttributeError, TypeError) as error:  # what a damaged one makes of NumPy
             raise DataError(f"{path}: not a pickle of arrays only, or damaged ({error}): get the file again") from error

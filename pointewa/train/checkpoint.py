@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pointewa.errors import CheckpointError, first_line
+from pointewa.errors import CheckpointError, first_line, is_bug
 from pointewa.runs.weights import LAST, PREVIOUS, restore
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import check_sums
@@ -72,6 +72,9 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
     restored, rank = restore(folder), training.world.rank
     state = restored.state
     try:
+        for part in ("optimizer", *(["averaging"] if training.averaging else []), *(["ema"] if training.ema else [])):
+            if not isinstance(state[part], dict):
+                raise ValueError(f"{part}: expected a dictionary, found a {type(state[part]).__name__}")
         training.model.load_state_dict(restored.model.state_dict())
         load_optimizer_state(training.model, training.optimizer, state["optimizer"])
         if training.averaging:
@@ -81,17 +84,19 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
         training.step = _whole(state["step"], training.total_steps)
         training.seconds, training.skipped = float(state["seconds"]), _whole(state["skipped"], training.total_steps)
         totals = _totals(state["totals"], training.sums)
-        if not math.isfinite(training.seconds) or len(totals) != len(training.sums):
-            raise ValueError("seconds or totals")
+        if not math.isfinite(training.seconds):
+            raise ValueError("seconds")
         training.totals.copy_(torch.tensor(totals))
         random_states = state["random_states"]
         if not isinstance(random_states, list):
-            raise TypeError("random_states: expected a list")
+            raise ValueError("random_states: expected a list")
         if len(random_states) == training.world.size:
             set_random_state(random_states[rank])
         else:
             seed_all(training.config.train.seed + training.step, rank)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError, RuntimeError) as error:
+        if is_bug(error):
+            raise
         raise CheckpointError(
             f"{restored.path}: does not fit the run ({type(error).__name__}: {first_line(error)}): start over with "
             "run.overwrite=true"
@@ -105,10 +110,12 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
 def _totals(found: Any, names: tuple[str, ...]) -> list[float]:
     """The sums of the epoch so far, in the order of ``names``; of version 0.1 they come as loss, objects that were
     classified correctly, objects, gradient norm."""
-    if isinstance(found, torch.Tensor):
+    if isinstance(found, torch.Tensor) and found.shape == (4,):
         loss, correct, objects, norm = found.tolist()
         found = {name: 100 * correct for name in names} | {"loss": loss, "objects": objects, "grad_norm": norm}
-    return [float(found[name]) for name in names]
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), float) for name in names):
+        raise ValueError("totals")
+    return [found[name] for name in names]
 
 
 def _whole(value: Any, largest: int) -> int:

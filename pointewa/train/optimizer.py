@@ -173,9 +173,13 @@ def load_optimizer_state(
         parameter = named.get(name)
         if parameter not in kinds:
             raise ValueError("optimizer: of other parameters")
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError("optimizer: expected tensors by name")
         shapes = {key: torch.Size() if key == "step" else parameter.shape for key in _TENSORS[kinds[parameter]]}
-        if {key: value.shape for key, value in tensors.items()} != shapes:
-            raise ValueError("optimizer: of another kind, or of other shapes")
+        if {key: value.shape for key, value in tensors.items()} != shapes or any(
+            key != "step" and value.dtype != parameter.dtype for key, value in tensors.items()
+        ):
+            raise ValueError("optimizer: of another kind, or of other shapes or types")
         loaded[parameter] = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     optimizer.state.clear()
     for parameter, tensors in loaded.items():

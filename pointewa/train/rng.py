@@ -38,7 +38,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         KeyError, TypeError, ValueError, RuntimeError: not such a state.
     """
     if not all(isinstance(state[name], tuple) for name in ("python", "numpy")):
-        raise TypeError("expected tuples")
+        raise ValueError("expected tuples")
     name, keys, position, *rest = state["numpy"]
     if type(keys) is not list or type(position) is not int or not 0 <= position <= len(keys):
         raise ValueError("keys or position: out of range")  # NumPy would read what lies there

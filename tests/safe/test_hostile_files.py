@@ -312,7 +312,7 @@ CRAFTED = {
     "skipped": lambda state: state.update(skipped=doubling()),
     "averagings": lambda state: state["averaging"].update(steps=21),
     "totals": lambda state: state.update(totals=expanded()),
-    "moments": lambda state: state["optimizer"][0].update(exp_avg=expanded()),
+    "moments": lambda state: next(iter(state["optimizer"].values())).update(exp_avg=expanded()),
     "random states": lambda state: state.update(random_states=expanded()),
     "random state": lambda state: state["random_states"][0].update(python=expanded(), numpy=expanded()),
     "position": random_state("numpy", 2, 2**31 - 1),  # NumPy would read what lies there

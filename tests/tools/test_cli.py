@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pointewa.errors import ConfigError, Stopped
+from pointewa.inference import page
 from tests.tools.test_tools import FAST
-from tools import cli, report, train
+from tools import cli, train
 
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(
@@ -101,10 +102,10 @@ def test_interrupted_while_the_page_is_drawn_the_run_is_finished(tmp_path, monke
         assert (folder / "summary.json").exists()
         raise error
 
-    monkeypatch.setattr(report, "write", write)
+    monkeypatch.setattr(page, "write", write)
     with pytest.raises(SystemExit) as exit_:
         cli.run(lambda: train.main([*FAST, f"run.dir={tmp_path}", "run.name=a", "run.report=true"]))
     assert exit_.value.code == code
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"the run is finished; its page is drawn by: make report CKPT={tmp_path / 'a'}")
-    assert "go on" not in last
+    assert "resume" not in last

@@ -188,7 +188,7 @@ def test_what_is_refused(run, tmp_path, capsys, monkeypatch):
     pretrained = LoadedModel(MaskedAutoencoder(small, 0.6, 1).eval(), (), 32, "shapes", "none")
     save_model(tmp_path / "p.safetensors", pretrained)
     arguments = [tmp_path / "p.safetensors", out / "m.onnx", "--format", "onnx"]
-    assert "a pre-trained autoencoder, which has no classes" in fails(arguments, capsys)
+    assert "expected a classifier, found a masked_autoencoder" in fails(arguments, capsys)
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install onnx onnxscript onnxruntime" in fails([run, out / "m.onnx", "--format", "onnx"], capsys)

@@ -17,6 +17,7 @@ from pointewa.runs.weights import LAST, PREVIOUS
 from pointewa.safe.torch_files import read_state
 from pointewa.train import trainer as trainer_module
 from pointewa.train.device import memory_advice
+from pointewa.train.optimizer import optimizer_state
 from pointewa.train.trainer import Trainer
 from tests.conftest import TINY, build_trainer
 
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 def snapshot(trainer):
     """Everything that a step changes and a later one depends on; a batch norm's count of batches is not."""
-    values = [value for state in trainer.optimizer.state.values() for value in state.values()] + [trainer.totals]
+    moments = optimizer_state(trainer.model, trainer.optimizer)
+    values = [value for state in moments.values() for value in state.values()] + [trainer.totals]
     values += [value for value in trainer.model.state_dict().values() if value.is_floating_point()]
     return [value.clone() for value in values]
 
