@@ -1,4 +1,4 @@
-"""Trainings by the real command line are killed and go on: a small version of `make soak`."""
+"""Trainings by the real command line are killed and resumed: a small version of `make soak`."""
 
 import json
 import random
@@ -109,12 +109,12 @@ SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; resume with the same
         (soak.Attempt(0, "SIGTERM", code=0, after=20), SAVED, "exit code 0 after SIGTERM, done: False"),
         (soak.Attempt(0, code=2), "error: no", "exit code 2 after no signal, done: False: error: no"),
         (soak.Attempt(0, code=0), "", "exit code 0 after no signal, done: False"),
-        (soak.Attempt(0, "SIGINT", code=130, after=9), "stopped", "SIGINT after 9 steps, and no word of how to go on"),
+        (soak.Attempt(0, "SIGINT", code=130, after=9), "stopped", "SIGINT after 9 steps, and no word of how to resume"),
         (soak.Attempt(0, "SIGTERM", code=143, after=13), SAVED, "it said that 20 steps are saved, there are 13"),
         (
             soak.Attempt(20, after=99, done=True),
             "resuming x (13 steps)",
-            "it went on from 13 steps, 20 were saved",
+            "it resumed from 13 steps, 20 were saved",
         ),
         (soak.Attempt(20, "SIGKILL", code=137), "", "20 steps were saved, and it started over"),
         (soak.Attempt(20, after=99, done=True), "it will take about 1 s", "20 steps were saved, and it started over"),
