@@ -1,3 +1,3 @@
-"""What is measured: speed beside a plain twin, preparing data, trainings that are killed."""
+"""Measurements: speed against a plain twin, preparation of data, trainings that are killed."""
 
-import tools  # noqa: F401  (what it does about SIGINT, before torch is imported)
+import tools  # noqa: F401  (for its handling of SIGINT before torch is imported)

@@ -47,7 +47,7 @@ OPERATORS = {  # what the models ask for, and what preparing a set of 8192 point
 
 
 def twin_parts(arch: Architecture, batch_size: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """What the plain twin does: a training step, inference of a batch and of a single cloud."""
+    """The plain twin's parts: a training step, inference of a batch and of a single cloud."""
     model = twin.PlainClassifier(arch, NUM_CLASSES).to(device)
     optimizer = twin.plain_optimizer(model)
     points = torch.randn(batch_size, NUM_POINTS, 3, device=device)
@@ -60,7 +60,7 @@ def twin_parts(arch: Architecture, batch_size: int, device: torch.device) -> dic
 
 
 class _Epoch:
-    """As many batches as an epoch of ModelNet40 has; the loop's schedules ask for that number."""
+    """As many batches as an epoch of ModelNet40 has, a number that the schedules need."""
 
     def __len__(self) -> int:
         return 307
@@ -80,7 +80,7 @@ class Bench:
         self.dense, self.moe, self.device = dense, moe, moe.device
         self.arch = moe.model.architecture
         self.twin = twin_parts(self.arch, args.batch_size, self.device)
-        # On a CPU the twin runs in a process without our memory settings: as its users run it.
+        # On a CPU the twin runs in a process without our memory settings, as its users run it.
         on_cpu = self.device.type == "cpu" and not {"train", "inference"}.isdisjoint(args.only)
         self.aside = Aside(twin_parts, self.arch, args.batch_size, self.device) if on_cpu else None
         self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
@@ -103,7 +103,7 @@ class Bench:
         return {"twin": self.aside.part(name), "twin, memory kept": here} if self.aside else {"twin": here}
 
     def train(self) -> dict[str, Any]:
-        """Whole training steps. Ours are given augmented points, as the loader makes them, the twin augments itself."""
+        """Whole training steps. Ours receive augmented points, as from the loader; the twin augments by itself."""
 
         def ours(trainer: Trainer) -> Callable[[], None]:
             generator = torch.Generator(self.device)
@@ -118,7 +118,7 @@ class Bench:
         return rows
 
     def parts(self) -> dict[str, Any]:
-        """The parts of a training step with EWA, each alone; forward ones keep what the backward pass needs."""
+        """The parts of a training step with EWA, each alone; forward passes keep what the backward pass needs."""
         model, arch, device = self.moe.model.train(), self.arch, self.device
         generator, points, step = torch.Generator(device), self.points, self.moe
         centers = points[:, : arch.num_groups].contiguous()
@@ -238,7 +238,7 @@ class Bench:
         return rows
 
     def epochs(self) -> dict[str, Any]:
-        """An epoch's batches, drawn and augmented, from sets of different size; what follows costs the same a batch."""
+        """An epoch's batches, drawn and augmented, from sets of different size; the rest is the same for all."""
         loaders = {}
         for size in (1000, 3000, 10_000):
             points = torch.randn(size, NUM_POINTS, 3, device=self.device)
@@ -250,7 +250,7 @@ class Bench:
         return {f"{name} objects": self._row(times, name, ["1000"]) for name in loaders}
 
     def machine(self) -> dict[str, Any]:
-        """What this machine's own matrix product and copy reach, in the same run."""
+        """The speed of this machine's matrix product and copy, in the same run."""
         big = [torch.randn(4096, 4096, device=self.device) for _ in range(2)]
         runs = {"float32": lambda: big[0] @ big[1]}
         if self.moe.precision == torch.bfloat16:
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--budget", type=float, default=60, help="seconds a section (default 60); at least 3 rounds")
+    parser.add_argument("--budget", type=float, default=60, help="seconds per section (default 60); at least 3 rounds")
     parser.add_argument("--compile", action="store_true", help="our models through torch.compile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections; default: all")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and bench.json there")

@@ -29,7 +29,7 @@ from pointewa.train.trainer import Trainer
 from tools import cli
 
 ROUNDS, STEPS = 5, 20
-SIZES = ((1024, 1024), (8192, 1200), (8192, 8192))  # points of a cloud, and how many of them are put in order
+SIZES = ((1024, 1024), (8192, 1200), (8192, 8192))  # points of a cloud, and how many of them are ordered
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -39,7 +39,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def shortfall(points: np.ndarray, picks: Sequence[int]) -> float:
-    """How much nearer than the farthest point a pick is at worst, relatively, in float64: 0 for exact sampling.
+    """By how much a pick is nearer than the farthest point, at worst, relatively, in float64: 0 for exact sampling.
 
     Args:
         points: ``[P, 3]``.
@@ -54,7 +54,7 @@ def shortfall(points: np.ndarray, picks: Sequence[int]) -> float:
 
 
 def ordering() -> list[dict]:
-    """Objects an hour for each size and implementation, on eight procedural clouds, interleaved."""
+    """Objects per hour for each size and implementation, on eight procedural clouds, interleaved."""
     rng = np.random.default_rng(0)
     names = list(shapes.CLASSES)[:8]
     clouds = [shapes.sample(name, rng, 8192).astype(np.float32) for name in names]

@@ -1,4 +1,4 @@
-"""Kill trainings again and again, let them go on, and compare the result bit for bit with one that was left alone.
+"""Kill trainings again and again, resume them, and compare the result bit for bit with an undisturbed training.
 
 python -m benchmarks.soak --kills 30
 python -m benchmarks.soak --kills 6 --scenario ewa "ewa, 2 processes"
@@ -40,10 +40,10 @@ from pointewa.train.device import commit, cpu_name
 from tools import cli
 
 KINDS = (Signals.SIGKILL, Signals.SIGTERM, Signals.SIGINT)
-EPOCHS_A_KILL = 4  # so that the waits, of which the start takes the first seconds, reach well into the training
-TRAINING, PATIENCE, GRACE = 3600, 120, 10  # seconds: for all of a training, to end after a signal, for children then
+EPOCHS_A_KILL = 4  # so that the waits, whose first seconds go into the start, reach well into the training
+TRAINING, PATIENCE, GRACE = 3600, 120, 10  # seconds: for a training, to end after a signal, for its children then
 
-# The whole path in a few seconds, a good part of which goes into writing checkpoints: so kills fall into that too.
+# The whole path in a few seconds, many of them spent on writing checkpoints, so that kills hit that too.
 TINY = (
     "model.width=24", "model.depth=4", "model.heads=2", "model.num_groups=8", "model.group_size=8",
     "data.num_points=128", "train.batch_size=16", "train.device=cpu", "train.lr=2e-3", "train.save_every=2",
@@ -80,18 +80,18 @@ SCENARIOS = {scenario.name: scenario for scenario in (
 
 @dataclass
 class Attempt:
-    """A start of the command, and what came of it."""
+    """A start of the command, and its result."""
 
     before: int  # steps in the checkpoint that it found
-    signal: str = ""  # that it got; none if it ended before
+    signal: str = ""  # that it received; none if it ended before
     seconds: float = 0.0  # from its start to the signal, or to its end
-    code: int = 0  # of its exit, as a shell tells it
+    code: int = 0  # exit code, as a shell reports it
     after: int = 0  # steps in the checkpoint that it left
     done: bool = False  # it left a finished run
-    torn: bool = False  # it left a file half written, under a temporary name
-    resumed: bool = False  # it said that it resumes from a checkpoint
-    previous: bool = False  # it said that it took the one before the last
-    faults: list[str] = field(default_factory=list)  # what should not be
+    torn: bool = False  # it left a half-written file, under a temporary name
+    resumed: bool = False  # it reported that it resumes from a checkpoint
+    previous: bool = False  # it reported that it took the one before the last
+    faults: list[str] = field(default_factory=list)  # whatever is wrong with it
 
     @property
     def killed(self) -> bool:
@@ -101,7 +101,7 @@ class Attempt:
 
 @dataclass
 class Outcome:
-    """What became of a scenario."""
+    """The result of a scenario."""
 
     scenario: str
     epochs: int
@@ -122,8 +122,8 @@ class Outcome:
         figures = {kind.name: sum(kill.signal == kind.name for kill in kills) for kind in KINDS} | {
             "in training": sum(kill.after > kill.before for kill in kills),
             "writing": sum(kill.torn for kill in kills),
-            "went on": sum(attempt.resumed for attempt in self.attempts),
-            "by previous": sum(attempt.previous for attempt in self.attempts),
+            "resumed": sum(attempt.resumed for attempt in self.attempts),
+            "from previous": sum(attempt.previous for attempt in self.attempts),
             "seconds": round(self.seconds),
             "identical": "no" if self.differences else "yes",
         }
@@ -131,7 +131,7 @@ class Outcome:
 
 
 def saved_steps(folder: Path) -> int:
-    """Steps in the checkpoint that a run would go on from; 0 without one."""
+    """Steps in the checkpoint that a run would resume from; 0 without one."""
     for name in (LAST, PREVIOUS):
         with suppress(CheckpointError):
             return read_state(folder / name)["step"]
@@ -208,15 +208,15 @@ def judge(attempt: Attempt, text: str, exact: bool = True) -> list[str]:
     right = attempt.code in expected if exact or not attempt.signal else attempt.code or attempt.done
     if not right:
         faults.append(f"exit code {attempt.code} after {name}, done: {attempt.done}: {end}")
-    # Where it had trained, it says how to go on; during its start there is nothing to say.
+    # Once it has trained it says how to resume; during its start there is nothing to say.
     told = not attempt.killed or name == "SIGKILL" or "resume with the same command" in text
     if attempt.after > attempt.before and not told:
-        faults.append(f"{name} after {attempt.after} steps, and no word of how to go on: {end}")
+        faults.append(f"{name} after {attempt.after} steps, and no word of how to resume: {end}")
     saved, found = re.search(r"(\d+) of \d+ steps are saved", text), re.search(r"resuming .*\((\d+) steps\)", text)
     if saved and int(saved[1]) != attempt.after:
         faults.append(f"it said that {saved[1]} steps are saved, there are {attempt.after}")
     if found and int(found[1]) != attempt.before:
-        faults.append(f"it went on from {found[1]} steps, {attempt.before} were saved")
+        faults.append(f"it resumed from {found[1]} steps, {attempt.before} were saved")
     if (attempt.before and "will take about" in text) or attempt.after < attempt.before:
         faults.append(f"{attempt.before} steps were saved, and it started over")
     return faults
@@ -231,9 +231,9 @@ def soak(
         scenario: how to train.
         kinds: the signals, in their order.
         epochs: of the training.
-        rng: of the waits and of which process is hit.
+        rng: for the waits, and for the choice of the process that is hit.
         root: a folder for the runs.
-        say: gets a line for each start.
+        say: called with a line for each start.
     """
     outcome, left, started = Outcome(scenario.name, epochs), list(kinds), time.perf_counter()
     reference, began = root / "reference" / "run", time.time()
@@ -246,12 +246,12 @@ def soak(
     for number in count():
         folder, done = root / f"killed{number}" / "run", False
         while not done:
-            # At most the start and an equal part of what is left to train, so that there is enough for all kills.
+            # At most the start and an equal share of the training that is left, so that all kills find some.
             share = (total - saved_steps(folder)) * step / (len(left) + 1)
             signal = (left[0], rng.uniform(0, starting + share)) if left else (None, 0.0)
             outcome.attempts.append(last := start(scenario, folder, epochs, rng, *signal))
             done = not last.killed
-            left = left[last.killed :]  # a signal that came too late does not count: another run gets it
+            left = left[last.killed :]  # a signal that came too late does not count: another run receives it
             say(f"{scenario.name}: {last.signal or 'ended'} after {last.seconds:.1f} s, exit code {last.code}, "
                 f"{last.after} of {total} steps saved")  # fmt: skip
         if difference := first_difference(reference, folder):
@@ -263,7 +263,7 @@ def soak(
 
 
 def first_difference(reference: Path, other: Path) -> str | None:
-    """Where two run folders differ, the times and names of the runs aside; None where they are the same bit for bit."""
+    """Where two run folders differ, times and names of the runs aside; None if they are the same bit for bit."""
     readers: dict[str, Callable[[Path], Any]] = {
         LAST: read_state,
         MODEL: lambda path: {"content": safetensors.torch.load_file(path), "bytes": path.read_bytes()},
@@ -302,21 +302,21 @@ def report(command: str, outcomes: Sequence[Outcome]) -> str:
     rows = [list(outcomes[0].row), ["---"] * len(outcomes[0].row), *(outcome.row.values() for outcome in outcomes)]
     wrong = [f"- {line}" for outcome in outcomes for line in outcome.wrong]
     return "\n".join([
-        "# Trainings that are killed and go on", "",
+        "# Trainings that are killed and resumed", "",
         "By the command line, on the procedural set, each scenario trains once undisturbed, and once with kills after",
-        "random times from the start on. Model, last checkpoint, the metrics of each epoch and the summary are then",
-        "compared bit for bit.", "", "```", command, "```", "",
+        "random times. Model, last checkpoint, the metrics of each epoch and the summary are compared bit for bit.", "",
+        "```", command, "```", "",
         f"Commit {commit()}, torch {torch.__version__}, {cpu_name()}, {os.cpu_count()} cores.", "",
         *(f"| {' | '.join(row)} |" for row in rows), "",
         "*In training*: the process had saved steps of its own; the other kills came during its start. *Writing*: it",
-        "left a checkpoint half written, under a temporary name. *Went on*: starts that took up a checkpoint, *by",
-        "previous* the one before the last. `soak.json` lists every start.", "",
+        "left a half-written checkpoint, under a temporary name. *Resumed*: starts from a checkpoint, *from previous*:",
+        "from the one before the last. `soak.json` lists every start.", "",
         *(wrong or ["All exit codes and messages were right, and no process stayed behind."]), "",
     ])  # fmt: skip
 
 
 def shares(kills: int, scenarios: int) -> list[list[Signals]]:
-    """Kills for each scenario, as equal in number and kind as can be."""
+    """Kills for each scenario, as equal in number and kind as possible."""
     kinds = [KINDS[number % len(KINDS)] for number in range(kills)]
     return [kinds[i:j] for i, j in pairwise(kills * number // scenarios for number in range(scenarios + 1))]
 
@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     console, root = Console(stderr=args.json), Path(tempfile.mkdtemp(prefix="soak-"))
     if not console.is_terminal:
-        console.width = 140  # the table as it is, where nothing has an edge
+        console.width = 140  # output that goes to a file or a pipe has no width of its own
     outcomes, say = [], partial(console.print, highlight=False, markup=False, soft_wrap=True)
     try:
         for number, (name, kinds) in enumerate(zip(args.scenario, shares(args.kills, len(args.scenario)), strict=True)):
@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             rng.shuffle(kinds)
             epochs = EPOCHS_A_KILL * max(len(kinds), 1)
             outcomes.append(soak(SCENARIOS[name], kinds, epochs, rng, root / str(number), say))
-    except BaseException:  # stopped, such as by Ctrl-C: nobody will look at what there is
+    except BaseException:  # stopped, as by Ctrl-C: nobody will look at the runs
         shutil.rmtree(root)
         raise
     table = Table(*outcomes[0].row)

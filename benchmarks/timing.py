@@ -1,4 +1,4 @@
-"""Times as ratios: what is compared runs in turn, round after round, and each round is compared with itself."""
+"""Times as ratios: parts run in turn, round after round, and are compared within each round."""
 
 import multiprocessing
 import statistics
@@ -59,7 +59,7 @@ class Times:
 
 
 def interleave(parts: dict[str, Callable[[], object]], budget: float, device: torch.device) -> Times:
-    """Run the parts in turn until ``budget`` seconds have passed, but `LEAST` rounds; a round before that warms up."""
+    """Run the parts in turn until ``budget`` seconds have passed, at least `LEAST` rounds, after one that warms up."""
 
     def seconds(run: Callable[[], object]) -> float:
         started = time.perf_counter()
@@ -103,7 +103,7 @@ class Aside:
                 self._pipe.send(name)
                 self._pipe.recv()
             except (EOFError, BrokenPipeError) as error:
-                raise RuntimeError(f"the process beside this one that runs {name!r} has ended") from error
+                raise RuntimeError(f"the process that runs {name!r} has ended") from error
 
         return call
 

@@ -4,9 +4,9 @@ Float32, one operation after another: sampling and neighbours anew at every step
 concatenation, attention that keeps its matrix, augmentation cloud by cloud, an optimizer that goes tensor by tensor,
 loss and accuracy read from the device at every step.
 
-As published, and unlike our training: a random subset takes the same positions for the whole batch, and ``cls_pos``
-has weight decay. Unlike the published code, which needs CUDA extensions for both: farthest point sampling is a loop in
-torch, on a GPU slower than their kernel (and without that kernel's leaving out of points near the origin), and
+As published, and unlike our training, a random subset takes the same positions for the whole batch. Unlike the
+published code, which needs CUDA extensions for both: farthest point sampling is a loop in
+torch, on a GPU slower than their kernel (and unlike that kernel it keeps points near the origin), and
 neighbours come from `torch.cdist`. Where a cloud has no more points than the model is to see, nothing is drawn; the
 published loop then shuffles it.
 """
@@ -209,7 +209,7 @@ def augment(points: Tensor) -> Tensor:
 
 
 def plain_optimizer(model: nn.Module, lr: float = 5e-4, weight_decay: float = 0.05) -> torch.optim.AdamW:
-    """AdamW without weight decay on 1-D parameters, biases and what is named a token."""
+    """AdamW without weight decay on 1-D parameters, biases and names with "token"."""
     decay, rest = [], []
     for name, parameter in model.named_parameters():
         (rest if parameter.ndim == 1 or name.endswith(".bias") or "token" in name else decay).append(parameter)

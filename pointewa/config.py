@@ -29,30 +29,30 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass
 class DataConfig:
-    """Which clouds, and how they are presented."""
+    """The clouds, and how they are presented."""
 
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # of ScanObjectNN: obj_bg, obj_only, pb_t50_rs; of others a layout or up axis, docs/data.md
+        None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; others: a layout or the up axis, see docs/data.md
     )
     num_points: AtLeastOne = 1024
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
-    augment: Any = field(default_factory=lambda: ["scale_shift"])  # in this order; also rotate_up, jitter, dropout
+    augment: Any = field(default_factory=lambda: ["scale_shift"])  # applied in order; also rotate_up, jitter, dropout
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
-    val_fraction: Fraction = 0.0  # of each class of the training split, held out for choosing anything; fixed objects
+    val_fraction: Fraction = 0.0  # of each class of the training split, held out for every choice; fixed objects
     train_fraction: PositiveFraction = (
-        1.0  # of each class of the training split, trained on; fixed objects whatever the seed
+        1.0  # of each class of the training split, used for training; the same objects for every seed
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.augment, str):  # as it was written when there could be only one
+        if isinstance(self.augment, str):  # version 0.1 had only one
             self.augment = [] if self.augment == "none" else [self.augment]
 
 
 @dataclass
 class ModelConfig:
-    """A preset, and what to change in it (None: as the preset has it)."""
+    """A preset and its overrides (None: the preset's own value)."""
 
     preset: str = "tiny"
     width: int | None = None
@@ -61,7 +61,7 @@ class ModelConfig:
     mlp_ratio: float | None = None
     num_groups: int | None = None
     group_size: int | None = None
-    patch_out: int | None = None  # width of the patch encoder's output; where it is not `width`, reduce_dim follows
+    patch_out: int | None = None  # the patch encoder's output; if it is not `width`, reduce_dim follows
     drop_path: float | None = None
     mask_ratio: float = 0.6  # of the patches, in masked autoencoding
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
@@ -72,16 +72,16 @@ class ModelConfig:
 class MoeConfig:
     """Which FFNs are mixtures of experts during training, and how tokens reach the experts."""
 
-    router: Literal["auto", "none", "random", "top_k"] = "auto"  # random partition, then fold; or learned, the experts
-    # stay (the naive MoE); auto: random with ewa.enabled, none (the dense model) without
+    router: Literal["auto", "none", "random", "top_k"] = "auto"  # random partition, then fold; top_k: learned,
+    # and the experts stay (the naive MoE); auto: random with ewa.enabled, else none (the dense model)
     num_experts: int = 4
     layers: Any = "every_other"  # or "all", or a list of block numbers
-    top_k: int = 1  # experts a token, behind the learned router
+    top_k: int = 1  # experts per token, with the learned router
     balance: NonNegative = 0.01  # weight of that router's load-balancing loss
     init: Literal["auto", "copy", "independent"] = (
         "auto"  # copies of the FFN, or independent; auto: copy with init_from
     )
-    scope: Literal["batch", "sample"] = "batch"  # of the random partition: all tokens of a batch, or those of a sample
+    scope: Literal["batch", "sample"] = "batch"  # of the random partition: the tokens of a batch, or of each sample
 
 
 @dataclass
@@ -89,9 +89,9 @@ class EwaConfig:
     """Experts Weights Averaging: the experts are averaged towards each other after every optimizer step."""
 
     enabled: bool = True
-    share_rate: float = 0.3  # b of Eq. 6, or where it rises to
+    share_rate: float = 0.3  # b of Eq. 6, or the value that it rises to
     schedule: Literal["constant", "linear"] = "linear"
-    until: float = 1.0  # fraction of the training after which averaging is off
+    until: float = 1.0  # fraction of the training after which averaging stops
 
 
 @dataclass
@@ -101,12 +101,12 @@ class TrainConfig:
     task: str = "classification"  # what is learned: a module of pointewa/tasks
     epochs: AtLeastOne = 300
     batch_size: AtLeastOne = 32  # over all processes
-    accumulate: AtLeastOne = 1  # parts a batch is worked through in, to save memory
-    activation_checkpointing: bool = False  # keep less for the backward pass and compute it again: exact, slower
+    accumulate: AtLeastOne = 1  # parts in which a batch is processed, to save memory
+    activation_checkpointing: bool = False  # keep less for the backward pass and recompute it: exact, slower
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
     lr: NonNegative = 5e-4
     min_lr: NonNegative = 1e-6  # where the warm-up starts and the cosine ends
-    warmup_epochs: NonNegative | None = None  # None: a thirtieth of the epochs, the field's 10 of 300
+    warmup_epochs: NonNegative | None = None  # None: a thirtieth of the epochs, the usual 10 of 300
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
     momentum: Fraction = 0.9  # of SGD and Muon
     weight_decay: NonNegative = 0.05
@@ -119,24 +119,24 @@ class TrainConfig:
     save_every: Any = "15min"  # between checkpoints within an epoch: iterations or minutes; 0: only at its end
     max_skipped: Natural = 10  # steps of a run that may be skipped because the loss or a gradient was non-finite
     init_from: str | None = None  # weights to start from: a run, or a checkpoint of ours, Point-MAE or Point-BERT
-    layer_decay: PositiveFraction = 1.0  # factor of the learning rate from one block to the one before it
+    layer_decay: PositiveFraction = 1.0  # factor of the learning rate from each block to the one before it
     freeze_backbone: bool = False  # train the head only (probing)
-    ema_decay: Fraction = 0.0  # of an exponential moving average of the weights, which is then evaluated; 0: none
+    ema_decay: Fraction = 0.0  # of an exponential moving average of the weights, evaluated in their place; 0: none
 
 
 @dataclass
 class RunConfig:
-    """Where the run is kept."""
+    """The run folder."""
 
-    name: str | None = None  # None: made of the data set, model, scheme and seed
+    name: str | None = None  # None: composed of the data set, model, scheme and seed
     dir: str = "runs"
-    overwrite: bool = False  # start over, where otherwise an unfinished run of this name is resumed
-    report: bool = True  # at the end a page of the run, and in TensorBoard clouds, features, confusion matrix
+    overwrite: bool = False  # start over instead of resuming an unfinished run of this name
+    report: bool = True  # write the run's page at the end, and clouds, features, confusion matrix to TensorBoard
 
 
 @dataclass
 class Config:
-    """All of it."""
+    """The whole configuration."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -147,7 +147,7 @@ class Config:
 
     @property
     def router(self) -> str:
-        """How tokens reach the experts: "random" or "top_k"; "none" of a dense model."""
+        """How tokens reach the experts: "random" or "top_k"; "none" for a dense model."""
         if self.moe.router == "auto":
             return "random" if self.ewa.enabled else "none"
         return self.moe.router
@@ -163,12 +163,12 @@ class Config:
 def load_config(
     files: Iterable[str | Path] = (), overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
-    """Defaults, then ``base``, then YAML files, then overrides; the later one wins.
+    """Defaults, then ``base``, then YAML files, then overrides; later ones win.
 
     Args:
         files: YAML files, each saying only what differs.
         overrides: ``"group.key=value"``.
-        base: nested values that stand below the files.
+        base: nested values with less weight than the files.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a wrong type, a value out of range.
@@ -205,7 +205,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth")  # no field of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and not config.patch_out and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
@@ -291,7 +291,7 @@ def _expected(found: str, names: Iterable[str], near: bool = False) -> str:
     return f"expected one of {', '.join(names)}, found {found!r}"
 
 
-_LIMITS = {  # how pydantic's errors are said
+_LIMITS = {  # pydantic's errors in our words
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "more than {gt:g}",
     "less_than": "less than {lt:g}",

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The tools print them as one line and exit with code 2."""
+"""Errors that the user can mend. The tools print them as one line and exit with code 2."""
 
 import signal
 import traceback
@@ -24,7 +24,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """A run that went wrong, such as a loss that is not finite."""
+    """A run that went wrong, as by a non-finite loss."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: of the signal.
-        message: what was saved, and how to go on.
+        message: what was saved, and how to resume.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for use inside a one-line message."""
+    """The first line of another library's error, for use inside a one-line message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 

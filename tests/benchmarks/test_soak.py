@@ -1,4 +1,4 @@
-"""Trainings by the real command line are killed and go on: a small version of `make soak`."""
+"""Trainings by the real command line are killed and resumed: a small version of `make soak`."""
 
 import json
 import random
@@ -75,9 +75,9 @@ def test_the_least_change_of_a_weight_is_named(pair):
 
 def test_so_is_that_of_a_moment_of_the_optimizer(pair):
     state = read_state(pair[1] / LAST)
-    state["optimizer"]["norm.bias"]["exp_avg"].view(-1)[0] *= -1
+    state["optimizer"]["norm.weight"]["exp_avg"].view(-1)[0] *= -1
     torch.save(state, pair[1] / LAST)
-    assert soak.first_difference(*pair) == f"{LAST}/optimizer/norm.bias/exp_avg: tensors differ"
+    assert soak.first_difference(*pair) == f"{LAST}/optimizer/norm.weight/exp_avg: tensors differ"
 
 
 def test_of_a_metric_and_of_the_summary(pair):
@@ -109,12 +109,12 @@ SAVED = "stopped by SIGTERM: 20 of 99 steps are saved in x; resume with the same
         (soak.Attempt(0, "SIGTERM", code=0, after=20), SAVED, "exit code 0 after SIGTERM, done: False"),
         (soak.Attempt(0, code=2), "error: no", "exit code 2 after no signal, done: False: error: no"),
         (soak.Attempt(0, code=0), "", "exit code 0 after no signal, done: False"),
-        (soak.Attempt(0, "SIGINT", code=130, after=9), "stopped", "SIGINT after 9 steps, and no word of how to go on"),
+        (soak.Attempt(0, "SIGINT", code=130, after=9), "stopped", "SIGINT after 9 steps, and no word of how to resume"),
         (soak.Attempt(0, "SIGTERM", code=143, after=13), SAVED, "it said that 20 steps are saved, there are 13"),
         (
             soak.Attempt(20, after=99, done=True),
             "resuming x (13 steps)",
-            "it went on from 13 steps, 20 were saved",
+            "it resumed from 13 steps, 20 were saved",
         ),
         (soak.Attempt(20, "SIGKILL", code=137), "", "20 steps were saved, and it started over"),
         (soak.Attempt(20, after=99, done=True), "it will take about 1 s", "20 steps were saved, and it started over"),
