@@ -8,6 +8,7 @@ PY     := .venv/bin/python
 set = $(if $($(1)),$(2)=$($(1)))
 DATA  = $(call set,DATA_ROOT,data.root)
 MACH  = $(call set,DEVICE,train.device)
+TASKS = $(if $(TASK),--config configs/task/$(TASK).yaml)
 KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call set,SEED,train.seed) \
         $(call set,RUN,run.name) $(DATA) $(MACH) $(ARGS)
 
@@ -16,7 +17,7 @@ KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call se
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
-	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, folder) MODEL (tiny, small, point_mae, point_bert) EPOCHS SEED'
+	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, folder) MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
 	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
@@ -45,10 +46,11 @@ LAUNCH = $(if $(NPROC),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((($$(nproc) + $(NP
 ENDED  = $(if $(NPROC),|| { echo 'error: the processes have ended; see above. The same command goes on.' >&2; exit 2; })
 
 train: .venv/.done  ## train, fold, evaluate, or go on with RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
-	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(KEYS) $(ENDED)
+	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(TASKS) $(KEYS) $(ENDED)
 
+pretrain: TASK = masked_autoencoding
 pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
-	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml --config configs/task/masked_autoencoding.yaml $(KEYS) $(ENDED)
+	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(TASKS) $(KEYS) $(ENDED)
 
 study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"
 	@$(if $(STUDY),,echo 'error: say which study: make study STUDY=configs/study/quick.yaml' >&2; exit 2)

@@ -1,16 +1,20 @@
-"""The data sets by name."""
+"""The data sets by name: the modules of `datasets.layouts`."""
+
+import importlib
+import pkgutil
 
 import torch
 
-from datasets import prepare
+from datasets import layouts, prepare
 from datasets.base import Clouds
-from datasets.layouts import folder, modelnet40, scanobjectnn, shapenet55, shapes
 from datasets.source import Source
 from datasets.transforms import pool_size
 from pointewa.errors import DataError
 
-_MODULES = (folder, modelnet40, scanobjectnn, shapenet55, shapes)
-NAMES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+NAMES = {
+    module.name: importlib.import_module(f"{layouts.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(layouts.__path__)
+}
 _ANY = 1024  # points kept of an object if its source can give any number and none is asked for
 
 

@@ -184,9 +184,13 @@ class Subjects:
 
     def _scaled(self, points: Tensor) -> Tensor:
         """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""
+        return unit_sphere(points) if self._scale else points
+
+    @property
+    def _scale(self) -> bool:
+        """Whether the model's clouds were scaled in training, and those of the split are not."""
         model = self._loaded
-        scale = model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
-        return unit_sphere(points) if scale else points
+        return model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
 
     def _file(self, path: Path) -> Item:
         points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
@@ -211,7 +215,9 @@ class Subjects:
             pool = self._scaled(pool)
             return transform(pool) if transform else pool[:, : self.num_points]
 
-        loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, prepared)
+        # Without a change the points keep their labels.
+        change = prepared if transform or self._scale else None
+        loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, change)
         return progress(loader, title) if title else loader
 
     def draw(self, pool: Tensor, generator: Generator) -> Tensor:
