@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import pointewa.ewa as ewa
 from pointewa.errors import ConfigError
-from pointewa.models import LoadReport
 from pointewa.tasks.base import Batch, Outputs, Task, evaluating
 from pointewa.train.build import build_averaging, build_ema, build_model
 from pointewa.train.device import select_device, select_precision
@@ -145,12 +144,6 @@ class Training:
         twin.optimizer = build_optimizer(twin.model, self.config.train)
         twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.total_steps)
         return twin
-
-
-def initial_report(report: LoadReport, path: str) -> list[str]:
-    """What ``train.init_from`` brought, for people."""
-    lines = [f"{path}: {len(report.loaded)} tensors loaded"]
-    return [*lines, f"freshly initialised: {', '.join(report.fresh)}"] if report.fresh else lines
 
 
 def _flat(tensors: list[Tensor], device: torch.device) -> Tensor:

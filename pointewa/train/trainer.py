@@ -28,7 +28,7 @@ from pointewa.train.optimizer import learning_rate
 from pointewa.train.progress import TrainingProgress, duration, say
 from pointewa.train.rng import random_state, seed_all, set_random_state
 from pointewa.train.signals import StopSignals
-from pointewa.train.step import Training, initial_report
+from pointewa.train.step import Training
 
 
 class Trainer(Training):
@@ -52,8 +52,9 @@ class Trainer(Training):
         task = task_class(config.train.task)(config)
         super().__init__(task, data.class_names, len(data.train), world, load=not self.resumed)
         if self.report:
-            for line in initial_report(self.report, config.train.init_from):
-                self._say(line)
+            self._say(f"{config.train.init_from}: {len(self.report.loaded)} tensors loaded")
+            if self.report.fresh:
+                self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
         # Again, after building: so all schemes meet the same stream, however much building their models drew.
         seed_all(config.train.seed, world.rank)
         self.rng = random_state()  # to start with
