@@ -188,7 +188,7 @@ def load_config(
         _check_keys(layer, Config, source)
         try:
             merged = OmegaConf.merge(merged, layer)
-            OmegaConf.to_container(merged, resolve=True)
+            OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
         except (OmegaConfBaseException, OverflowError, RecursionError) as error:
             key = getattr(error, "full_key", None) or "config"
             raise ConfigError(f"{source}: {key}: {first_line(error)}") from error
@@ -310,7 +310,7 @@ def _check_values(config: Config) -> None:
         TypeAdapter(Config).validate_python(asdict(config))
     except ValidationError as error:
         first = error.errors()[0]
-        key, limits = ".".join(map(str, first["loc"])), first.get("ctx", {})
+        key, limits = ".".join(map(str, first["loc"][:2])), first.get("ctx", {})
         expected = _LIMITS.get(first["type"], first["msg"]).format(**limits)
         raise ConfigError(f"{key}: expected {expected}, found {reprlib.repr(first['input'])}") from error
     data, train = config.data, config.train

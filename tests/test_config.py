@@ -101,7 +101,7 @@ def test_presets_with_overrides():
         ("train.lr=-1", "train.lr: expected at least 0, found -1"),
         ("train.lr=nan", "train.lr: expected a finite number, found nan"),
         ("train.betas=[0.9]", "train.betas: expected two numbers"),
-        ("train.betas=[0.9,1]", "train.betas.1: expected less than 1, found 1"),
+        ("train.betas=[0.9,1]", "train.betas: expected less than 1, found 1"),
         ("train.seed=9223372036854775808", "train.seed: expected less than"),
         ("moe.router=none", "moe.router: a dense model has no experts to average"),
         ("train.accumulate=5", "train.accumulate: expected a divisor of train.batch_size 32, found 5"),

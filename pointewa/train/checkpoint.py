@@ -82,9 +82,9 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
         if training.ema:
             training.ema.load_state_dict(state["ema"])
         training.step = _whole(state["step"], training.total_steps)
-        training.seconds, training.skipped = float(state["seconds"]), _whole(state["skipped"], training.total_steps)
+        training.seconds, training.skipped = state["seconds"], _whole(state["skipped"], training.total_steps)
         totals = _totals(state["totals"], training.sums)
-        if not math.isfinite(training.seconds):
+        if type(training.seconds) not in (int, float) or not math.isfinite(training.seconds):
             raise ValueError("seconds")
         training.totals.copy_(torch.tensor(totals))
         random_states = state["random_states"]

@@ -37,7 +37,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: not such a state.
     """
-    if not all(isinstance(state[name], tuple) for name in ("python", "numpy")):
+    if not isinstance(state, dict) or not all(isinstance(state[name], tuple) for name in ("python", "numpy")):
         raise ValueError("expected tuples")
     name, keys, position, *rest = state["numpy"]
     if type(keys) is not list or type(position) is not int or not 0 <= position <= len(keys):
