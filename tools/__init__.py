@@ -7,12 +7,12 @@ from types import FrameType
 
 
 def _stopped_early(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+    if os.environ.get("RANK", "0") == "0":  # one of several processes reports it
         os.write(2, b"\nstopped by SIGINT: nothing had begun\n")
     os._exit(128 + number)
 
 
-# `python -m tools.x` imports this first, and torch for seconds after it. An exception in the middle of that would be a
-# long traceback, if the imports let it pass at all. `cli.run` takes over.
+# `python -m tools.x` imports this first, and then torch, for seconds. An exception during that would be a long
+# traceback, if the imports let it pass at all. `cli.run` takes over.
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stopped_early)

@@ -1,4 +1,4 @@
-"""What `tools.doctor` looks at once all packages are there: the machine, and the data sets."""
+"""What `tools.doctor` checks once all packages are installed: the machine and the data sets."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from pointewa.ops import backend
 from pointewa.train.device import keep_freed_memory, select_device, select_precision
 from tools.installed import BAD, INSTALL, NOTE, OK, Finding
 
-LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training takes
+LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
 SECONDS = 8.0  # to look for data sets
 _GET = {
     "modelnet40": "make data DATASET=modelnet40, or data.root=FOLDER",
@@ -35,7 +35,7 @@ _GET = {
 
 
 def machine(config: Config) -> Iterator[Finding]:
-    """The device that training would take, what it computes in, and a training step on it."""
+    """The device of a training, its precision and operators, and a training step on it."""
     try:
         device = select_device(config.train.device)
     except ConfigError as error:
@@ -67,7 +67,7 @@ def _operators() -> Finding:
             import pytorch3d._C  # noqa: F401
         except ImportError as error:
             why = f"pytorch3d does not load: {first_line(error)[:150]}"
-    mends = (platform.system(), platform.machine()) == ("Linux", "x86_64")  # where there is a file of it
+    mends = (platform.system(), platform.machine()) == ("Linux", "x86_64")  # where there is a wheel of it
     return Finding("machine", name, NOTE, f"torch, slower on GPUs; {why}", INSTALL if mends else "")
 
 
@@ -79,17 +79,22 @@ def _step(device: torch.device) -> Finding:
         loss.backward()
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {loss.item()}")
-    except Exception as error:  # whatever it may be: to find it is what this is for
+    except Exception as error:  # of any kind: this is meant to find it
         remedy = "train.device=cpu" if device.type != "cpu" else INSTALL
         return Finding("machine", "training step", BAD, f"fails on {device}: {first_line(error)[:150]}", remedy)
     return Finding("machine", "training step", OK, f"works on {device.type}, {time.perf_counter() - start:.1f} s")
 
 
 def resources(config: Config) -> Iterator[Finding]:
-    """Room on disk and in memory, and whether freed memory is kept."""
+    """Free space on disk and in memory, and whether freed memory is kept."""
     for name, folder, remedy, state in (
         ("disk for runs", Path(config.run.dir), "free some space, or run.dir=FOLDER", BAD),
-        ("disk for prepared data", cache_dir(), "free some space, or set POINTEWA_CACHE", NOTE),  # a temporary one does
+        (
+            "disk for prepared data",
+            cache_dir(),
+            "free some space, or set POINTEWA_CACHE",
+            NOTE,
+        ),  # else a temporary one
     ):
         there = folder = folder.absolute()
         while not there.exists():
@@ -105,14 +110,14 @@ def resources(config: Config) -> Iterator[Finding]:
     kept = keeps_freed_memory()
     text = {
         True: "freed memory is kept for its next use",
-        False: "freed memory goes back to the system, which makes a CPU slower",
-        None: "this system does not tell whether freed memory is kept",
+        False: "freed memory is returned to the system, which slows training on a CPU",
+        None: "this system does not show whether freed memory is kept",
     }[kept]
     yield Finding("machine", "allocator", OK if kept else NOTE, text)
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can still get; None where the system does not tell."""
+    """Bytes of available memory; None where the system does not show them."""
     with suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         return 1024 * int(found[1]) if found else None
@@ -120,9 +125,9 @@ def free_memory() -> int | None:
 
 
 def keeps_freed_memory() -> bool | None:
-    """Whether `keep_freed_memory` has its effect: 64 MiB that were used and freed still belong to this process.
+    """Whether `keep_freed_memory` works: 64 MiB that were used and freed still belong to this process.
 
-    None where the system does not tell.
+    None where the system does not show it.
     """
 
     def resident() -> int:
@@ -138,7 +143,7 @@ def keeps_freed_memory() -> bool | None:
 
 
 def data_sets(config: Config) -> Iterator[Finding]:
-    """Where each known set is, by the code that training calls, as far as `SECONDS` reach."""
+    """Where each known set is, by the code that training uses, within `SECONDS`."""
     chosen, found = config.data, {}
 
     def look() -> None:
@@ -147,21 +152,21 @@ def data_sets(config: Config) -> Iterator[Finding]:
                 variant = chosen.variant if name == chosen.name else None
                 source = datasets.open_source(name, chosen.root, "test", 1, variant)
                 found[name] = True, f"{source.layout}, {len(source)} test objects, {source.path}"
-            except Exception as error:  # strange files of one set must not hide the others
+            except Exception as error:  # unexpected files of one set must not hide the others
                 known = isinstance(error, DataError)
                 found[name] = False, first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
 
     with redirect_stderr(io.StringIO()):  # notes of the data modules
-        thread = threading.Thread(target=look, daemon=True)  # left behind where a set is very large
+        thread = threading.Thread(target=look, daemon=True)  # left running if a set is very large
         thread.start()
         thread.join(SECONDS)
     root = Path(chosen.root).absolute()
     there = root.exists()
     yield Finding("data", "data.root", OK if there else NOTE, f"{root}{'' if there else ', which does not exist'}")
     for name in sorted(datasets.NAMES):
-        there, text = found.get(name, (None, f"not looked through in {SECONDS:.0f} s"))
+        there, text = found.get(name, (None, f"not searched within {SECONDS:.0f} s"))
         if there is False and name != chosen.name:
-            text = "not there"
+            text = "not found"
         state = OK if there else BAD if there is False and name == chosen.name else NOTE
         yield Finding("data", name, state, text, _GET.get(name, "") if there is False else "")
 

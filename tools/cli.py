@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Shared parts of the command lines."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from pointewa.train.distributed import launched
 
 
 class Debug(argparse.Action):
-    """``--debug`` is ``POINTEWA_DEBUG=1``, which other processes of a study or a launch inherit."""
+    """``--debug`` sets ``POINTEWA_DEBUG=1``, which the processes of a study inherit."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, nargs=0, **kwargs)
@@ -44,12 +44,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
-    """The configuration that the arguments say."""
+    """The configuration given by the arguments."""
     return load_config(args.config, args.overrides, base)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``. The user's errors become a message and exit code 2, SIGINT and SIGTERM one and 130 and 143."""
+    """Call ``main``. The user's errors end in a message and exit code 2, SIGINT and SIGTERM in one and 130 and 143."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -58,7 +58,7 @@ def run(main: Callable[[], None]) -> None:
     process = f"[process {world.rank}] " if world.rank else ""
 
     def leave(code: int) -> NoReturn:
-        if world.size > 1:  # the threads of a process group that lost a member would wait at the exit
+        if world.size > 1:  # threads of a process group that lost a member would wait at exit
             sys.stdout.flush()
             os._exit(code)
         sys.exit(code)
@@ -70,7 +70,7 @@ def run(main: Callable[[], None]) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
-    except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it was met
+    except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it occurs
         if os.environ.get("POINTEWA_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         print(f"{process}error: {error}", file=sys.stderr, flush=True)

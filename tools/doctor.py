@@ -1,4 +1,4 @@
-"""Look whether training can run here: packages, operators, device, memory, disk, data, and what mends what is missing.
+"""Check whether training can run here: packages, operators, device, memory, disk, data, and how to get what is missing.
 
 python -m tools.doctor
 python -m tools.doctor data.name=modelnet40 data.root=/data --json
@@ -11,11 +11,11 @@ from dataclasses import asdict
 
 from tools.installed import BAD, INSTALL, NOTE, OK, Finding, packages
 
-# Nothing else up here: what this tells most often is that a package is missing.
+# No other imports here: what this reports most often is a missing package.
 
 
 def show(findings: list[Finding]) -> None:
-    """One screen; in colour where the terminal has it and NO_COLOR is not set."""
+    """Show the findings on one screen; in colour on a terminal, unless NO_COLOR is set."""
     fine = [one for one in findings if (one.group, one.state) == ("packages", OK)]
     rows = [(OK, "packages", ", ".join(f"{one.name} {one.found}" for one in fine), "")]
     rows += [(one.state, one.name, one.found, one.remedy) for one in findings if one not in fine]
@@ -38,7 +38,7 @@ def show(findings: list[Finding]) -> None:
 
 
 def tell(findings: list[Finding], as_json: bool) -> str:
-    """Print what was found.
+    """Print the findings.
 
     Returns:
         Why training cannot run, empty if it can.
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     findings = list(packages())
     try:
         checks, cli = (importlib.import_module(f"tools.{name}") for name in ("checks", "cli"))
-    except Exception as error:  # missing, or there and broken, as a torch of another system is
+    except Exception as error:  # missing, or broken, as a torch for another system is
         if all(one.state != BAD for one in findings):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             findings.append(Finding("packages", "imports", BAD, reason, INSTALL))
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     try:
         from tools import cli
     except Exception:
-        main()  # tells why
+        main()  # reports why
     else:
         cli.run(main)

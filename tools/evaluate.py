@@ -27,7 +27,7 @@ def _mean(values: list[float]) -> float:
 
 
 def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation]) -> Table:
-    """Accuracy of each class, over all and as the mean of the classes, a column for each way of evaluating."""
+    """Accuracy of each class, overall, and as the mean of the classes, with a column for each way of evaluating."""
     table = Table(title=title)
     table.add_column("")
     for name in results:
@@ -56,7 +56,7 @@ def robustness(errors: dict[str, list[float]], clean: float) -> Table:
 
 
 def show_metrics(subjects: Subjects, as_json: bool) -> None:
-    """The metrics of a model that predicts no classes."""
+    """Print the metrics of a model that predicts no classes."""
     metrics, dataset, objects = subjects.metrics(), subjects.config.data.name, len(subjects.clouds)
     if as_json:
         print(json.dumps({"dataset": dataset, "objects": objects, **metrics}))
@@ -72,10 +72,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE or Point-BERT")
     cli.add_config(parser)
-    parser.add_argument("--votes", type=int, default=0, metavar="N", help="evaluate by N votes as well")
-    parser.add_argument("--corrupt", action="store_true", help="evaluate under corruptions as well")
+    parser.add_argument("--votes", type=int, default=0, metavar="N", help="also evaluate with N votes")
+    parser.add_argument("--corrupt", action="store_true", help="also evaluate under corruptions")
     parser.add_argument(
-        "--confusion", nargs="?", const="", metavar="PNG", help="print the confusion matrix, or draw it too"
+        "--confusion",
+        nargs="?",
+        const="",
+        metavar="PNG",
+        help="print the confusion matrix, and draw it to PNG",
     )
     args = parser.parse_intermixed_args(argv)
     if args.votes < 0:
@@ -111,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     console, what = Console(), f"{dataset}, test split, {len(plain.labels)} objects"
     if evaluator.shared:
-        what += f" of the {len(names)} classes that the model knows, argmax among these"
+        what += f" of the {len(names)} classes that the model has too, argmax over these"
     console.print(accuracies(what, names, results))
     if errors:
         console.print(robustness(errors, 100 - plain.accuracy))

@@ -5,8 +5,8 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 
-The programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how), and
-return logits; patches are cut inside. Each file is read back and compared with the model before it is kept.
+The exported programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how),
+and return logits; the patch embedding is part of them. Each file is read back and compared with the model.
 """
 
 import json
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--format", choices=SUFFIXES, required=True, help=" ".join(SUFFIXES.values()))
     parser.add_argument(
-        "--fuse-batch-norm", action="store_true", help="make batch norms part of the layers before them: faster"
+        "--fuse-batch-norm", action="store_true", help="merge batch norms into the layers before them: faster"
     )
     args = parser.parse_args(argv)
     loaded = load_model(args.model)

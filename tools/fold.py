@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--fuse-batch-norm",
         action="store_true",
-        help="make batch norms part of the layers before them: faster, for inference only",
+        help="merge batch norms into the layers before them: faster, for inference only",
     )
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":

@@ -1,4 +1,4 @@
-"""Which packages are there, told with the standard library only: one may be missing that everything else imports."""
+"""Which packages are installed, found with the standard library only, since any other may be missing."""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +16,7 @@ LIBUSB = "apt install libusb-1.0-0"
 INSTALL = "make setup, or pip install -r requirements.txt"
 _REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 _TRAINING = "training"
-# Of each package the name that is imported, and what is not possible without it.
+# For each package the name to import, and what it is needed for.
 PACKAGES = {
     "torch": ("torch", _TRAINING),
     "numpy": ("numpy", _TRAINING),
@@ -41,14 +41,14 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
         group: "packages", "machine" or "data".
-        name: what it is.
+        name: what was checked.
         state: `OK`, `NOTE` (training can run) or `BAD` (it cannot).
-        found: how it is.
-        remedy: what mends it, where something should be mended.
+        found: what was found.
+        remedy: what to do about it, if anything.
     """
 
     group: str
@@ -59,7 +59,7 @@ class Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """Python, and every package that something here needs; none of them is imported."""
+    """Python and every package that is needed here; none of them is imported."""
     new = sys.version_info >= (3, 11)
     yield Finding("packages", "Python", OK if new else BAD, platform.python_version(),
                   "" if new else "make setup PYTHON=... of version 3.11 or newer")  # fmt: skip
@@ -70,7 +70,7 @@ def packages() -> Iterator[Finding]:
             yield Finding("packages", package, BAD if purpose == _TRAINING else NOTE, f"missing, for {purpose}", remedy)
             continue
         version = "of unknown version"
-        for distribution in (module, package):  # it may come as pytorch3d or easypytorch3d, open3d or open3d-cpu
+        for distribution in (module, package):  # its distribution is pytorch3d or easypytorch3d, open3d or open3d-cpu
             with suppress(importlib.metadata.PackageNotFoundError):
                 version = importlib.metadata.version(distribution)
         if module == "open3d" and find_library("usb-1.0") is None:
@@ -83,7 +83,7 @@ def packages() -> Iterator[Finding]:
 
 
 def tell_of_libraries() -> None:
-    """One line for each package that lacks a library of the system; `make setup` ends with it."""
+    """Print a line for each package that lacks a system library; `make setup` ends with it."""
     for one in packages():
         if one.remedy == LIBUSB:
             print(f"note: {one.name} {one.found}: {one.remedy}")

@@ -32,7 +32,7 @@ def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
     """
     points = read_points(
         path, samples=max(10_000, 2 * model.num_points)
-    )  # of a mesh, as `datasets.layouts.folder` has them
+    )  # as many on a mesh as in `datasets.layouts.folder`
     try:
         name, probabilities = model.predict(turn_up(torch.from_numpy(points), up))
     except ValueError as error:
@@ -42,7 +42,7 @@ def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
 
 
 def as_table(predictions: list[dict[str, Any]]) -> Table:
-    """A row a file, its most probable classes first."""
+    """A row per file, the most probable classes first."""
     table = Table()
     table.add_column("file", overflow="fold")
     for place in ("class", "second", "third")[:TOP]:

@@ -1,4 +1,4 @@
-"""Look at a data set as it is on disk, verify it, pack it into one file, or download it.
+"""Inspect a data set as it is on disk, verify it, pack it into one file, or download it.
 
 python -m tools.prepare_data inspect data.name=modelnet40 data.root=/data
 python -m tools.prepare_data verify data.name=scanobjectnn data.root=/data data.variant=obj_bg
@@ -29,7 +29,7 @@ from pointewa.errors import ConfigError, DataError
 from pointewa.train.trainer import duration
 from tools import cli
 
-_MESH_POINTS = 8192  # packed of an object whose source has any number of points
+_MESH_POINTS = 8192  # packed per object if the source can give any number
 
 
 def sources(config: Config) -> dict[str, Source]:
@@ -42,7 +42,7 @@ def sources(config: Config) -> dict[str, Source]:
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """What is there."""
+    """Show what is on disk."""
     found = report.inspect(sources(config), args.seconds or math.inf)
     splits = found["splits"]
     table = Table(title=f"{config.data.name} as it is on disk")
@@ -95,7 +95,7 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
 
 
 def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """Whether it is the official set, whole."""
+    """Check whether it is the complete official set."""
     good, bad = report.verify(config.data.name, sources(config))
     for line in good:
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
@@ -107,7 +107,7 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
 
 
 def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """Into one file, in farthest-point order."""
+    """Write one file, in farthest-point order."""
     found, data = sources(config), config.data
     if args.int16 and not found["train"].normalize:
         raise ConfigError(
@@ -119,7 +119,7 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
     variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
     if data.background == "drop":
-        variant = f"_without_background{variant}"  # not a name under which the whole set is looked for
+        variant = f"_without_background{variant}"  # not the name under which the complete set is found
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():
@@ -158,7 +158,7 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
 
 
 def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
-    """From the internet."""
+    """Download a set."""
     folder = download(config.data.name, Path(config.data.root))
     console.print(f"{folder} is here; verify it with make data DATASET={config.data.name} WHAT=verify", highlight=False,
                   soft_wrap=True)  # fmt: skip
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         "--seconds",
         type=float,
         default=120,
-        help="inspect: most for finding objects that occur twice (120; 0: any)",
+        help="inspect: limit for finding objects that occur twice (120; 0: none)",
     )
     args = parser.parse_intermixed_args(argv)
     if args.points is not None and args.points < 1:

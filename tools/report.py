@@ -1,4 +1,4 @@
-"""One page of a run: its result, curves, experts, what its task shows (mistakes, reconstructions), how it was made.
+"""Write the page of a run: result, curves, experts, what its task shows (mistakes, reconstructions), how it was made.
 
 python -m tools.report runs/x
 python -m tools.report runs/x --out x.html data.root=/data

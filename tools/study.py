@@ -1,4 +1,4 @@
-"""Train arms x seeds one after the other, go on wherever that was stopped, and report what differs.
+"""Train arms x seeds one after the other, resume wherever that was stopped, and report the differences.
 
 python -m tools.study studies/layers.yaml data.root=/data
 python -m tools.study studies/layers.yaml --jobs 2 --budget 3600 train.device=cuda
@@ -12,11 +12,11 @@ A study file:
     arms:  # the first is the baseline
       dense: {ewa: {enabled: false}}
       ewa:
-      ewa-all: {ewa: {layers: all}}
+      ewa-all: {moe: {layers: all}}
     seeds: [0, 1, 2]
 
-Each run is a run folder runs/STUDY/ARM-seedK, with what it prints in runs/STUDY/ARM-seedK.log. Whatever ends the tool
-ends its trainings too, and the same command resumes it. The report has all finished runs, in results/STUDY.
+Each run has its folder runs/STUDY/ARM-seedK, and its output is in runs/STUDY/ARM-seedK.log. Whatever ends the tool ends
+its trainings too, and the same command resumes it. The report of all finished runs is in results/STUDY.
 """
 
 import json
@@ -38,12 +38,12 @@ TRAIN = (sys.executable, "-m", "tools.train")
 
 
 def train(study: Study, console: Console, only: list[str], jobs: int, budget: float | None) -> Outcome:
-    """Train what is not finished.
+    """Train the runs that are not finished.
 
     Raises:
-        ConfigError: arms that the study has not; no jobs; a negative budget.
+        ConfigError: unknown arms, no jobs, a negative budget.
         CheckpointError: another process works on this study.
-        Stopped: SIGTERM or SIGINT came; the trainings have saved and ended.
+        Stopped: by SIGTERM or SIGINT; the trainings have saved and ended.
     """
     if unknown := [arm for arm in only if arm not in study.arms]:
         raise ConfigError(f"--only: expected some of {', '.join(study.arms)}, found {unknown[0]!r}")
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study", metavar="STUDY.yaml", help="the study file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default 1)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop, able to go on, when they have passed")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop after so long; the same command resumes")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="train only these; the report has all")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the report (default results/STUDY)")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     study = load_study(args.study, overrides)
     console, out = Console(stderr=args.json), args.out or Path("results", study.name)
     if not console.is_terminal:
-        console.width = 140  # the table as it is, where nothing has an edge
+        console.width = 140  # output that goes to a file or a pipe has no width of its own
     outcome = Outcome()
     if not args.report_only:
         outcome = train(study, console, [arm for arm in args.only if "=" not in arm], args.jobs, args.budget)

@@ -1,10 +1,10 @@
-"""Fit a linear support vector machine on the features of a frozen model, and report its accuracy on the test split.
+"""Fit a linear support vector machine to the features of a frozen model, and report its accuracy on the test split.
 
 python -m tools.svm runs/pretrained-modelnet40-tiny data.root=/data
 python -m tools.svm runs/x --config configs/scanobjectnn.yaml data.root=/data data.train_fraction=0.1 --json
 
-Data set and objects are those of the model's training unless said otherwise. Features are scaled to mean 0 and
-variance 1.
+Data set and objects are those of the model's training, unless the arguments say otherwise. Features are scaled to
+mean 0 and variance 1.
 """
 
 import json

@@ -32,12 +32,12 @@ SETTLED = 300  # steps
 
 
 def train(config: Config, world: World, console: Console) -> dict[str, Any]:
-    """Train from wherever the run is; returns its summary."""
+    """Train from the run's current state; returns its summary."""
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if restarts and config.run.name is None:
         raise ConfigError("run.name: torchrun --max-restarts needs a name to find the run by: run.name=x")
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        config.run.overwrite = False  # what is there is this run's own beginning
+        config.run.overwrite = False  # what is there was written before the restart
     folder = world.broadcast(world.first and find_run(config))
     summary = None if config.run.overwrite else read_summary(folder)
     if summary:
@@ -54,13 +54,13 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
         try:
             show_run(trainer)
         except KeyboardInterrupt as error:
-            told = f"the run is finished; its page is drawn by: make report CKPT={folder}"
+            told = f"the run is finished; make report CKPT={folder} draws its page"
             raise Stopped(getattr(error, "number", signal.SIGINT), told) from error
     return summary
 
 
 def show_run(trainer: Trainer) -> None:
-    """The page of the run and, in TensorBoard, what is no curve. The run is finished whatever comes of them."""
+    """Write the page of the run and, to TensorBoard, all but the curves. The run is finished even if that fails."""
     say(trainer.console, "drawing the run's page")
     data, train = trainer.config.data, trainer.config.train
     try:
@@ -71,7 +71,7 @@ def show_run(trainer: Trainer) -> None:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The result as people read it."""
+    """The result as a table."""
     columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
     table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
     for name in columns:

@@ -1,4 +1,4 @@
-"""Draw clouds, patches, and what a model makes of them: as PNG, as a page that turns in any browser, in a window.
+"""Draw clouds, patches and what a model does with them: as PNG, as a page for any browser, or in a window.
 
 python -m tools.visualize cloud --config configs/shapes.yaml --html clouds.html
 python -m tools.visualize cloud --object chair --object 17 --object my_mesh.obj --up z --out clouds.png
@@ -10,12 +10,12 @@ python -m tools.visualize embedding --run runs/x --method tsne
 python -m tools.visualize experts --run runs/x
 
 cloud           objects by index, name, class or file; by default one of each class
-patches         centres and groups as the model of --run, or of the configuration, makes them
-saliency        what the prediction rests on: gradient x input, and leaving out each patch
+patches         centres and groups, as the model of --run or of the configuration forms them
+saliency        what the prediction rests on: gradient x input, and the effect of leaving out each patch
 errors          the most confident mistakes on the split
-reconstruction  of a pre-training: masked input, prediction, truth
+reconstruction  of a pre-training run: masked input, prediction, truth
 embedding       the features of the split, coloured by class
-experts         their disagreement over the training, and how far they are from each other now
+experts         their disagreement during training, and their distances at the end
 """
 
 import argparse
@@ -90,7 +90,7 @@ _WITHOUT_RUN = ("cloud", "patches")
 
 
 def _figure(found: Any, renderer: str) -> tuple[Any, str]:
-    """A matplotlib figure, and what drew it. Open3D renders the clouds of a picture if it is wanted and works here."""
+    """A matplotlib figure, and what drew it: Open3D renders clouds if that is wanted and works here."""
     if not isinstance(found, Picture):
         return found, "matplotlib"
     if renderer == "matplotlib" or (renderer == "auto" and not offscreen.available()):
@@ -104,7 +104,7 @@ def _figure(found: Any, renderer: str) -> tuple[Any, str]:
 
 
 def _write(drawing: Drawing, what: str, out: Path | None, html: Path | None, renderer: str) -> str:
-    """Write the PNG and the HTML page, if they are wanted; returns what drew the PNG."""
+    """Write the PNG and the HTML page, if wanted; returns what drew the PNG."""
     drawer = ""
     if out:
         figure, drawer = _figure(drawing.of("png"), renderer)
@@ -124,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_config(parser)
     parser.add_argument("--run", metavar="RUN", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE")
     parser.add_argument("--object", action="append", default=[], metavar="X",
-                        help="index, object name, class, or file; may be given several times")  # fmt: skip
-    parser.add_argument("--count", type=int, metavar="N", help="objects at most; of a class its first N")
+                        help="index, object name, class or file; may be repeated")  # fmt: skip
+    parser.add_argument("--count", type=int, metavar="N", help="at most N objects; of a class its first N")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the data set (default test)")
     parser.add_argument("--up", choices=UP_AXES, default="y", help="axis of a file that points up (default y)")
     parser.add_argument("--num-groups", type=int, metavar="G", help="patches: how many")
@@ -133,12 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="tsne", help="embedding: how (default tsne)")
     parser.add_argument("--columns", type=int, metavar="N", help="of the grid of cloud and errors")
     parser.add_argument("--out", metavar="FILE", help="PNG; or HTML where it ends in .html (default WHAT.png)")
-    parser.add_argument(
-        "--html", metavar="FILE", help="a page that turns in any browser, in addition to --out or instead of it"
-    )
+    parser.add_argument("--html", metavar="FILE", help="a page for any browser, in addition to --out or instead of it")
     parser.add_argument("--renderer", choices=("auto", "open3d", "matplotlib"), default="auto",
-                        help="of a PNG's clouds (default auto: Open3D where it can render)")  # fmt: skip
-    parser.add_argument("--show", action="store_true", help="a window of Open3D, where there is a display")
+                        help="for the clouds of a PNG (default auto: Open3D where it can render)")  # fmt: skip
+    parser.add_argument("--show", action="store_true", help="open a window of Open3D, where there is a display")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What must be known of a model besides its weights."""
+"""What a run folder says of a model besides its weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -15,22 +15,22 @@ from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import PatchEncoder
 from pointewa.models.registry import KINDS, Kind, kind_of
 
-# Of any number in a description, such as the points of all groups: published models have 2,048 to 16,384. No product of
-# them overflows.
+# The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
+# no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
 
 
 @dataclass
 class LoadedModel:
-    """A model, dense or with gated experts, and what must be known to use it.
+    """A model, dense or with gated experts, and what is needed to use it.
 
     Args:
         model: of a kind in `pointewa.models.registry`, in evaluation mode.
-        class_names: C names; none of a model that knows no classes.
-        num_points: P of its training.
+        class_names: C names; none for a model without classes.
+        num_points: P in its training.
         dataset: name of the set it was trained on.
-        normalize: what was done to its clouds: "unit_sphere" (centred, scaled to largest norm 1) or "none".
-        task: what it learned, a name in `pointewa.tasks`.
+        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1) or "none".
+        task: what it has learned, a name in `pointewa.tasks`.
     """
 
     model: nn.Module
@@ -41,7 +41,7 @@ class LoadedModel:
     task: str = "classification"
 
     def description(self) -> dict[str, Any]:
-        """All but the weights, as plain values."""
+        """Everything but the weights, as plain values."""
         name = kind_of(self.model)
         values = KINDS[name].describe(self.model)
         gated = {path: moe for path, moe in ewa.moe_layers(self.model).items() if isinstance(moe, ewa.TopKMoE)}
@@ -64,18 +64,18 @@ class LoadedModel:
 
 
 def batch_norms_are_fused(model: nn.Module) -> bool:
-    """Whether the patch encoder's batch norms are part of the layers before them."""
+    """Whether the patch encoder's batch norms are merged into the layers before them."""
     encoders = [module for module in model.modules() if isinstance(module, PatchEncoder)]
     norms = [one for encoder in encoders for one in encoder.modules() if isinstance(one, nn.BatchNorm1d)]
     return bool(encoders) and not norms
 
 
 def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
-    """The model of a description, its parameters without memory: a wrong description must not ask for a lot of it.
+    """The model of a description, on the meta device: a wrong description must not allocate memory.
 
     Args:
-        description: what `LoadedModel.description` returned, or whatever a file holds.
-        weights: names to tensors, of which there must be as many as the description asks for blocks.
+        description: as from `LoadedModel.description`, or whatever a file holds.
+        weights: names to tensors; there must be at least as many as the description has blocks.
         path: for messages.
 
     Raises:
@@ -95,16 +95,16 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
             if experts:
                 mixture = partial(ewa.TopKMoE, top_k=experts["top_k"])
                 model = ewa.to_moe(model, experts["num_experts"], experts["layers"], "copy", mixture=mixture)
-    except ValueError as error:  # of a value out of range; anything else that the model raises is a fault of its code
+    except ValueError as error:  # a value out of range; anything else that the model raises is a fault in its code
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
     task = description.get("task", "classification" if kind is KINDS["classifier"] else "masked_autoencoding")
     return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")), task)
 
 
 def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
-    """The kind of model and the values it is built of; then what all models need is known to be of the right types."""
+    """The kind of model and the values to build it from; also checks the types of what all models need."""
     expect(description, dict, "the description")
-    masked = description.get("masked")  # how version 0.1 told the two kinds apart
+    masked = description.get("masked")  # how version 0.1 distinguished the two kinds
     name = description.get("model", "classifier" if masked is None else "masked_autoencoder")
     if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"model: expected one of {', '.join(KINDS)}")
@@ -115,7 +115,7 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
         expect(description.get(key), field_type, key)
     for one in description["class_names"]:
         expect(one, str, "class_names")
-    expect(description.get("task", ""), str, "task")  # version 0.1 did not say it
+    expect(description.get("task", ""), str, "task")  # version 0.1 had no such key
     if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
         raise ValueError("num_points or normalize is out of range")
     values = {key: description.get(key) for key in KINDS[name].fields}
@@ -139,7 +139,7 @@ def _architecture(values: Any, num_weights: int) -> Architecture:
         raise ValueError("mlp_ratio is out of range")
     if architecture.depth > num_weights:
         raise ValueError(f"depth {architecture.depth}, but {num_weights} tensors")
-    if architecture.num_groups * architecture.group_size > _MOST:  # of which the weights tell nothing
+    if architecture.num_groups * architecture.group_size > _MOST:  # the weights do not depend on it
         raise ValueError(f"{architecture.num_groups} groups of {architecture.group_size} points")
     return architecture
 
@@ -156,7 +156,7 @@ def _experts(description: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_experts(num_experts: Any, layers: Any) -> None:
-    """Refuse what `pointewa.ewa.to_moe` can't take, or would need absurd memory for.
+    """Refuse what `pointewa.ewa.to_moe` cannot take, or would need absurd amounts of memory for.
 
     Raises:
         ValueError: a value of a wrong type or out of range.
@@ -182,6 +182,6 @@ def expect(value: Any, kind: type, name: str) -> None:
     Raises:
         ValueError: naming ``name`` and both types.
     """
-    # The type itself: True is an int, and printing what else may be there can take forever.
+    # The type itself, since True is an int; it is not printed, since printing an unknown value can take forever.
     if type(value) is not kind and (type(value), kind) != (int, float):
         raise ValueError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")

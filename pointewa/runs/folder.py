@@ -1,4 +1,4 @@
-"""Run folders."""
+"""Run folders: finding, locking and starting them."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from pointewa.safe.files import atomic_write, remove_temporary
 
 CONFIG = "config.yaml"
 
-# What may differ between a run and its continuation: nothing that changes the result.
+# What may differ between a run and its continuation, since it does not change the result.
 _FREE = (
     "run.name", "run.dir", "run.overwrite", "run.report", "data.root", "data.stream",
     "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
@@ -22,14 +22,14 @@ _FREE = (
 
 
 def find_run(config: Config) -> Path:
-    """The folder of a new run, or of the unfinished or finished one that has the name. Writes nothing.
+    """The folder of a new run, or of the unfinished or finished one of that name. Writes nothing.
 
-    Without ``run.name`` it is a new run, whose name tells data set, model, scheme and seed, and a number where that
-    is taken.
+    Without ``run.name`` it is a new run, named after data set, model, scheme and seed, with a number if that name is
+    taken.
 
     Raises:
-        ConfigError: the folder is no run folder, or its run was made with another configuration and
-            ``run.overwrite`` is not set.
+        ConfigError: the folder is not a run folder, or its run has another configuration and ``run.overwrite`` is
+            not set.
     """
     root, name = Path(config.run.dir), config.run.name
     if name is None:
@@ -43,7 +43,7 @@ def find_run(config: Config) -> Path:
             return folder
     except FileNotFoundError:
         return folder
-    except (OSError, ValueError) as error:  # a file; a name that is too long, or has characters that no name can have
+    except (OSError, ValueError) as error:  # a file; a name that is too long or has forbidden characters
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise ConfigError(f"run.name: {reprlib.repr(str(folder))} cannot be used ({reason})") from error
     if not (folder / CONFIG).is_file():
@@ -66,15 +66,15 @@ def find_run(config: Config) -> Path:
 
 
 def can_resume(folder: Path, config: Config) -> bool:
-    """Whether the run in a folder of `find_run` is to go on from a checkpoint."""
+    """Whether the run in a folder of `find_run` is to resume from a checkpoint."""
     return not config.run.overwrite and has_state(folder)
 
 
 class Lock:
-    """Holds a run folder for one process: as long as that lives, until `release`, or in a ``with`` block.
+    """Locks a run folder for this process, until it ends, until `release`, or in a ``with`` block.
 
     Raises:
-        CheckpointError: another one has it.
+        CheckpointError: another process holds the lock.
     """
 
     _handle = -1
@@ -90,7 +90,7 @@ class Lock:
         remove_temporary(folder)
 
     def release(self) -> None:
-        """Give it up."""
+        """Release the lock."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
@@ -105,10 +105,10 @@ class Lock:
 
 
 def start_run(folder: Path, config: Config) -> Lock:
-    """Make the folder of a new run, emptying an older one that `find_run` found may be overwritten, and lock it.
+    """Make and lock the folder of a new run; an older run that `find_run` allows to be overwritten is removed.
 
     Raises:
-        CheckpointError: it cannot be written, or another process has it.
+        CheckpointError: it cannot be written, or another process holds its lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def start_run(folder: Path, config: Config) -> Lock:
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != CONFIG:  # last, so that it stays a run folder whenever this is interrupted
+            elif path.name != CONFIG:  # kept to the end, so that it stays a run folder if this is interrupted
                 path.unlink()
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(to_yaml(config))

@@ -16,8 +16,8 @@ class Logbook:
 
     Args:
         folder: of the run.
-        first_epoch: what earlier, interrupted training wrote for this epoch or later ones is taken out.
-        first_step: the iteration it starts at.
+        first_epoch: records of this epoch and later ones, from an interrupted training, are removed.
+        first_step: the iteration at which training starts.
     """
 
     def __init__(self, folder: Path, first_epoch: int = 0, first_step: int = 0) -> None:
@@ -52,7 +52,7 @@ class Logbook:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` in order, without those that are cut off or hold no record of an epoch.
+    """The records in a run's ``metrics.jsonl``, in order; lines that are cut off or hold no record are left out.
 
     Raises:
         CheckpointError: there is no such file.
@@ -65,7 +65,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """An epoch's record; None of a line that whatever ended the run cut off."""
+    """An epoch's record; None for a line that was cut off when the run ended."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The figures of a finished run."""
+"""The summary of a finished run."""
 
 import json
 import math
@@ -13,7 +13,7 @@ SUMMARY = "summary.json"
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The figures of a finished run; None of an unfinished one.
+    """The summary of a finished run; None for an unfinished one.
 
     Raises:
         CheckpointError: damaged.

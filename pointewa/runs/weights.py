@@ -1,4 +1,4 @@
-"""Reading and writing models and the state of a training run. No file that is read can run code."""
+"""Reading and writing models, and reading training states. No file can run code when it is read."""
 
 import json
 import warnings
@@ -39,11 +39,10 @@ def save_model(path: Path, loaded: LoadedModel) -> None:
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The classifier of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (folded on the way).
+    """The classifier of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (which is folded).
 
     Raises:
-        CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture, or a
-            pre-training.
+        CheckpointError: no model of ours, damaged files, weights of another architecture, or a pre-training run.
     """
     loaded = load_any(path)
     if (kind := kind_of(loaded.model)) != "classifier":
@@ -53,10 +52,10 @@ def load_model(path: str | Path) -> LoadedModel:
 
 
 def load_any(path: str | Path) -> LoadedModel:
-    """As `load_model`, of a pre-training its autoencoder.
+    """As `load_model`, but for any kind of model, such as the autoencoder of a pre-training run.
 
     Raises:
-        CheckpointError: nothing there that is a model of ours, damaged files, weights of another architecture.
+        CheckpointError: no model of ours, damaged files, weights of another architecture.
     """
     path = Path(path)
     if path.is_dir():
@@ -71,7 +70,7 @@ def load_any(path: str | Path) -> LoadedModel:
         _load_state(loaded.model, weights, path)
         return loaded
     restored = restore(path)
-    if restored.state.get("ema") is not None:  # what counts of such a run
+    if restored.state.get("ema") is not None:  # of such a run the average is the result
         if not isinstance(restored.state["ema"], dict):
             raise CheckpointError(f"{restored.path}: its average of the weights is not valid")
         average = {str(name): value for name, value in restored.state["ema"].items() if name != "n_averaged"}
@@ -82,7 +81,7 @@ def load_any(path: str | Path) -> LoadedModel:
 
 
 def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:
-    """The classifier of a Point-MAE or Point-BERT file, which does not tell its architecture itself.
+    """The classifier of a Point-MAE or Point-BERT file, which does not describe its architecture.
 
     Raises:
         CheckpointError: missing, damaged, of another architecture, or without a head for as many classes.
@@ -98,7 +97,7 @@ def load_foreign(path: str | Path, architecture: Architecture, num_classes: int)
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a training state in a run folder, whole or not."""
+    """Whether a run folder has a training state, intact or not."""
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
@@ -108,7 +107,7 @@ class Restored:
 
     Args:
         model: as it was in training.
-        state: all of the file.
+        state: the content of the file.
         path: the file.
     """
 
@@ -118,9 +117,9 @@ class Restored:
 
 
 def restore(path: str | Path) -> Restored:
-    """The model of a ``last.ckpt`` (or of the run folder it is in) as it was in training, and the whole state.
+    """The model of a ``last.ckpt`` (or of its run folder) as it was in training, and the whole state.
 
-    In a run folder, where ``last.ckpt`` is damaged or missing, ``previous.ckpt`` takes its place with a warning.
+    If ``last.ckpt`` of a run folder is damaged or missing, ``previous.ckpt`` takes its place, with a warning.
 
     Raises:
         CheckpointError: missing, damaged, or not a training state of ours.
@@ -147,7 +146,7 @@ def _restore(path: Path) -> Restored:
         found = sorted(repr(str(key)[:40])[1:-1] for key in state)
         raise CheckpointError(
             f"{path}: not a training state of this library: expected description, model, ewa and step, "
-            f"found {', '.join(found[:6])}; is it of another codebase? Name it .pth"
+            f"found {', '.join(found[:6])}; if it is from another codebase, name it .pth"
         )
     model = described_model(state["description"], state["model"], path).model
     if type(state["step"]) is not int:
@@ -165,7 +164,7 @@ def _restore(path: Path) -> Restored:
 
 
 def read_weights(path: str | Path) -> Mapping[str, Any]:
-    """Whatever names to tensors a path holds: a run folder, safetensors, or a checkpoint of ours or of others.
+    """The tensors by name in a run folder, a safetensors file, or a checkpoint, ours or another codebase's.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -184,7 +183,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
 
 
 def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
-    """Load weights to start from into a dense model; see `pointewa.models.load_weights`.
+    """Load initial weights into a dense model; see `pointewa.models.load_weights`.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture.
@@ -192,7 +191,7 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
     weights = read_weights(path)
     try:
         for name, value in classifier_state(weights).items():
-            # Of complex numbers torch would drop the imaginary part.
+            # torch would drop the imaginary part of complex numbers.
             dense = (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
             if value.is_complex() or not dense:
                 raise CheckpointError(f"{name}: expected real numbers, found {_kind(value)}")
@@ -202,7 +201,7 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
 
 
 def _read_description(path: Path) -> Any:
-    if not path.is_file():  # nor a pipe, which would be waited for
+    if not path.is_file():  # reading a pipe would wait
         raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are")
     try:
         return json.loads(path.read_text())
@@ -211,10 +210,10 @@ def _read_description(path: Path) -> Any:
 
 
 def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
-    """Give a model of `described_model` its weights.
+    """Load the weights of a model from `described_model`.
 
     Raises:
-        CheckpointError: they aren't exactly its parameters and buffers.
+        CheckpointError: they are not exactly its parameters and buffers.
     """
     expected, weights = model.state_dict(), {}
     try:
@@ -229,7 +228,7 @@ def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
             value, kind = state[name], f"{like.dtype}, {torch.strided}, cpu, {list(like.shape)}"
             if (found := _kind(value)) != kind or not value.is_contiguous():
                 raise ValueError(f"{name}: expected {kind}, found {found}")
-            # Copies: a tensor in a mapped file is not aligned, on which the last digits of a product may depend.
+            # Copies: a tensor in a mapped file is not aligned, and the last digits of products may depend on that.
             weights[name] = value.detach().clone()
         if len({value.data_ptr() for value in state.values()}) < len(state):
             raise ValueError("two tensors share their memory")
@@ -240,7 +239,7 @@ def _load_state(model: torch.nn.Module, state: Any, path: Path) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What must be right of a tensor, as text."""
+    """Type, layout, device and shape of a tensor, as text."""
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     return f"{value.dtype}, {value.layout}, {value.device.type}, {list(value.shape)}"

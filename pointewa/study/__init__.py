@@ -1,1 +1,1 @@
-"""Arms x seeds of trainings, and what their differences say."""
+"""Studies: trainings of arms x seeds, and the statistics of their differences."""

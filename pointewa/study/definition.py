@@ -1,4 +1,4 @@
-"""Studies: arms x seeds of trainings, as a file says them."""
+"""The definition of a study: trainings of arms x seeds, from a file."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from pointewa.tasks import task_class, task_of
 from pointewa.tasks.base import Task
 
 KEYS = ("description", "configs", "settings", "arms", "seeds")
-# Settings of the machine: they change no result, and are not part of the report.
+# Settings of the machine: they change no result and are left out of the report.
 MACHINE = ("data.root", "data.stream", "train.device", "train.save_every", "train.activation_checkpointing", "run.dir")
 
 
@@ -31,17 +31,17 @@ class StudyRun:
         arm: its arm.
         seed: its seed.
         config: its configuration.
-        arguments: of tools.train, that say the configuration.
+        arguments: that give tools.train this configuration.
     """
 
     arm: str
     seed: int
-    config: Config = field(compare=False)  # which cannot be hashed
+    config: Config = field(compare=False)  # cannot be hashed
     arguments: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Of the run folder."""
+        """The name of the run folder."""
         return f"{self.arm}-seed{self.seed}"
 
     @property
@@ -51,11 +51,11 @@ class StudyRun:
 
     @property
     def log(self) -> Path:
-        """What the training prints."""
+        """The file of what the training prints."""
         return Path(self.config.run.dir) / f"{self.name}.log"
 
     def summary(self) -> dict[str, Any] | None:
-        """Of the finished run; None of an unfinished one.
+        """The summary of the finished run; None for an unfinished one.
 
         Raises:
             CheckpointError: damaged.
@@ -66,7 +66,7 @@ class StudyRun:
         return summary
 
     def epochs(self) -> list[dict[str, float]]:
-        """The scalars of each finished epoch, as far as they can be read."""
+        """The scalars of each finished epoch, as far as they are readable."""
         try:
             return read_metrics(self.folder)
         except (CheckpointError, OSError):  # it has not begun
@@ -81,12 +81,12 @@ class Study:
         name: the file's stem.
         path: the file, as it was given.
         text: its content.
-        description: what it says about itself.
+        description: its description of itself.
         arms: names; the first is the baseline.
-        seeds: of each arm.
-        task: of all runs.
+        seeds: the same for each arm.
+        task: the same for all runs.
         runs: seed by seed, so that complete pairs come early.
-        overrides: of the command line, without those that are the machine's.
+        overrides: of the command line, without those of the machine.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Of the runs."""
+        """The folder of the runs."""
         return self.runs[0].folder.parent
 
 
@@ -109,16 +109,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and check each of its runs. Writes nothing.
 
     Args:
-        path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and where wanted
-            ``configs`` (files), ``settings`` (config keys of all arms), ``description``.
-        overrides: ``"group.key=value"`` for every run; ``run.dir`` says where the folder of the study is made.
+        path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and optionally ``configs``
+            (files), ``settings`` (config keys of all arms), ``description``.
+        overrides: ``"group.key=value"`` for every run; ``run.dir`` is the parent of the study's folder.
 
     Raises:
-        ConfigError: what is wrong with it, such as an unknown key, an arm's name that no folder can have, a value that
-            the configuration does not take, a run folder that was made with another configuration.
+        ConfigError: an unknown key, an arm's name that is not a valid folder name, a value that the configuration
+            refuses, a run folder with another configuration.
     """
     path = Path(path)
-    content = OmegaConf.to_container(read_yaml(path))  # this reader knows 1e-3, and refuses keys that come twice
+    content = OmegaConf.to_container(read_yaml(path))  # this reader understands 1e-3, and refuses duplicate keys
     if unknown := [key for key in content if key not in KEYS]:
         raise ConfigError(f"{path}: unknown key {_short(unknown[0])}: expected one of {', '.join(KEYS)}")
     description, configs, settings, arms, seeds = (content.get(key) for key in KEYS)
@@ -163,10 +163,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
-    """Seconds that runs will take, by the epochs that are finished; None while there are none.
+    """Seconds that the runs will still take, estimated from the finished epochs; None while there are none.
 
     Args:
-        runs: of a study, the finished ones too.
+        runs: of a study, finished ones included.
         parallel: how many train at a time.
     """
     took: dict[str, list[float]] = {}
@@ -180,7 +180,7 @@ def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
     if not took:
         return None
     means = {arm: sum(seconds) / len(seconds) for arm, seconds in took.items()}
-    other = sum(means.values()) / len(means)  # of arms that have not finished an epoch
+    other = sum(means.values()) / len(means)  # for arms that have not finished an epoch
     return sum(means.get(arm, other) * count for arm, count in left) / parallel
 
 
@@ -191,7 +191,7 @@ def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[st
         f"train.seed={seed}",
         f"run.dir={json.dumps(folder)}",
         f"run.name={json.dumps(f'{arm}-seed{seed}')}",
-        "run.report=false",  # the study has its own
+        "run.report=false",  # the study has its own report
     ]
     try:
         config = load_config(configs, keys)
@@ -212,20 +212,20 @@ def _root(overrides: Sequence[str]) -> str:
     for override in overrides:
         key = override.partition("=")[0]
         if key == "train.seed" or (key.split(".")[0] == "run" and key != "run.dir"):
-            raise ConfigError(f"{key}: the study says it, for each of its runs")
+            raise ConfigError(f"{key}: the study sets it for each of its runs: leave it out")
         if key == "run.dir":
             root = load_config(overrides=[override]).run.dir
     return root
 
 
 def _flat(keys: Any, path: Path, where: str) -> Iterator[str]:
-    """Nested config keys as overrides; JSON is YAML on one line."""
+    """Nested config keys as overrides, with values in JSON, which is YAML on one line."""
     _expect(keys is None or isinstance(keys, dict), path, where, "a mapping of config keys", keys)
     for group, values in (keys or {}).items():
         pairs = [(f"{group}.{key}", value) for key, value in values.items()] if isinstance(values, dict) else []
         for key, value in pairs if isinstance(values, dict) else [(str(group), values)]:
             if key == "train.seed" or key.split(".")[0] == "run":
-                raise ConfigError(f"{path}: {where}: {key}: the study says it, for each of its runs")
+                raise ConfigError(f"{path}: {where}: {key}: the study sets it for each of its runs: leave it out")
             try:
                 yield f"{key}={json.dumps(value)}"
             except (TypeError, ValueError) as error:  # a date, or a mapping with dates for keys

@@ -1,4 +1,4 @@
-"""The figures of a study, of its finished runs."""
+"""The figures of a study, from its finished runs."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ class Result:
     """A finished run.
 
     Args:
-        run: which.
+        run: its definition.
         summary: its ``summary.json``.
         epochs: its ``metrics.jsonl``.
-        task: what it learned.
+        task: what it has learned.
     """
 
     run: StudyRun
@@ -32,7 +32,7 @@ class Result:
 
     @property
     def val_best(self) -> tuple[float, int] | None:
-        """The best of all epochs, and its first epoch, counted from 1."""
+        """The best value of all epochs, and the first epoch with it, counted from 1."""
         key = f"val/{self.task.primary()}"
         found = [(epoch[key], epoch["epoch"] + 1) for epoch in self.epochs if key in epoch]
         best = max if self.task.metrics[self.task.primary()].higher_is_better else min
@@ -48,8 +48,8 @@ class Arm:
         task: what its runs learn.
         results: by seed.
         difference: of the primary metric on the test split to the baseline's; None with fewer than two common seeds.
-        by_seed: the differences that it is the mean of.
-        slower: seconds of training by those of the baseline, of each common seed.
+        by_seed: the differences, of which it is the mean.
+        slower: ratio of the seconds of training to the baseline's, for each common seed.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Arm:
     slower: list[float] = field(default_factory=list)
 
     def test(self, metric: str) -> list[float]:
-        """A metric on the test split, of each seed."""
+        """A metric on the test split, for each seed."""
         return [result.summary["test"][metric] for result in self.results.values()]
 
     def figures(self) -> dict[str, Any]:
-        """All of it as JSON; None for what there is nothing to say about."""
+        """All figures, for JSON; None for those that do not exist."""
         first = next(iter(self.results.values())).summary if self.results else {}
         best = [result.val_best for result in self.results.values() if result.val_best]
         last = [result.val_last for result in self.results.values() if result.val_last is not None]
@@ -105,6 +105,6 @@ def gather(study: Study) -> list[Arm]:
 
 
 def disagreement(epoch: dict[str, float]) -> float | None:
-    """Mean over the layers of how far the experts are apart; None where there are none."""
+    """Mean over the layers of the experts' disagreement; None without experts."""
     values = [value for name, value in epoch.items() if name.startswith("ewa/disagreement/")]
     return sum(values) / len(values) if values else None

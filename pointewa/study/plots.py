@@ -1,4 +1,4 @@
-"""The pictures of a study. An arm has the same colour in all of them; the same figures give the same bytes."""
+"""The plots of a study. An arm has the same colour in all of them, and the same figures give the same bytes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from pointewa.study.figures import Arm, disagreement
 from pointewa.tasks.base import Metric
 
 PICTURES = ("curves.png", "disagreement.png", "differences.png")
-# Okabe and Ito's palette, for readers who see fewer colours, without its yellow, which is faint on white.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")  # for more arms than colours
 
 
 def save_plots(out: Path, arms: Sequence[Arm]) -> list[str]:
-    """Draw what there is something to draw of; returns the names of the files.
+    """Draw the plots that have data; returns the names of the files.
 
     Args:
         out: folder.
@@ -31,12 +31,12 @@ def save_plots(out: Path, arms: Sequence[Arm]) -> list[str]:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of the arm with this number."""
+    """Colour and line of the arm with this number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure  # without pyplot: no display is looked for, no state is left
+    from matplotlib.figure import Figure  # without pyplot, which looks for a display and keeps state
 
     figure = Figure((width, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0].tolist()
@@ -61,7 +61,7 @@ def _curves(arms: Sequence[Arm]) -> Any:
 
 
 def _disagreement(arms: Sequence[Arm]) -> Any:
-    series = _series(arms, lambda epoch: disagreement(epoch) or None)  # none of 0 on a log axis
+    series = _series(arms, lambda epoch: disagreement(epoch) or None)  # no 0 on a log axis
     if not series:
         return None
     figure, (axes,) = _figure(1, 7.5, _height(arms))
@@ -98,7 +98,7 @@ def _primary(arms: Sequence[Arm]) -> Metric:
 
 
 def _series(arms: Sequence[Arm], value: Callable[[dict], float | None]) -> dict[tuple[int, str], dict[int, list]]:
-    """For each arm that has any, the values of its seeds by epoch, counted from 1."""
+    """For each arm with values, those of its seeds by epoch, counted from 1."""
     found: dict[tuple[int, str], dict[int, list]] = {}
     for number, arm in enumerate(arms):
         for result in arm.results.values():
@@ -123,7 +123,7 @@ def _draw(axes: Any, series: dict[tuple[int, str], dict[int, list]], label: str)
 
 
 def _legend(axes: Any) -> None:
-    """Beside the panels, where it hides no curve however many arms there are."""
+    """Beside the panels, where it hides no curve."""
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""A queue of trainings, each a process of its own: some at a time, stopped and gone on with at any moment."""
+"""A queue of trainings, each a process of its own: several at a time, stopped and resumed at any moment."""
 
 import ctypes
 import os
@@ -20,16 +20,16 @@ from pointewa.tasks import task_of
 from pointewa.train.progress import duration, say
 from pointewa.train.signals import StopSignals
 
-POLL, PATIENCE = 0.2, 120  # seconds: between looks, and for a training to save and end when it is told to
+POLL, PATIENCE = 0.2, 120  # seconds: between polls, and for a training to save and end after a signal
 
 
 @dataclass
 class Outcome:
-    """What became of a queue.
+    """The outcome of a queue.
 
     Args:
-        failures: of each run that failed, by its name, what happened.
-        signal: number of the one that stopped the queue, 0 for none.
+        failures: of runs that failed, by name: what happened.
+        signal: number of the signal that stopped the queue, 0 for none.
         out_of_time: the budget is used up.
     """
 
@@ -39,12 +39,12 @@ class Outcome:
 
 
 class QueueProgress:
-    """What a queue shows: lines, and on a terminal a bar for all runs and one for each that trains.
+    """The progress of a queue: lines, and on a terminal a bar for all runs and one for each that trains.
 
     Args:
-        console: where to.
+        console: where to show it.
         name: of the study.
-        runs: all that count, the finished ones too.
+        runs: all that count, finished ones included.
         parallel: how many train at a time.
     """
 
@@ -66,11 +66,11 @@ class QueueProgress:
         self.bar.stop()
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Leave a line."""
+        """Print a line."""
         say(self.console, text, style)
 
     def state(self) -> str:
-        """How far it is, and how long the rest will take."""
+        """How many runs are done, and how long the rest will take."""
         done, left = self._done_and_left()
         text = f"{done} of {len(self.runs)} runs done"
         text += f", {len(self.failed)} failed" if self.failed else ""
@@ -81,7 +81,7 @@ class QueueProgress:
         return sum(run.summary() is not None for run in self.runs), left
 
     def watch(self, running: Sequence[StudyRun]) -> None:
-        """Show what trains now."""
+        """Show the runs that train now."""
         if self.bar.disable or time.monotonic() - self._looked < 1:
             return
         self._looked = time.monotonic()
@@ -98,14 +98,14 @@ class QueueProgress:
 def work(
     runs: Iterable[StudyRun], command: Sequence[str], progress: QueueProgress, budget: float | None = None
 ) -> Outcome:
-    """Train what is not finished. SIGTERM and SIGINT, and the end of the budget, tell the trainings to save and end.
+    """Train the runs that are not finished. SIGTERM, SIGINT and the end of the budget make trainings save and end.
 
-    A training ends too when this process is killed. Where one still trains in a run's folder, its end is waited for.
+    Trainings also end when this process is killed. If another process trains in a run's folder, its end is awaited.
 
     Args:
         runs: in this order, ``progress.parallel`` at a time.
-        command: that trains, to which a run's arguments are added.
-        progress: is told what happens.
+        command: of a training, to which a run's arguments are added.
+        progress: shows what happens.
         budget: seconds.
     """
     waiting, running, outcome = [run for run in runs if run.summary() is None], {}, Outcome()
@@ -135,7 +135,7 @@ def work(
 
 
 def _collect(running: dict[StudyRun, subprocess.Popen], outcome: Outcome, progress: QueueProgress) -> None:
-    """Take the trainings that have ended out of those that run, and say what became of them."""
+    """Remove the trainings that have ended from those that run, and report their outcome."""
     for run, process in list(running.items()):
         code = process.poll()
         if code is None:
@@ -181,7 +181,7 @@ def _stop(processes: list[subprocess.Popen]) -> None:
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(until - time.monotonic(), 0))
-    finally:  # also where a second Ctrl-C came
+    finally:  # also after a second Ctrl-C
         for process in processes:
             process.kill()
             process.wait()
@@ -192,6 +192,6 @@ def _locked(run: StudyRun) -> bool:
         Lock(run.folder).release()
     except CheckpointError:
         return True
-    except OSError:  # it is not there yet; or what is wrong with it the training says
+    except OSError:  # it does not exist yet; or the training will report what is wrong with it
         return False
     return False

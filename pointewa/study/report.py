@@ -1,4 +1,4 @@
-"""The report of a study. What was measured in seconds has files of its own: the others are the same every time."""
+"""The report of a study. Times have files of their own, so that the others are the same bytes every time."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from pointewa.study.statistics import mean_std
 AID = """\
 *How to read this.* Metrics are of the model after the last epoch, on the test split: mean ± sample standard deviation
 over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
-of these paired differences. If such studies were made again and again, 95 of 100 of their intervals (Student's t) would
-hold the true difference: an interval with 0 in it shows no difference, and with few seeds it is wide. p is that of the
+of these paired differences. If such studies were repeated, 95 of 100 of their intervals (Student's t) would contain the
+true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the
 two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test split: it is evaluated
 once a run, after the last epoch. *Best on validation* is the best of all epochs, and so flatters every arm; no model
 was chosen by it."""
@@ -54,7 +54,7 @@ def write_report(study: Study, out: Path) -> list[Arm]:
 
 
 def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """The figures of each arm as people read them; '-' where there are too few runs."""
+    """The figures of each arm as text; '-' where there are too few runs."""
     rows = []
     for arm in arms:
         figures, base, found, task = arm.figures(), arms[0].name, arm.difference, arm.task
@@ -103,8 +103,8 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
         *_markdown(table(arms)), "", AID, "", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
         "```", command, "```", "",
         f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
-        "`results.csv` has a line a run, `curves.csv` one an epoch of each run, `study.yaml` is the study; what was",
-        "measured in seconds is in `costs.md` and `costs.csv`.", "",
+        "`results.csv` has a line per run, `curves.csv` one per epoch of each run, `study.yaml` is the study; times",
+        "and memory are in `costs.md` and `costs.csv`.", "",
     ])  # fmt: skip
 
 
@@ -123,12 +123,12 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
     return "\n".join([
         f"# Costs of the study {study.name}", "", *_markdown(rows), "",
         "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
-        "Runs side by side, or other work on the machine, make all of them slower. `costs.csv` has a line a run.", "",
+        "Parallel runs, or other work on the machine, make all of them slower. `costs.csv` has a line per run.", "",
     ])  # fmt: skip
 
 
 def _known(arm: Arm, figure: str) -> list[float]:
-    """A figure that summaries of earlier versions lack."""
+    """A figure that some summaries of earlier versions lack."""
     return [result.summary[figure] for result in arm.results.values() if figure in result.summary]
 
 
@@ -178,7 +178,7 @@ def _machine(summary: dict[str, Any]) -> str:
 
 
 def _counted(texts: Counter[str]) -> str:
-    """One as it is, several with how many runs have it."""
+    """A single text as it is, several with the number of runs of each."""
     return (
         next(iter(texts)) if len(texts) == 1 else "; ".join(f"{text} ({count} runs)" for text, count in texts.items())
     )

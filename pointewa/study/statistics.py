@@ -1,4 +1,4 @@
-"""What a few seeds say."""
+"""Statistics of a few seeds."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ class Paired:
 
     Args:
         mean: of the differences.
-        low: where the confidence interval (Student's t) begins.
-        high: where it ends.
-        p: of a two-sided paired t test; NaN where all differences are equal, so that their spread is unknown.
-        pairs: how many.
+        low: lower end of the confidence interval (Student's t).
+        high: its upper end.
+        p: of a two-sided paired t test; NaN if all differences are equal, so that their spread is unknown.
+        pairs: number of pairs.
     """
 
     mean: float
@@ -27,7 +27,7 @@ class Paired:
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); NaN where there are too few values for it."""
+    """Mean and sample standard deviation (n - 1); NaN where there are too few values."""
     count = len(values)
     mean = math.fsum(values) / count if count else math.nan
     if count < 2:
@@ -45,7 +45,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired | None:
         raise ValueError(f"expected pairs, found {len(values)} and {len(baseline)} values")
     if len(values) < 2:
         return None
-    # Accuracies have a few decimals: without the rounding equal differences would differ in their last bits.
+    # Accuracies have few decimals: without rounding, equal differences would differ in their last bits.
     differences = [round(value - base, 9) for value, base in zip(values, baseline, strict=True)]
     mean = mean_std(differences)[0]
     if len(set(differences)) == 1:

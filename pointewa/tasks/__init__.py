@@ -1,4 +1,4 @@
-"""What is learned, a module a task. Nothing outside this room asks which task it is."""
+"""What is learned, one module per task. Nothing outside this package asks which task it is."""
 
 import importlib
 import pkgutil
@@ -12,19 +12,19 @@ _REGISTERED: dict[str, type[Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Make a task known by its name; a decorator. A module in this folder does it when its name is asked for."""
+    """Decorator that makes a task known by its name. Modules in this folder are imported when their task is needed."""
     _REGISTERED[task.name] = task
     return task
 
 
 def names() -> list[str]:
-    """All tasks."""
+    """The names of all tasks."""
     found = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
     return sorted(found | _REGISTERED.keys())
 
 
 def task_class(name: str) -> type[Task]:
-    """The task of a name.
+    """The task with a name.
 
     Raises:
         ConfigError: no such task.
@@ -37,13 +37,13 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_of(summary: Mapping[str, Any], source: str = "summary") -> type[Task]:
-    """The task of a finished run, whose metrics are in its summary.
+    """The task of a finished run, by its summary, which must have the task's metrics.
 
     Raises:
         CheckpointError: an unknown task, or a metric is missing.
     """
     try:
-        name = str(summary.get("task", "classification"))  # version 0.1 named the other one only
+        name = str(summary.get("task", "classification"))  # version 0.1 named only the other one
         task = task_class({"pretraining": "masked_autoencoding"}.get(name, name))
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error

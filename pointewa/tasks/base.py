@@ -1,6 +1,6 @@
-"""What a task has to say: its model, the loss of a batch, the metrics of a split, and how they are shown.
+"""The interface of a task: its model, the loss of a batch, the metrics of a split, and how they are shown.
 
-The training loop, studies, reports and tools know tasks by this interface only.
+The training loop, studies, reports and tools use nothing else of a task.
 """
 
 from abc import ABC, abstractmethod
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Clouds as the loaders give them, on the device of the training.
+    """Clouds from the loaders, on the training device.
 
     Args:
         points: float32 ``[B, P, 3]``.
         labels: int64 ``[B]``, of the clouds.
-        point_labels: int64 ``[B, P]``, of their points, in step with them; None where the data set has none.
+        point_labels: int64 ``[B, P]``, of their points, in the same order; None if the data set has none.
     """
 
     points: Tensor
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     point_labels: Tensor | None = None
 
     def chunk(self, parts: int) -> Iterator["Batch"]:
-        """The batch in parts of about equal size, one after another."""
+        """The batch in parts of about equal size."""
         columns = [[None] * parts if one is None else one.chunk(parts) for one in self]
         return (Batch(*rows) for rows in zip(*columns, strict=True))
 
@@ -45,12 +45,12 @@ class Metric:
     """How a metric of a split is shown.
 
     Args:
-        label: what it is.
-        form: of its value, as in f-strings.
+        label: its name, for people.
+        form: format of its value, as in f-strings.
         unit: such as "%".
         short: its name in a line of progress.
         digits: decimals that summaries keep.
-        higher_is_better: else lower.
+        higher_is_better: otherwise lower is.
         headline: whether it belongs in short tables.
     """
 
@@ -63,7 +63,7 @@ class Metric:
     headline: bool = True
 
     def text(self, value: float | None) -> str:
-        """A value as people read it."""
+        """A value with its unit; "-" without a value."""
         return "-" if value is None else f"{value:{self.form}} {self.unit}".rstrip()
 
     @property
@@ -76,7 +76,7 @@ Outputs = dict[str, Tensor]
 
 
 class Task(ABC):
-    """What is learned. A task holds no weights and no state: it is made of the configuration.
+    """What is learned. A task has no weights and no state, only the configuration.
 
     Args:
         config: the whole configuration.
@@ -85,11 +85,11 @@ class Task(ABC):
         ConfigError: keys that do not go with the task.
 
     Attributes:
-        name: what ``train.task`` calls it.
+        name: its name in ``train.task``.
         metrics: of a split, by their keys in summaries; the first is the primary one.
-        train_metrics: those that `loss` sums up besides the loss.
-        model_file: the file in the run folder that the trained dense model is written to.
-        predicts_classes: the model gives logits ``[B, C]``: votes, corruptions and confusion matrices make sense.
+        train_metrics: those that `loss` returns sums of.
+        model_file: the file of the trained dense model in the run folder.
+        predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
 
     name: ClassVar[str]
@@ -103,14 +103,14 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
-        """The dense model with fresh weights. Its class is in `pointewa.models.registry`, so that it can be loaded.
+        """The dense model with fresh weights, of a class in `pointewa.models.registry`, so that it can be loaded.
 
         Raises:
             ConfigError: values that do not go together.
         """
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
-        """Give a fresh model the weights of ``train.init_from``.
+        """Load the weights of ``train.init_from`` into a fresh model.
 
         Raises:
             ConfigError: the task starts from scratch only.
@@ -119,7 +119,7 @@ class Task(ABC):
         raise ConfigError(f"train.init_from: {self.name} starts from scratch: leave it out")
 
     def trained_head(self, model: nn.Module) -> nn.Module:
-        """The part that ``train.freeze_backbone`` leaves to be trained.
+        """The part of the model that is still trained with ``train.freeze_backbone``.
 
         Raises:
             ConfigError: the task has no such part.
@@ -130,14 +130,14 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss ``[]`` of a batch, and for each of `train_metrics` its sum ``[]`` over the objects.
 
-        Called under autocast; what needs float32 has to see to it.
+        Called under autocast; cast to float32 where that is needed.
         """
 
     @abstractmethod
     def outputs(self, model: nn.Module, batches: Iterable[Batch]) -> Outputs:
-        """What `measure` needs of a split, a row an object in each tensor, on the CPU. The model is in evaluation mode.
+        """What `measure` needs of a split: tensors on the CPU with a row per object. The model is in evaluation mode.
 
-        With several processes each has a part of the split; their rows are put together.
+        With several processes each has a part of the split, and their rows are concatenated.
         """
 
     @abstractmethod
@@ -145,7 +145,7 @@ class Task(ABC):
         """The `metrics` of a split."""
 
     def compare(self, before: Outputs, after: Outputs) -> dict[str, float]:
-        """What folding changed, for the summary; nothing by default."""
+        """How much folding changed, for the summary; nothing by default."""
         return {}
 
     def input_classes(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -156,14 +156,14 @@ class Task(ABC):
 
     @classmethod
     def primary(cls) -> str:
-        """The key of the metric that counts."""
+        """The key of the primary metric."""
         return next(iter(cls.metrics))
 
     @classmethod
     def result(cls, summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-        """The figures of a finished run as a table: headings, and rows."""
+        """The result of a finished run as a table: headings and rows."""
         before, after = summary["test_before_folding"], summary["test"]
-        # Version 0.1 said only whether there were experts; those that do not fold are behind a router.
+        # Version 0.1 recorded only whether there were experts; those that do not fold have a router.
         scheme = summary.get("scheme", "moe" if summary.get("ewa") and not before else "dense")
         kind = "folded (dense)" if before else "gated MoE" if scheme.startswith("moe") else "dense"
         rows = [
@@ -181,7 +181,7 @@ class Task(ABC):
 
     @classmethod
     def check_summary(cls, summary: Mapping[str, Any], source: str) -> None:
-        """Refuse the summary of a run that lacks a metric.
+        """Refuse a run's summary that lacks a metric.
 
         Raises:
             CheckpointError: naming ``source`` and the metric.
@@ -192,24 +192,24 @@ class Task(ABC):
                                       "makes it again")  # fmt: skip
 
     def show(self, subjects: "Subjects", count: int) -> "Shown":
-        """What the page of a finished run shows of it; nothing by default.
+        """The task's part of a finished run's page; nothing by default.
 
         Args:
-            subjects: the model with the split that it was tested on.
-            count: objects to show at most in each picture.
+            subjects: the model and its test split.
+            count: the most objects in a picture.
         """
         return Shown([])
 
 
 @dataclass
 class Shown:
-    """What a task shows of a run.
+    """A task's part of a run's page.
 
     Args:
-        sections: parts of the page, each under its heading.
+        sections: parts of the page, each with a heading.
         metrics: measured again for the page.
-        numbers: what else is said in JSON.
-        figures: matplotlib figures for TensorBoard, by their tags.
+        numbers: further entries of the JSON output.
+        figures: matplotlib figures for TensorBoard, by tag.
     """
 
     sections: list[str]
@@ -219,7 +219,7 @@ class Shown:
 
 
 class Subjects(Protocol):
-    """A model and the split that it looks at: `datasets.subjects.Subjects`."""
+    """A model and a split: `datasets.subjects.Subjects`."""
 
     run: Any
     what: str
@@ -227,11 +227,11 @@ class Subjects(Protocol):
     clouds: Any
 
     def batches(self, transform: Any = None, title: str = "") -> Iterable[Batch]:
-        """The split, as the model takes it."""
+        """The split, as input of the model."""
         ...
 
     def items(self, wanted: list[str], count: int) -> "list[Item]":
-        """Objects by index or name; without any the first of each class, up to ``count``."""
+        """Objects by index or name; by default the first of each class, up to ``count``."""
         ...
 
     def at(self, indices: list[int]) -> "list[Item]":
@@ -241,7 +241,7 @@ class Subjects(Protocol):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode without gradients; at the end every module is in the mode that it was in."""
+    """The model in evaluation mode, without gradients; afterwards every module has its former mode."""
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Classification: what an object is."""
+"""Classification of objects."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, e
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's logits ``[N, C]`` and the labels ``[N]`` of a set, on the CPU, and the figures that follow.
+    """A model's logits ``[N, C]`` and the labels ``[N]`` of a set, on the CPU, and the metrics that follow.
 
-    Where the set has other classes than the model, only `restricted` tells something.
+    If the set has other classes than the model, only `restricted` is meaningful.
     """
 
     logits: Tensor
@@ -27,14 +27,14 @@ class Evaluation:
 
     @property
     def confusion(self) -> Tensor:
-        """int64 ``[C, C]``: objects of the class of the row that were taken for the class of the column."""
+        """int64 ``[C, C]``: objects of the row's class that were predicted to be of the column's."""
         classes = self.logits.shape[1]
         pairs = self.labels * classes + self.logits.argmax(1)
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
     @property
     def per_class(self) -> Tensor:
-        """Accuracy of each class ``[C]``; NaN for a class without objects."""
+        """Accuracy of each class, float64 ``[C]``; NaN for a class without objects."""
         return self.confusion.diagonal().double() / self.confusion.sum(1)
 
     @property
@@ -48,10 +48,10 @@ class Evaluation:
         return 100 * self.per_class.nanmean().item()
 
     def restricted(self, groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Evaluation":
-        """For classes that two sets share: the objects of those classes, and what the model takes them for among them.
+        """For classes that two sets share: their objects, and the model's logits of those classes only.
 
         Args:
-            groups: of each shared class, the classes of the model and the classes of the labels that are it.
+            groups: for each shared class, the model's classes and the labels' classes that belong to it.
         """
         shared = torch.full((int(self.labels.max()) + 1,), -1)
         for number, (_, labels) in enumerate(groups):
@@ -69,7 +69,7 @@ class Evaluation:
 
 @register
 class Classification(Task):
-    """What an object is. Cross-entropy; accuracy over all objects, and as the mean of the classes'."""
+    """Cross-entropy; accuracy over all objects, and its mean over the classes."""
 
     name = "classification"
     metrics: ClassVar = {
@@ -89,7 +89,7 @@ class Classification(Task):
         return PointTransformerClassifier(build_architecture(self.config.model), len(class_names))
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
-        """Of a classifier or a pre-training, ours or Point-MAE's or Point-BERT's."""
+        """From a classifier or a pre-training, ours, Point-MAE's or Point-BERT's."""
         return init_from(model, path)
 
     def trained_head(self, model: nn.Module) -> nn.Module:
@@ -99,7 +99,7 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with ``train.label_smoothing``; the accuracy in percent, summed over the objects."""
         output = model(batch.points)
-        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # a softmax wants more than bfloat16
+        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.train.label_smoothing)
         return loss, {"oa": 100 * (logits.argmax(1) == batch.labels).sum()}
 
@@ -116,7 +116,7 @@ class Classification(Task):
         return {"largest_logit_difference": (after["logits"] - before["logits"]).abs().max().item()}
 
     def show(self, subjects: Subjects, count: int) -> Shown:
-        """Confusion matrix, the most confident mistakes, what predictions rest on."""
+        """Confusion matrix, the most confident mistakes, saliency."""
         from pointewa.viz import drawings
         from pointewa.viz.confusion import confusion_figure
         from pointewa.viz.html import clouds_html
@@ -138,7 +138,7 @@ class Classification(Task):
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
-    """Run a classifier in evaluation mode, in float32, over all batches; every module keeps the mode it was in.
+    """Run a classifier in evaluation mode, in float32, over all batches; afterwards every module has its former mode.
 
     Args:
         model: ``points [B, P, 3] -> logits [B, C]``.

@@ -15,7 +15,7 @@ from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
 
 @register
 class MaskedAutoencoding(Task):
-    """Predict the points of masked patches. ``train.init_from`` of a classification takes the trained encoder."""
+    """Predict the points of masked patches. A classification starts from the encoder by ``train.init_from``."""
 
     name = "masked_autoencoding"
     metrics: ClassVar = {"loss": Metric("Chamfer distance of masked patches", ".3e", digits=8, higher_is_better=False)}
@@ -40,7 +40,7 @@ class MaskedAutoencoding(Task):
         return model(batch.points), {}
 
     def outputs(self, model: nn.Module, batches: Iterable[Batch]) -> Outputs:
-        """The loss of each batch, once for each of its objects; the masks are the same every time."""
+        """The loss of each batch, repeated for each of its objects; the masks are the same in every call."""
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
             return {"loss": torch.cat([model(batch.points).expand(len(batch.points)).cpu() for batch in batches])}

@@ -1,4 +1,4 @@
-"""What a configuration says is to be trained: model, experts, their averaging, the average of the weights."""
+"""From a configuration to what is trained: model, experts, their averaging, the average of the weights."""
 
 from functools import partial
 
@@ -14,12 +14,12 @@ from pointewa.tasks.base import Task
 
 
 def build_model(task: Task, class_names: tuple[str, ...], load: bool = True) -> tuple[nn.Module, LoadReport | None]:
-    """The model to train, in the modes that it is trained in, and what ``train.init_from`` brought.
+    """The model to train, its modules in training or evaluation mode, and the report of ``train.init_from``.
 
     Args:
         task: what is learned.
         class_names: of the data set.
-        load: take the weights of ``train.init_from``; not where a checkpoint will be loaded anyway.
+        load: load the weights of ``train.init_from``; not needed where a checkpoint will be loaded anyway.
 
     Raises:
         ConfigError, CheckpointError: values that do not go together, weights that do not fit.
@@ -36,7 +36,7 @@ def build_model(task: Task, class_names: tuple[str, ...], load: bool = True) -> 
 
 
 def with_experts(model: nn.Module, config: Config) -> nn.Module:
-    """The model itself, its FFNs replaced as ``moe`` says.
+    """The same model, its FFNs replaced as the group ``moe`` says.
 
     Raises:
         ConfigError: values that do not fit the model.

@@ -1,4 +1,4 @@
-"""The state of a training: writing it so that one is always whole, and resuming from it exactly."""
+"""The state of a training: writing it so that one copy is always whole, and resuming from it exactly."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from pointewa.train.step import Training
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state and read it back; the one that was there stays beside it as ``previous.ckpt``.
+    """Write a training state and read it back; the one before it is kept beside it as ``previous.ckpt``.
 
     At every moment one of the two is whole. On failure both are as they were.
 
@@ -36,9 +36,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def training_state(training: Training, description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training resumes from, the random states of its processes aside.
+    """What a training resumes from, apart from the random states of its processes.
 
-    The order of the data and the learning rate are not in it: they follow from the seed and the step.
+    It lacks the order of the data and the learning rate, which follow from the seed and the step.
 
     Args:
         training: between two steps.
@@ -63,8 +63,8 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
     """Put a training where the checkpoint in its run folder was made.
 
     Returns:
-        The random state to continue with, and the number of processes that the checkpoint is of. With another number
-        than today's the random states are drawn anew.
+        The random state to resume with, and the number of processes that wrote the checkpoint. If that is another
+        number than today's, the random states are drawn anew.
 
     Raises:
         CheckpointError: missing, damaged, or of another run.
@@ -102,14 +102,14 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
             "run.overwrite=true"
         ) from error
     if restored.path.name == PREVIOUS and training.world.first and (folder / LAST).exists():
-        # So that the next checkpoint does not put the damaged one in the place of the sound one.
+        # So that the next checkpoint does not replace the intact one by the damaged one.
         os.replace(folder / LAST, folder / f"{LAST}.damaged")
     return random_state(), len(random_states)
 
 
 def _totals(found: Any, names: tuple[str, ...]) -> list[float]:
-    """The sums of the epoch so far, in the order of ``names``; of version 0.1 they come as loss, objects that were
-    classified correctly, objects, gradient norm."""
+    """The sums of the epoch so far, in the order of ``names``; version 0.1 saved loss, correctly classified objects,
+    objects, gradient norm."""
     if isinstance(found, torch.Tensor) and found.shape == (4,):
         loss, correct, objects, norm = found.tolist()
         found = {name: 100 * correct for name in names} | {"loss": loss, "objects": objects, "grad_norm": norm}

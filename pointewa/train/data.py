@@ -1,4 +1,4 @@
-"""What the trainer is given to train and evaluate on."""
+"""The data that a trainer needs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pointewa.tasks.base import Batch
 
 
 class TrainBatches(Protocol):
-    """Batches of an epoch, entered anywhere; see `datasets.loader.TrainLoader`."""
+    """Batches of an epoch, from any batch on; see `datasets.loader.TrainLoader`."""
 
     def __len__(self) -> int: ...
 
@@ -17,13 +17,13 @@ class TrainBatches(Protocol):
         ...
 
     def object_names(self, epoch: int, number: int) -> list[str]:
-        """What is in a whole batch."""
+        """The names of the objects in a whole batch."""
         ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and evaluated on, on the device of the training. With several processes, this one's part of it.
+    """The data of a training, on its device. With several processes, this one's part of it.
 
     Args:
         train: the batches of training.

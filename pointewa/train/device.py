@@ -1,4 +1,4 @@
-"""What the machine offers."""
+"""The device, its precision, and the machine."""
 
 import ctypes
 import platform
@@ -20,10 +20,10 @@ def select_device(name: str) -> torch.device:
     """``"auto"`` is CUDA where there is a GPU, else the CPU.
 
     Raises:
-        ConfigError: not a device, or one that is not there.
+        ConfigError: not a device, or not one of this machine.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"  # the current one, which is the process's own
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # the current GPU, which is the process's own
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -47,7 +47,7 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """What a result depends on besides the configuration."""
+    """What a result depends on, besides the configuration."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
@@ -60,7 +60,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch had allocated on a GPU, or that this process had in memory on a CPU."""
+    """Peak memory in bytes: allocated by torch on a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -68,7 +68,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def commit() -> str:
-    """Of the code that runs, with "-dirty" where it was changed since; "unknown" outside a repository."""
+    """The commit of this code, with "-dirty" if it has changed since; "unknown" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -77,7 +77,7 @@ def commit() -> str:
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it; "unknown" where it does not tell."""
+    """The processor's name; "unknown" where the system does not give it."""
     with suppress(OSError):
         if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
             return found[1]
@@ -85,10 +85,10 @@ def cpu_name() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, for its next use of it. Only for glibc; elsewhere nothing happens.
+    """Let this process keep the memory that it frees, for reuse. Works with glibc; does nothing elsewhere.
 
-    By default glibc asks the kernel for every large tensor and hands it back, and the kernel fills each page with
-    zeros again: on a CPU that took a tenth of a training step.
+    By default glibc asks the kernel for every large tensor and returns it afterwards, and the kernel fills each page
+    with zeros again: on a CPU that took a tenth of a training step.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -101,10 +101,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def memory_advice(config: TrainConfig) -> Iterator[None]:
-    """Where memory runs out, say what can be done about it.
+    """If memory runs out, say what can be done about it.
 
     Raises:
-        TrainingError: in the place of torch's error.
+        TrainingError: instead of torch's error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Several processes that train one model: torch's DistributedDataParallel, started by torchrun."""
+"""Several processes that train one model, by torch's DistributedDataParallel and torchrun."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from pointewa.errors import ConfigError, TrainingError, UserError, first_line
 
 T = TypeVar("T")
 
-# A process that died is noticed at once; the time is for one that prepares a large set while the others wait.
+# A process that dies is noticed at once; the time is for one that prepares a large set while the others wait.
 _TIMEOUT = timedelta(hours=3)
 
 
@@ -44,14 +44,14 @@ class World:
         return tensor
 
     def largest(self, values: Sequence[int]) -> list[int]:
-        """For each of ``values`` the largest that a process has. Does not touch the GPU."""
+        """For each of ``values`` the maximum over the processes. Does not touch the GPU."""
         tensor = torch.tensor(values)
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, by rank, on the first one; elsewhere an empty list."""
+        """The values of all processes, by rank, on the first one; an empty list on the others."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size if self.first else []
@@ -59,7 +59,7 @@ class World:
         return values
 
     def concatenate(self, rows: Tensor) -> Tensor:
-        """The rows ``[N_rank, ...]`` of all processes one after another, by rank; N may differ, also be 0."""
+        """The rows ``[N_rank, ...]`` of all processes one after another, by rank; N may differ, and may be 0."""
         if self.size == 1:
             return rows
         counts = self.sum_(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(rows)).tolist()
@@ -70,9 +70,9 @@ class World:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def first_then_others(self, function: Callable[[], T]) -> T:
-        """``function()``, on the first process before the others, so that these find what it prepared.
+        """``function()``, on the first process before the others, so that they find what it has prepared.
 
-        Its `UserError` there ends the others without a second message.
+        A `UserError` there ends the others without a second message.
         """
         failed = None
         try:
@@ -100,17 +100,17 @@ ALONE = World()
 
 
 def launched() -> World:
-    """What torchrun says in the environment; a single process without it."""
+    """The processes by torchrun's environment variables; a single one without them."""
     return World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def _store() -> dist.Store:
-    """Where the processes tell each other their addresses."""
+    """Where the processes exchange their addresses."""
     store = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))[0]
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun gives the processes that it restarts the store of the dead ones again, old addresses and all (torch
-        # 2.12). Its count of restarts keeps them apart, but only those of one machine agree on it.
+        # torchrun gives restarted processes the store of the dead ones, with the old addresses (torch 2.12). Its count
+        # of restarts keeps them apart, but only the processes of one machine agree on it.
         if os.environ.get("GROUP_WORLD_SIZE") != "1":
             raise ConfigError("TORCH_DISABLE_SHARE_RDZV_TCP_STORE: restarts on several machines need it to be 1")
         store = dist.PrefixStore(f"after restart {restarts}", store)
@@ -119,7 +119,7 @@ def _store() -> dist.Store:
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """Joins the other processes that torchrun started, if there are any.
+    """Join the other processes that torchrun has started, if any.
 
     Raises:
         TrainingError: one of them has ended.
@@ -130,7 +130,7 @@ def process_group() -> Iterator[World]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Tensors on the CPU always go by gloo: so the processes can talk without their GPUs having to wait.
+    # CPU tensors always go by gloo, so that processes can communicate while their GPUs work.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=_store(), rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
     try:
@@ -138,8 +138,8 @@ def process_group() -> Iterator[World]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
             raise TrainingError(
-                f"process {world.rank} of {world.size} lost another one ({first_line(error)}): the run has ended, and "
-                "the same command resumes from its last checkpoint"
+                f"process {world.rank} of {world.size} lost another one ({first_line(error)}): the run has ended; the "
+                "same command resumes it from its last checkpoint"
             ) from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The optimizer by its name, its learning rate, and what is left out of weight decay."""
+"""The optimizer, its learning rate, and the parameters without weight decay."""
 
 import math
 import re
@@ -31,13 +31,13 @@ def no_decay(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of ``train.optimizer``; a group's "lr_scale" is its factor of the learning rate.
+    """The optimizer that ``train.optimizer`` names; a group's "lr_scale" is its factor of the learning rate.
 
     With ``layer_decay`` d the head and the last norm have the whole rate, block i of n the fraction d^(n - i), i from
     0, and what comes before the blocks d^(n + 1) (BEiT, Bao et al., 2021).
 
     Raises:
-        ConfigError: ``layer_decay`` for a model that has no blocks of the classifier's names.
+        ConfigError: ``layer_decay`` for a model without blocks under the classifier's names.
     """
     excluded, stacked = no_decay(model), ewa.stacked_parameters(model)
     layer = _layers(model, config.layer_decay)
@@ -71,7 +71,7 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
     depth = 1 + max((int(match[1]) for match in found if match), default=-1)
     if not depth:
         raise ConfigError(
-            "train.layer_decay: for fine-tuning a classifier; this model has no blocks of its names: set 1"
+            "train.layer_decay: works on a classifier's blocks, and this model has none by their names: set 1"
         )
 
     def factor(name: str) -> float:
@@ -85,17 +85,17 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
 class MuonAndAdamW(torch.optim.Optimizer):
     """torch's Muon for the groups of kind "muon", its AdamW for the others, as one optimizer.
 
-    Muon orthogonalises matrices, so each expert of a stacked parameter ``[N, out, in]`` is one of its own. Updates are
+    Muon orthogonalises matrices, so each expert of a stacked parameter ``[N, out, in]`` is one matrix. Updates are
     scaled to AdamW's size ("match_rms_adamw", Liu et al., arXiv 2502.16982): one learning rate serves both.
 
-    A step with a non-zero ``found_inf`` changes nothing; Muon has no fused form, so it waits for the device to look.
+    A step with a non-zero ``found_inf`` changes nothing; Muon has no fused form, so reading it waits for the device.
 
     Args:
         groups: with "params", "weight_decay", "kind".
         lr: learning rate.
         betas: of AdamW.
         momentum: of Muon.
-        stacked: `id` of the experts' parameters.
+        stacked: the `id` of each of the experts' parameters.
     """
 
     found_inf: Tensor | None = None
@@ -131,7 +131,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
     def _prepare(self, part: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-        """Let the slices see gradient and momentum of the whole, and keep the latter as its state."""
+        """Make the slices views of the whole parameter's gradient and momentum, and keep the momentum as its state."""
         slices = self._slices[parameter]
         if parameter.grad is None:
             for row in slices:
@@ -148,17 +148,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's tensors of each parameter, by the parameter's name."""
+    """The optimizer's tensors for each parameter, by the parameter's name."""
     return {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
 
 
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[Any, dict[str, Tensor]]
 ) -> None:
-    """Continue from an `optimizer_state`; of version 0.1 also from states by number.
+    """Resume from an `optimizer_state`, or from one of version 0.1, which numbered the parameters.
 
     Raises:
-        ValueError: of other parameters, of another optimizer, or of other shapes.
+        ValueError: a state of other parameters, of another optimizer, or of other shapes.
     """
     named, kinds = dict(model.named_parameters()), {}
     for group in optimizer.param_groups:
@@ -192,16 +192,16 @@ def _numbered(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[st
     ``mask_token`` was."""
     excluded = no_decay(model) - {"mask_token"} | {"cls_pos"}
     if not any(group["weight_decay"] for group in optimizer.param_groups):
-        excluded = set()  # all of a rate were one group
+        excluded = set()  # all parameters of one rate were one group
     scales = {one: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
     trained = [(name, one) for name, one in model.named_parameters() if one in scales]
     return [name for name, one in sorted(trained, key=lambda item: (-scales[item[1]], item[0] in excluded))]
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Of iteration ``step``, counted from 0: linear warm-up from ``min_lr``, then a cosine back to it.
+    """For iteration ``step``, counted from 0: linear warm-up from ``min_lr``, then a cosine back to it.
 
-    The last iteration has ``min_lr`` but for one step of the cosine.
+    The last iteration is one step of the cosine short of ``min_lr``.
     """
     warmup_epochs = config.epochs / 30 if config.warmup_epochs is None else config.warmup_epochs
     warmup, total = round(warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch

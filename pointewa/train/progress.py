@@ -1,4 +1,4 @@
-"""What a training shows."""
+"""The progress of a training on the console."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -7,14 +7,14 @@ from pointewa.tasks.base import Task
 
 
 class TrainingProgress:
-    """A bar on a terminal, a line an epoch anywhere.
+    """A bar on a terminal, and a line per epoch everywhere.
 
     Args:
-        console: where to.
+        console: where to show it.
         task: whose metrics are shown.
         epochs: of the training.
         total_steps: of the training.
-        step: done already.
+        step: number of steps already done.
     """
 
     def __init__(self, console: Console, task: Task, epochs: int, total_steps: int, step: int) -> None:
@@ -36,7 +36,7 @@ class TrainingProgress:
         return "  ".join(parts)
 
     def end_epoch(self, epoch: int, step: int, scalars: dict[str, float], seconds: float) -> None:
-        """Leave a line; ``seconds`` is what the ``step`` steps have taken."""
+        """Print a line; ``seconds`` is what the ``step`` steps have taken."""
         text, primary = self.update(epoch, step, scalars), self.task.primary()
         if f"val/{primary}" in scalars:
             text += f"  val {self.task.metrics[primary].text(scalars[f'val/{primary}'])}"
@@ -49,7 +49,7 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds, minutes or hours, for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
 """The random states of a process: Python's, NumPy's, torch's on the CPU and on each GPU.
 
-The batches need none: `datasets.loader.TrainLoader` draws each from the seed, the epoch and its number. Dropout, drop
-path and the partition of the tokens draw from torch's generator of their device.
+Batches do not depend on them: `datasets.loader.TrainLoader` draws each from the seed, the epoch and its number.
+Dropout, drop path and the partition of the tokens draw from torch's generator of their device.
 """
 
 import random
@@ -12,7 +12,7 @@ import torch
 
 
 def seed_all(seed: int, rank: int = 0) -> None:
-    """Seed every generator; each rank differently, and rank 0 as a single process."""
+    """Seed every generator: each rank differently, and rank 0 like a single process."""
     if rank:
         seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
     random.seed(seed)
@@ -32,7 +32,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on from a `random_state`.
+    """Resume from a `random_state`.
 
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: not such a state.
@@ -41,7 +41,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         raise ValueError("expected tuples")
     name, keys, position, *rest = state["numpy"]
     if type(keys) is not list or type(position) is not int or not 0 <= position <= len(keys):
-        raise ValueError("keys or position: out of range")  # NumPy would read what lies there
+        raise ValueError("keys or position: out of range")  # NumPy would read past the keys
     random.setstate(state["python"])
     np.random.set_state((name, keys, position, *rest))
     torch.set_rng_state(state["torch"])

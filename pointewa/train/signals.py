@@ -10,7 +10,7 @@ class StopSignals:
     """While entered, SIGTERM and SIGINT are remembered instead of ending the process.
 
     Args:
-        insist: a second SIGINT interrupts at once. Not under torchrun, which may repeat what the terminal sent.
+        insist: a second SIGINT interrupts at once. False under torchrun, which may repeat what the terminal sent.
 
     Attributes:
         received: number of the first signal, 0 for none.

@@ -1,4 +1,4 @@
-"""What is trained, and one step of it, for dense models and mixtures of experts alike."""
+"""A training and one step of it, for dense models and mixtures of experts alike."""
 
 import copy
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from pointewa.train.optimizer import build_optimizer, learning_rate
 
 
 class Training:
-    """The model with everything that moves it, and how far it is.
+    """The model, everything that updates it, and the progress so far.
 
     Args:
         task: what is learned.
@@ -30,10 +30,10 @@ class Training:
         ConfigError, CheckpointError: what cannot be built or loaded.
 
     Attributes:
-        report: what ``train.init_from`` brought.
+        report: of ``train.init_from``; None without it.
         step: number of steps done.
         seconds: that they took.
-        skipped: how many of them changed nothing, as far as `take_skipped` was asked.
+        skipped: how many of them changed nothing, as reported by `take_skipped`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Training:
 
     @property
     def foldable(self) -> bool:
-        """Whether there are experts that fold into one."""
+        """Whether there are experts that fold into one FFN."""
         return self.config.router == "random"
 
     @property
@@ -77,7 +77,7 @@ class Training:
     def train_step(self, batch: Batch) -> None:
         """One iteration on a batch (with several processes, on this one's part of it).
 
-        Gradients, optimizer, averaging. Where the loss or a gradient is non-finite the model stays as it was.
+        Gradients, optimizer, averaging. If the loss or a gradient is non-finite, the model stays as it was.
         """
         config, world = self.config.train, self.world
         for group in self.optimizer.param_groups:
@@ -96,17 +96,17 @@ class Training:
             metrics = [logged[name] for name in self.task.train_metrics]
             sums += torch.stack([loss.detach() * len(part.labels), *metrics])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
-        # The processes have the same gradients now. The batch norms' statistics become the mean of theirs: each step,
-        # so that what is saved or evaluated does not depend on when.
+        # The processes have the same gradients now. Their batch norms' statistics are averaged at each step, so that
+        # a checkpoint or an evaluation does not depend on when it is made.
         after = world.sum_(torch.cat([_flat(statistics, self.device), sums]))
         after, sums = after.split([len(before), len(sums)])
         nonfinite = ~(norm.isfinite() & sums[0].isfinite())
         _unflatten(torch.where(nonfinite, before, after / world.size), statistics)
         size = float(len(batch.labels) * world.size)
-        objects = torch.full((1,), size, device=self.device)  # made there: no wait
+        objects = torch.full((1,), size, device=self.device)  # created on the device: no wait
         self.totals += torch.where(nonfinite, 0, torch.cat([sums, norm * objects, objects]))
         self.nonfinite.append(nonfinite)
-        self.optimizer.found_inf = nonfinite.float()  # the optimizer and the averaging after it then skip the step
+        self.optimizer.found_inf = nonfinite.float()  # makes the optimizer and the averaging after it skip the step
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema and not nonfinite:  # torch's average waits for the device anyway
@@ -114,7 +114,7 @@ class Training:
         self.step += 1
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager:
-        """Gradients are summed over the processes once a step, with the last part of the batch."""
+        """Gradients are reduced over the processes once per step, with the last part of the batch."""
         return nullcontext() if now or self.world.size == 1 else self.ddp.no_sync()
 
     def take_skipped(self) -> list[int]:
@@ -137,7 +137,7 @@ class Training:
         return {name: self.world.concatenate(rows) for name, rows in found.items()}
 
     def twin(self) -> "Training":
-        """A copy to try steps with, in a single process."""
+        """A copy for trying steps, in a single process."""
         twin = copy.copy(self)
         twin.world, twin.nonfinite, twin.totals, twin.ema = ALONE, [], self.totals.clone(), None
         twin.model = twin.ddp = twin.forward = copy.deepcopy(self.model)

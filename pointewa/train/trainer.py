@@ -1,4 +1,4 @@
-"""The training loop: a run in its folder, from wherever it is to its end."""
+"""The training loop: a run in its folder, from its current state to its end."""
 
 import os
 import time
@@ -32,7 +32,7 @@ from pointewa.train.step import Training
 
 
 class Trainer(Training):
-    """Trains a model as its configuration says, in a run folder; resumes from a checkpoint that is there.
+    """Trains a model by its configuration, in a run folder; resumes from a checkpoint in it.
 
     Args:
         config: the configuration.
@@ -42,7 +42,7 @@ class Trainer(Training):
         world: the processes that train together; the first one writes.
 
     Raises:
-        ConfigError, CheckpointError: what cannot be built or loaded.
+        ConfigError, CheckpointError: something cannot be built or loaded.
     """
 
     def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
@@ -55,28 +55,28 @@ class Trainer(Training):
             self._say(f"{config.train.init_from}: {len(self.report.loaded)} tensors loaded")
             if self.report.fresh:
                 self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
-        # Again, after building: so all schemes meet the same stream, however much building their models drew.
+        # Again after building, so that all schemes have the same random stream, however much building drew.
         seed_all(config.train.seed, world.rank)
-        self.rng = random_state()  # to start with
+        self.rng = random_state()  # at the start
         if self.resumed:
             self._resume()
-        self.look_every = 1 if self.device.type == "cpu" else 10  # a look makes a GPU wait
+        self.look_every = 1 if self.device.type == "cpu" else 10  # reading metrics makes a GPU wait
 
     def _resume(self) -> None:
         self.rng, processes = load_training_state(self, self.folder)
         if processes != self.world.size:
-            note = f"{processes} processes trained so far, {self.world.size} resume: as good, but not bit for bit what "
-            self._say(f"{note}the same number would have given", style="yellow")
+            note = f"{processes} processes trained so far, {self.world.size} resume: equally good, but not bit for bit "
+            self._say(f"{note}what the same number would have given", style="yellow")
         epoch = self.step // self.steps_per_epoch
         self._say(f"resuming {self.folder} after {epoch} of {self.config.train.epochs} epochs ({self.step} steps)")
 
     def fit(self) -> None:
-        """Train to the end, from wherever the run is.
+        """Train to the end, from the run's current state.
 
         Raises:
             TrainingError: too many steps whose loss or gradients were non-finite.
             CheckpointError: a checkpoint cannot be written.
-            Stopped: SIGTERM or SIGINT came; the state of the moment is saved.
+            Stopped: by SIGTERM or SIGINT; the current state is saved.
         """
         logbook = None
         if self.world.first:
@@ -90,7 +90,7 @@ class Trainer(Training):
             self.forward = torch.compile(self.ddp)
         set_random_state(self.rng)
         progress = TrainingProgress(self.console, self.task, self.config.train.epochs, self.total_steps, self.step)
-        # torchrun may pass on what the terminal has sent to the processes already: one Ctrl-C can come twice.
+        # torchrun may pass on a signal that the terminal has already sent to the processes: Ctrl-C can come twice.
         signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
         with self.lock or nullcontext(), logbook or nullcontext(), signals, progress.bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
@@ -103,7 +103,7 @@ class Trainer(Training):
             self.train_step(batch)
             self.seconds = already + time.perf_counter() - started
             if self.step % self.steps_per_epoch == 0:
-                break  # the end of an epoch saves by itself, when its metrics are written
+                break  # the end of an epoch saves after its metrics are written
             stop, save = 0, bool(every_steps) and self.step % every_steps == 0
             if self.step % self.look_every == 0:
                 progress.update(epoch, self.step, self._training_metrics())
@@ -134,12 +134,12 @@ class Trainer(Training):
         )
 
     def _training_metrics(self) -> dict[str, float]:
-        """Of the epoch so far. Waits for the device, so it is also where steps that were skipped are noticed."""
+        """Of the epoch so far. Waits for the device, so skipped steps are noticed here too."""
         self._check_skipped()
         return self.metrics()
 
     def _check_skipped(self) -> None:
-        """Count and report the steps that were skipped since the last look."""
+        """Count and report the steps that were skipped since the last call."""
         for step in self.take_skipped():
             self.skipped += 1
             epoch, number = divmod(step, self.steps_per_epoch)
@@ -152,7 +152,7 @@ class Trainer(Training):
             if self.skipped > self.config.train.max_skipped:
                 raise TrainingError(
                     f"{report}: {self.skipped} such steps, and train.max_skipped={self.config.train.max_skipped}; the "
-                    f"last checkpoint is from before. Try a lower train.lr, train.precision=float32, or see to the data"
+                    f"last checkpoint is from before. Try a lower train.lr, train.precision=float32, or check the data"
                 )
             self._say(f"step skipped, the model stays as it was: {report}", style="yellow")
 
@@ -216,7 +216,7 @@ class Trainer(Training):
         }
 
     def loaded(self, model: nn.Module) -> LoadedModel:
-        """A model of this training with what must be known to use it."""
+        """A model of this training, with what is needed to use it."""
         data = self.config.data
         classes = self.task.input_classes(self.data.class_names)
         return LoadedModel(model, classes, data.num_points, data.name, self.data.normalize, self.task.name)
@@ -229,7 +229,7 @@ class Trainer(Training):
             save_state(self.folder / LAST, state | {"random_states": random_states})
 
     def _announce(self) -> None:
-        """Say what is about to run, and about how long it will take, by timing steps of a copy of the model."""
+        """Say what will run, and about how long it will take, by timing steps of a copy of the model."""
         config = self.config
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
         names = {"none": "dense", "random": "random partition, not averaged", "top_k": "gated MoE"}
@@ -244,10 +244,10 @@ class Trainer(Training):
         epochs = f"{_counted(config.train.epochs, 'epoch')} of {_counted(self.steps_per_epoch, 'step')}"
         self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")
         if self.device.type == "cpu" and seconds > 3600 and config.model.preset != "tiny":
-            self._say("On a CPU MODEL=tiny EPOCHS=10 is the choice that finishes.", style="yellow")
+            self._say("On a CPU, MODEL=tiny EPOCHS=10 finishes sooner.", style="yellow")
 
     def _time_step(self) -> float:
-        """Seconds a step takes after the first one, which warms up, on the first batches of any epochs."""
+        """Seconds per step, timed after a first step that warms up, on the first batches."""
         twin, started, steps = self.twin(), 0.0, 4
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for number in range(steps):

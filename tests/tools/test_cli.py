@@ -107,5 +107,5 @@ def test_interrupted_while_the_page_is_drawn_the_run_is_finished(tmp_path, monke
         cli.run(lambda: train.main([*FAST, f"run.dir={tmp_path}", "run.name=a", "run.report=true"]))
     assert exit_.value.code == code
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith(f"the run is finished; its page is drawn by: make report CKPT={tmp_path / 'a'}")
+    assert last.endswith(f"the run is finished; make report CKPT={tmp_path / 'a'} draws its page")
     assert "resume" not in last

@@ -44,7 +44,7 @@ def test_here_training_can_run(capsys, tmp_path):
     assert found["data.root"]["found"] == str(tmp_path)
     assert "544" not in found["shapes"]["found"]  # the tests' small set
     for name in ("modelnet40", "scanobjectnn", "shapenet55", "folder"):
-        assert (found[name]["state"], found[name]["found"]) == ("note", "not there")
+        assert (found[name]["state"], found[name]["found"]) == ("note", "not found")
         assert "data.root=FOLDER" in found[name]["remedy"]
     assert {one["group"] for one in found.values()} == {"packages", "machine", "data"}
     if sys.platform == "linux":
@@ -188,7 +188,7 @@ def test_a_long_scan_is_left(monkeypatch, capsys, tmp_path):
     ready, found = ask(capsys, f"data.root={tmp_path}")
     never.set()
     assert ready
-    assert found["modelnet40"]["found"].startswith("not looked through in 0 s")
+    assert found["modelnet40"]["found"].startswith("not searched within 0 s")
     assert found["shapes"]["state"] == "ok"
 
 

@@ -131,7 +131,7 @@ def test_a_modelnet40_model_on_scans(tmp_path, scans, capsys):
     assert list(result["per_class"]) == ["bed", "cabinet", "chair", "desk", "display", "door", "shelf", "sink", "sofa",
                                          "table", "toilet"]  # fmt: skip
     evaluate.main([str(model), "--config", "configs/scanobjectnn.yaml", f"data.root={scans}", "train.device=cpu"])
-    assert "argmax among these" in " ".join(capsys.readouterr().out.split())
+    assert "argmax over these" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_scan_model_on_modelnet40(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_muon_steps_each_expert_as_a_matrix_of_its_own_and_leaves_the_rest_to_ad
 
 
 def test_layer_decay_needs_the_blocks_of_a_classifier(make_trainer):
-    with pytest.raises(ConfigError, match=r"train\.layer_decay: for fine-tuning a classifier"):
+    with pytest.raises(ConfigError, match=r"train\.layer_decay: works on a classifier's blocks"):
         make_trainer("train.task=masked_autoencoding", "train.layer_decay=0.9")
     trainer = make_trainer("train.layer_decay=0.5")
     scales = {one: group["lr_scale"] for group in trainer.optimizer.param_groups for one in group["params"]}
