@@ -43,9 +43,9 @@ data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download
 # torchrun's own report of a process that died is long: the last line says what to do.
 LAUNCH = $(if $(NPROC),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((($$(nproc) + $(NPROC) - 1) / $(NPROC)))} \
         .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC),$(PY))
-ENDED  = $(if $(NPROC),|| { echo 'error: the processes have ended; see above. The same command goes on.' >&2; exit 2; })
+ENDED  = $(if $(NPROC),|| { echo 'error: the processes have ended; see above. The same command resumes.' >&2; exit 2; })
 
-train: .venv/.done  ## train, fold, evaluate, or go on with RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
+train: .venv/.done  ## train, fold, evaluate, or resume RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
 	@$(LAUNCH) -m tools.train --config configs/$(or $(DATASET),shapes).yaml $(TASKS) $(KEYS) $(ENDED)
 
 pretrain: TASK = masked_autoencoding
