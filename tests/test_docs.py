@@ -21,8 +21,10 @@ import datasets
 from datasets import registry
 from datasets.layouts import shapes
 from datasets.layouts.modelnet40 import OFFICIAL
+from pointewa import tasks
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
+from pointewa.models import registry as models_registry
 from pointewa.runs.weights import load_model
 from tests.datasets.conftest import write_scanobjectnn
 from tools import train
@@ -171,6 +173,13 @@ def end(arguments, capsys):
         assert message in output if message else error.args in ((), (0,)), output
 
 
+@pytest.fixture
+def registries(monkeypatch):
+    """What the blocks register is gone after the test."""
+    monkeypatch.setattr(tasks, "_REGISTERED", dict(tasks._REGISTERED))
+    monkeypatch.setattr(models_registry, "KINDS", dict(models_registry.KINDS))
+
+
 def blocks(file):
     """The Python blocks of a page, each executed, as modules."""
     for number, code in enumerate(
@@ -194,7 +203,7 @@ def test_the_example_of_a_data_set_is_one(tmp_path, monkeypatch):
         datasets.load("scans", str(tmp_path), "test", 128)
 
 
-def test_the_example_of_an_arm_is_one():
+def test_the_example_of_an_arm_is_one(registries):
     *_, module = blocks("CONTRIBUTING.md")
     ffn = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 6)).double()
     moe, x = module.EveryExpertMoE(ffn, 3), torch.randn(2, 5, 6, dtype=torch.float64)
