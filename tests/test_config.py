@@ -1,6 +1,7 @@
 """The configuration: precedence, types, and errors that name the key."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,15 @@ def test_the_architecture_takes_every_key_of_its_own():
     arch = build_architecture(load_config(overrides=keys).model)
     assert (arch.mlp_ratio, arch.patch_out, arch.width) == (2, 128, 192)
     assert build_architecture(load_config(overrides=["model.patch_out=100"]).model).patch_out == 100
+
+
+@pytest.mark.parametrize("name", ["quick", "finetune", "ablation"])
+def test_committed_runs_of_version_0_1_are_those_of_todays_studies(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    recorded = sorted((ROOT / "results" / name / "runs").glob("*/config.yaml"))
+    for path in recorded:
+        (tmp_path / name / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / name / path.parent.name)
+    study = load_study(f"configs/study/{name}.yaml", [f"run.dir={tmp_path}"])  # it refuses another configuration
+    known = {run.name for run in study.runs}
+    assert {path.parent.name for path in recorded} <= known
