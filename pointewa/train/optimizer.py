@@ -177,7 +177,8 @@ def load_optimizer_state(
             raise ValueError("optimizer: expected tensors by name")
         shapes = {key: torch.Size() if key == "step" else parameter.shape for key in _TENSORS[kinds[parameter]]}
         if {key: value.shape for key, value in tensors.items()} != shapes or any(
-            key != "step" and value.dtype != parameter.dtype for key, value in tensors.items()
+            value.dtype not in ((torch.float32, torch.float64) if key == "step" else (parameter.dtype,))
+            for key, value in tensors.items()
         ):
             raise ValueError("optimizer: of another kind, or of other shapes or types")
         loaded[parameter] = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}

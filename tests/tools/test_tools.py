@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-import datasets
+from datasets import splits
 from datasets.layouts import shapes
 from datasets.splits import training_data
 from pointewa.config import load_config
@@ -282,7 +282,7 @@ def test_from_a_folder_of_meshes_to_a_folded_classifier(tmp_path, capsys):
 @pytest.mark.slow
 def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys, monkeypatch):
     """The main job on a few real clouds of every class: train with EWA, fold, evaluate the dense model."""
-    original = datasets.load
+    original = splits.load
 
     def few(name, root, split, num_points, **options):
         clouds = original(name, root, split, num_points, **options)
@@ -290,7 +290,7 @@ def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys
         by_class = [(clouds.labels == label).nonzero().squeeze(1)[:count] for label in range(40)]
         return clouds.take(torch.cat(by_class))
 
-    monkeypatch.setattr(datasets, "load", few)
+    monkeypatch.setattr(splits, "load", few)
     overrides = [*FAST, "data.name=modelnet40", f"data.root={real_data}", f"run.dir={tmp_path}", "run.name=a"]
     train.main([*overrides, "train.epochs=12", "train.batch_size=32", "train.lr=3e-3", "--json"])
     summary = json.loads(capsys.readouterr().out)

@@ -127,7 +127,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_s_restart_goes_on(tmp_path):
     ended = torchrun("killed", tmp_path / "ended", KILL="1")
     assert ended.returncode != 0
     assert "error: process 0 of 2 lost another one" in ended.stderr
-    assert "the same command resumes from its last checkpoint" in ended.stderr
+    assert "the same command resumes it from its last checkpoint" in ended.stderr
     assert read_state(tmp_path / "ended/killed/last.ckpt")["step"] == 6
     restarted = torchrun("killed", tmp_path / "restarted", "--max-restarts=1", KILL="1")
     assert restarted.returncode == 0, restarted.stderr
