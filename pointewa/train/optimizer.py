@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -168,6 +169,9 @@ def load_optimizer_state(
         if state.keys() - numbers.keys():
             raise ValueError("optimizer: of other parameters")
         state = {numbers[key]: tensors for key, tensors in state.items()}
+        if any(group["weight_decay"] for group in optimizer.param_groups):
+            warnings.warn("a checkpoint of version 0.1: from here on cls_pos is decayed, and mask_token is not, so that "
+                          "the run ends differently than there", stacklevel=2)  # fmt: skip
     loaded = {}
     for name, tensors in state.items():
         parameter = named.get(name)

@@ -130,3 +130,21 @@ def test_weight_decay_spares_what_the_published_rule_spares():
 def test_betas_reach_adamw(make_trainer):
     trainer = make_trainer("train.betas=[0.8,0.95]")
     assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.95)}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_moments_of_version_0_1_come_back_by_their_numbers_and_it_says_what_differs(make_trainer, recwarn, decay):
+    """There the parameters were numbered group by group: those with weight decay, then those without."""
+    trainer = make_trainer(f"train.weight_decay={decay}")
+    model = trainer.model
+    for batch in list(trainer.data.train.epoch(0))[:2]:
+        trainer.train_step(batch)
+    state = optimizer_state(model, trainer.optimizer)
+    spared = no_decay(model) | {"cls_pos"} if decay else set()
+    order = sorted(state, key=lambda name: name in spared)  # stable: else in the order of the model
+    trainer.optimizer.state.clear()
+    load_optimizer_state(model, trainer.optimizer, {number: state[name] for number, name in enumerate(order)})
+    again = optimizer_state(model, trainer.optimizer)
+    assert all(torch.equal(again[name]["exp_avg"], state[name]["exp_avg"]) for name in state)
+    said = [str(warning.message) for warning in recwarn if "version 0.1" in str(warning.message)]
+    assert len(said) == (decay > 0)
