@@ -170,8 +170,8 @@ def load_optimizer_state(
             raise ValueError("optimizer: of other parameters")
         state = {numbers[key]: tensors for key, tensors in state.items()}
         if any(group["weight_decay"] for group in optimizer.param_groups):
-            warnings.warn("a checkpoint of version 0.1: from here on cls_pos is decayed, and mask_token is not, so that "
-                          "the run ends differently than there", stacklevel=2)  # fmt: skip
+            note = "a checkpoint of version 0.1: from here on cls_pos is decayed, and mask_token is not"
+            warnings.warn(f"{note}, so the run ends differently than it would have there", stacklevel=2)
     loaded = {}
     for name, tensors in state.items():
         parameter = named.get(name)
