@@ -186,10 +186,11 @@ def _official_objects(file: Path, count: int) -> list[str]:
     """Names of the objects, which the archive has in JSON files: ply_data_test_0_id2file.json."""
     listed = file.with_name(f"{file.stem[:-1]}_{file.stem[-1]}_id2file.json")
     try:
-        names = [Path(name).stem for name in json.loads(listed.read_text())]
-        names = names if "".join(names).isprintable() else []
-    except (OSError, ValueError, TypeError):
-        names = []
+        found = json.loads(listed.read_text())
+    except (OSError, ValueError):
+        found = []
+    usable = isinstance(found, list) and all(isinstance(name, str) and name.isprintable() for name in found)
+    names = [Path(name).stem for name in found] if usable else []
     return names if len(names) == count else [f"{file.stem}/{index}" for index in range(count)]
 
 

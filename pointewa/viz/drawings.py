@@ -193,7 +193,7 @@ def _fitting(what: str) -> Iterator[None]:
     """Objects of too few points, or too few objects, are the user's to mend."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{what}: {first_line(error)}") from error
 
 
