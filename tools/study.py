@@ -29,6 +29,7 @@ from rich.table import Table
 from pointewa.errors import ConfigError, Stopped
 from pointewa.runs.folder import Lock
 from pointewa.study.definition import Study, load_study
+from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import table, write_report
 from pointewa.train.progress import say
@@ -94,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
         for row in rows:
             result.add_row(*row.values())
         console.print(result)
+    if arms and (mixed := mixed_precision(arms)):
+        say(console, f"caution: runs of different precision are compared: {', '.join(mixed)}", style="yellow")
     if arms:
         say(console, f"report: {out / 'README.md'}")
     if outcome.failures:

@@ -1,6 +1,7 @@
 """The figures of a study, from its finished runs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,18 @@ def gather(study: Study) -> list[Arm]:
         slower = [one["seconds"] / other["seconds"] for _, one, other in pairs if other["seconds"]]
         arms.append(Arm(name, task, mine, paired(*values), by_seed, slower))
     return arms
+
+
+def mixed_precision(arms: Sequence[Arm]) -> list[str]:
+    """Pairs that a difference is taken of although their runs computed in different precision, as ``auto`` gives on
+    different machines: each as text."""
+    base, found = arms[0].results, []
+    for arm in arms[1:]:
+        for seed in arm.results.keys() & base.keys():
+            mine, other = (one[seed].summary.get("precision") for one in (arm.results, base))
+            if mine != other:
+                found.append(f"{arm.name}-seed{seed} ({mine}) with {arms[0].name}-seed{seed} ({other})")
+    return sorted(found)
 
 
 def disagreement(epoch: dict[str, float]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from pointewa.errors import ConfigError
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import Study
-from pointewa.study.figures import Arm, Result, disagreement, gather
+from pointewa.study.figures import Arm, Result, disagreement, gather, mixed_precision
 from pointewa.study.plots import PICTURES, save_plots
 from pointewa.study.statistics import mean_std
 
@@ -100,12 +100,24 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
     return "\n".join([
         f"# Study: {study.name}", "", *([study.description, ""] if study.description else []),
         f"{'; '.join(data)}. {done}.", "",
-        *_markdown(table(arms)), "", AID, "", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
+        *_markdown(table(arms)), "", *_caution(arms), AID, "",
+        *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
         "```", command, "```", "",
         f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
         "`results.csv` has a line per run, `curves.csv` one per epoch of each run, `study.yaml` is the study; times",
         "and memory are in `costs.md` and `costs.csv`.", "",
     ])  # fmt: skip
+
+
+def _caution(arms: Sequence[Arm]) -> list[str]:
+    mixed = mixed_precision(arms)
+    if not mixed:
+        return []
+    pairs = ", ".join(mixed[:4]) + (f" and {len(mixed) - 4} more" if mixed[4:] else "")
+    return [
+        f"**Caution: runs of different precision are compared: {pairs}.** Set `train.precision` and train them anew.",
+        "",
+    ]
 
 
 def _costs(study: Study, arms: Sequence[Arm]) -> str:

@@ -313,3 +313,18 @@ def test_a_run_that_was_made_otherwise(straight, tmp_path, capsys):
     assert "arms.dense, seed 0: run.name: " in error
     assert "train.lr: 0.003 -> 0.01" in error
     assert f"In a study: remove {root}/small/dense-seed0, or rename {path}" in error
+
+
+def test_pairs_of_different_precision_are_pointed_out(straight, tmp_path, capsys):
+    path, root = straight
+    shutil.copytree(root / "small", tmp_path / "small")
+    summary = tmp_path / "small/ewa-seed1" / SUMMARY
+    content = json.loads(summary.read_text())
+    other = content["precision"]
+    summary.write_text(json.dumps(content | {"precision": "float16"}))
+    keys = [MACHINE, f"run.dir={tmp_path}", "--report-only", "--out", str(tmp_path / "out")]
+    study.main([str(path), *keys])
+    pair = f"ewa-seed1 (float16) with dense-seed1 ({other})"
+    assert f"caution: runs of different precision are compared: {pair}" in capsys.readouterr().out
+    assert f"are compared: {pair}.**" in (tmp_path / "out/README.md").read_text()
+    assert "precision are compared" not in (root / "out/README.md").read_text()
