@@ -9,7 +9,7 @@ Imports torch only.
 """
 
 from pointewa.ewa.averaging import ExpertAveraging, ShareRate, average_experts_, constant, linear, until
-from pointewa.ewa.convert import fold, is_ffn, to_moe
+from pointewa.ewa.convert import fold, is_ffn, moe_numbers, to_moe
 from pointewa.ewa.diagnostics import disagreement, fold_gap
 from pointewa.ewa.experts import (
     MixtureOfExperts,
@@ -35,6 +35,7 @@ __all__ = [
     "is_ffn",
     "linear",
     "moe_layers",
+    "moe_numbers",
     "stacked_parameters",
     "to_moe",
     "until",

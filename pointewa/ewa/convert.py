@@ -98,6 +98,12 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     return swap_modules(model, {moe: moe.fuse() for moe in moe_layers(model).values()})
 
 
+def moe_numbers(model: nn.Module) -> list[int]:
+    """The numbers of a model's MoE layers among its FFNs, as `to_moe` takes them for ``layers``."""
+    either = _find("", model, lambda name, module: isinstance(module, MixtureOfExperts) or is_ffn(name, module))
+    return [number for number, ffn in enumerate(dict.fromkeys(either)) if isinstance(ffn, MixtureOfExperts)]
+
+
 def _find(name: str, module: nn.Module, predicate: Callable[[str, nn.Module], bool]) -> Iterator[nn.Module]:
     if predicate(name, module):
         yield module

@@ -44,8 +44,7 @@ class LoadedModel:
         """Everything but the weights, as plain values."""
         name = kind_of(self.model)
         values = KINDS[name].describe(self.model)
-        gated = {path: moe for path, moe in ewa.moe_layers(self.model).items() if isinstance(moe, ewa.TopKMoE)}
-        layer = next(iter(gated.values()), None)
+        gated = next((moe for moe in ewa.moe_layers(self.model).values() if isinstance(moe, ewa.TopKMoE)), None)
         return {
             "model": name,
             **{key: asdict(value) if is_dataclass(value) else value for key, value in values.items()},
@@ -55,10 +54,10 @@ class LoadedModel:
             "normalize": self.normalize,
             "task": self.task,
             "fused_batch_norm": batch_norms_are_fused(self.model),
-            "experts": layer and {
-                "num_experts": layer.num_experts,
-                "top_k": layer.top_k,
-                "layers": [int(path.split(".")[-2]) for path in gated],  # numbers of their blocks
+            "experts": gated and {
+                "num_experts": gated.num_experts,
+                "top_k": gated.top_k,
+                "layers": ewa.moe_numbers(self.model),
             },
         }  # fmt: skip
 

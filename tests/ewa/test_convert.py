@@ -312,3 +312,16 @@ def test_a_refused_conversion_in_place_leaves_the_model_as_it_was():
     with pytest.raises(ValueError, match="BatchNorm1d"):
         ewa.to_moe(model, layers="all", inplace=True)
     assert classes(model) == before
+
+
+@pytest.mark.parametrize("mixture", [ewa.RandomPartitionMoE, ewa.TopKMoE])
+@pytest.mark.parametrize("layers", [[0], [1, 2], [0, 3]])
+def test_the_numbers_of_the_moe_layers_are_those_that_were_chosen(layers, mixture):
+    class Ffn(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+
+    flat, nested = (torch.nn.Sequential(*(Ffn() for _ in range(2))) for _ in range(2))
+    model = ewa.to_moe(torch.nn.Sequential(flat, torch.nn.Linear(4, 4), nested), 2, layers, mixture=mixture)
+    assert ewa.moe_numbers(model) == layers

@@ -91,6 +91,15 @@ def test_it_trains_resumes_and_folds(known, make_trainer):
         assert loaded.model.width == 8
 
 
+def test_its_model_may_keep_gated_experts(known, make_trainer):
+    trainer = make_trainer(*SMALL, "moe.router=top_k", "moe.num_experts=2", "run.name=gated")
+    trainer.fit()
+    assert trainer.finish()["test_before_folding"] is None
+    points = torch.randn(3, 64, 3)
+    for path in (trainer.folder, trainer.folder / "last.ckpt"):
+        torch.testing.assert_close(load_any(path).model(points), trainer.model.eval()(points))
+
+
 def stop():
     raise KeyboardInterrupt
 
