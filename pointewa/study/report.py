@@ -26,6 +26,9 @@ once a run, after the last epoch. *Best on validation* is the best of all epochs
 was chosen by it."""
 
 
+RESULTS = "results.csv"
+
+
 def write_report(study: Study, out: Path) -> list[Arm]:
     """Write README.md, results.csv, curves.csv, the pictures, study.yaml; and costs.md and costs.csv.
 
@@ -40,7 +43,7 @@ def write_report(study: Study, out: Path) -> list[Arm]:
     for name in set(PICTURES) - set(pictures):  # of an earlier report
         (out / name).unlink(missing_ok=True)
     texts = {
-        "results.csv": _csv(_result_row(result) for arm in arms for result in arm.results.values()),
+        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.results.values()),
         "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),
         "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.results.values()),
         "costs.md": _costs(study, arms),
@@ -51,6 +54,23 @@ def write_report(study: Study, out: Path) -> list[Arm]:
         with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return arms
+
+
+def check_place(out: Path, finished: int) -> None:
+    """Refuse a folder whose content is worth more than a report of ``finished`` runs.
+
+    Raises:
+        ConfigError: it has the report of more runs, or a README.md that is no report.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO((out / RESULTS).read_text(encoding="utf-8", errors="replace"))))
+    except FileNotFoundError as error:
+        if (out / "README.md").exists():
+            raise ConfigError(f"{out}: has a README.md that is no study's report: choose another folder") from error
+        return
+    if (there := len(rows) - 1) > finished:
+        raise ConfigError(f"{out}: has the table of {there} finished runs, and this one would have {finished}: finish "
+                          "more of them, publish elsewhere by --out, or remove that folder")  # fmt: skip
 
 
 def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
