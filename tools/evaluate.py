@@ -101,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         title = f"{dataset}, test split, plain"
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, names, title), dpi=150)
     if args.json:
-        per_class = dict(zip(names, (100 * plain.per_class).tolist(), strict=True))
+        # A class without objects has no accuracy, and JSON no NaN.
+        accuracies_ = [value if value == value else None for value in (100 * plain.per_class).tolist()]
+        per_class = dict(zip(names, accuracies_, strict=True))
         report = {"dataset": dataset, "objects": len(plain.labels), **plain.metrics, "per_class": per_class,
                    "restricted": evaluator.shared is not None}  # fmt: skip
         if args.votes:

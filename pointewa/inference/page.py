@@ -1,12 +1,13 @@
 """The page of a finished run: its result, curves, experts, what its task shows, and how it was made."""
 
+import warnings
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from pointewa.config import Config, load_config
-from pointewa.errors import CheckpointError
+from pointewa.errors import CheckpointError, first_line
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.log import read_metrics
@@ -114,7 +115,10 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
         for tag, figure in shown.figures.items():
             board.add_figure(tag, figure, step)
         if hasattr(model, "features"):
-            add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
+            try:
+                add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
+            except ValueError as error:  # too few objects, or features that are not finite
+                warnings.warn(f"TensorBoard's projector is left out: {first_line(error)}", stacklevel=2)
         add_hyperparameters(board, _hyperparameters(load_config([folder / CONFIG])), summary["test"], step)
 
 

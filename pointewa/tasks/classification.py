@@ -131,7 +131,7 @@ class Classification(Task):
             sections.append(section_html(wrong.picture.heading, clouds_html(wrong.picture)))
             numbers["mistakes"] = wrong.numbers["mistakes"]
             chosen = [wrong.numbers["shown"][0]["index"], *chosen]
-        drawn = drawings.saliencies(subjects.loaded.model, names, subjects.at(chosen))
+        drawn = drawings.saliencies(subjects.loaded.model, names, subjects.at(list(dict.fromkeys(chosen))))
         sections.append(section_html("What predictions rest on", clouds_html(drawn.picture)))
         figures = {"confusion matrix": confusion_figure(result.confusion, names, subjects.what)}
         return Shown(sections, result.metrics, numbers, figures)

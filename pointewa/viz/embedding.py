@@ -33,7 +33,10 @@ def embed(features: Tensor, method: str, dimensions: int = 2, seed: int = 0) -> 
 
     x = features.double()
     x = ((x - x.mean(0)) / x.std(0).clamp(min=1e-12)).cpu().numpy()
+    if not x.any():  # all objects are equal: PCA would divide by 0, and t-SNE crash
+        return np.zeros((len(x), dimensions))
     x = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
+    x = np.pad(x, [(0, 0), (0, max(0, dimensions - x.shape[1]))])  # of fewer features than dimensions
     if method == "tsne":
         perplexity = min(30, (len(x) - 1) / 3)
         x = TSNE(dimensions, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)

@@ -167,6 +167,19 @@ def test_embeddings_keep_classes_apart(method):
         embed(features[:3], method)
 
 
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_embeddings_of_hardly_anything(method, dimensions):
+    """Equal objects are in one place, and a missing dimension is 0."""
+    assert (embed(torch.ones(5, 8), method, dimensions) == np.zeros((5, dimensions))).all()
+    assert np.isfinite(embed(torch.randn(6, 1), method, dimensions)).all()
+    assert embed(torch.randn(6, 1), method, dimensions).shape == (6, dimensions)
+    assert embed(torch.randn(4, 2), method, dimensions).shape == (4, dimensions)
+    assert np.isfinite(embed(torch.randn(5, 24).repeat(2, 1), method, dimensions)).all()
+    with pytest.raises(ValueError, match="NaN"):
+        embed(torch.full((5, 8), torch.nan), method, dimensions)
+
+
 def test_pca_is_the_directions_of_largest_variance():
     features = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([5.0, 1, 1, 1, 1, 1])
     features[:, 1] += features[:, 0]  # correlated, so that scaling does not level it
