@@ -78,7 +78,7 @@ def test_on_other_classes_the_shared_ones_are_evaluated():
 
 def test_a_split_without_an_object_of_the_shared_classes_is_refused():
     judge = evaluator(class_names=(*"0123456789", "a", "b"))
-    with pytest.raises(DataError, match=r"none of the 10 objects is of a class that the model knows too \(a, b, \.\.\.\)"):
+    with pytest.raises(DataError, match=r"none of the 10 objects is of a class .* too \(a, b, \.\.\.\)"):
         judge.plain()
 
 
