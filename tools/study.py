@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop after so long; the same command resumes")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="train only these; the report has all")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument("--pdf", action="store_true", help="also write the plots of the report as PDF")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--publish", action="store_true", help="write the report to results/STUDY")
     place.add_argument("--out", type=Path, metavar="FOLDER", help="of the report (default runs/STUDY/report)")
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         problems.append(f"{error}; the report is in {beside}")
         out = beside
-    arms = write_report(study, out) if finished or args.report_only else []
+    arms = write_report(study, out, args.pdf) if finished or args.report_only else []
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
     elif arms:

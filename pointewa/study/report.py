@@ -13,7 +13,7 @@ from pointewa.errors import ConfigError
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import Study
 from pointewa.study.figures import Arm, Result, disagreement, gather, mixed_precision
-from pointewa.study.plots import PICTURES, save_plots
+from pointewa.study.plots import save_plots
 from pointewa.study.statistics import mean_std
 
 AID = """\
@@ -29,8 +29,8 @@ was chosen by it."""
 RESULTS = "results.csv"
 
 
-def write_report(study: Study, out: Path) -> list[Arm]:
-    """Write README.md, results.csv, curves.csv, the pictures, study.yaml; and costs.md and costs.csv.
+def write_report(study: Study, out: Path, pdf: bool = False) -> list[Arm]:
+    """Write README.md, results.csv, curves.csv, study.yaml, the pictures (with ``pdf`` also as PDF), and costs.
 
     Raises:
         ConfigError: no run is finished.
@@ -39,9 +39,7 @@ def write_report(study: Study, out: Path) -> list[Arm]:
     arms = gather(study)
     if not any(arm.results for arm in arms):
         raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
-    pictures = save_plots(out, arms)
-    for name in set(PICTURES) - set(pictures):  # of an earlier report
-        (out / name).unlink(missing_ok=True)
+    pictures = save_plots(out, arms, pdf)
     texts = {
         RESULTS: _csv(_result_row(result) for arm in arms for result in arm.results.values()),
         "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),

@@ -83,8 +83,7 @@ def _part(axes: Any, texts: Sequence[Any]) -> None:
     for text in texts:
         own, box = np.array(text.get_position()), text.get_window_extent()
         half = np.array([box.width / 2 + 2, box.height / 2 + 1])
-        inside = [frame.x0, frame.y0] + half, [frame.x1, frame.y1] - half
-        centres = np.clip(axes.transData.transform(own) + spiral, *inside)
+        centres = np.clip(axes.transData.transform(own) + spiral, frame.min + half, frame.max - half)
         boxes = np.concatenate([centres - half, centres + half], 1)
         apart = (boxes[:, None, :2] >= taken[:, 2:]) | (boxes[:, None, 2:] <= taken[:, :2])
         chosen = int(apart.any(2).all(1).argmax())  # the first free place

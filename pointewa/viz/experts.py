@@ -37,8 +37,8 @@ def disagreements(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[
 
 
 def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[str, Tensor], title: str) -> Any:
-    """A matplotlib figure: disagreement over training on the left, a matrix of distances a layer on the right, under its
-    smallest and largest distance.
+    """A matplotlib figure: disagreement over training on the left, on the right the distances of each layer, in shades,
+    under the smallest and the largest.
 
     Args:
         series: of `disagreements`.
