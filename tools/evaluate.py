@@ -17,7 +17,7 @@ from datasets.subjects import Subjects
 from pointewa.errors import ConfigError
 from pointewa.inference.corruptions import SEVERITIES
 from pointewa.tasks.classification import Evaluation
-from pointewa.viz.clouds import save_figure
+from pointewa.viz.clouds import check_suffix, save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
 from tools import cli
 
@@ -78,12 +78,14 @@ def main(argv: list[str] | None = None) -> None:
         "--confusion",
         nargs="?",
         const="",
-        metavar="PNG",
-        help="print the confusion matrix, and draw it to PNG",
+        metavar="FILE",
+        help="print the confusion matrix, and draw it to a .png, .pdf or .svg",
     )
     args = parser.parse_intermixed_args(argv)
     if args.votes < 0:
         raise ConfigError(f"--votes: expected at least 1, found {args.votes}")
+    if args.confusion:
+        check_suffix("--confusion", Path(args.confusion))
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
     if not subjects.task.predicts_classes:
         if args.votes or args.corrupt or args.confusion is not None:

@@ -14,6 +14,7 @@ from datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
+from pointewa.viz.clouds import PAGES, check_suffix
 from tools import cli
 
 
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     if args.count < 1:
         raise ConfigError(f"--count: expected at least 1, found {args.count}")
+    if args.out:
+        check_suffix("--out", args.out, PAGES)
     if not (args.run / CONFIG).is_file():
         raise CheckpointError(f"{args.run}: expected a run folder, found no {CONFIG} in it")
     numbers = page.write(args.run, Subjects(args.run, "test", args.config, args.overrides), args.out, args.count)

@@ -24,6 +24,8 @@ def save_plots(out: Path, arms: Sequence[Arm], pdf: bool = False) -> list[str]:
         arms: of the study, the baseline first.
         pdf: also as PDF.
     """
+    import matplotlib
+
     made = []
     for name, draw in zip(PICTURES, (_curves, _disagreement, _differences), strict=True):
         figure = draw(arms)
@@ -32,7 +34,7 @@ def save_plots(out: Path, arms: Sequence[Arm], pdf: bool = False) -> list[str]:
             if figure is None or (suffix == ".pdf" and not pdf):
                 path.unlink(missing_ok=True)
                 continue
-            with atomic_write(path) as temporary:
+            with atomic_write(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):  # not Type 3
                 figure.savefig(temporary, dpi=120, format=suffix[1:], facecolor="white", metadata={dated: None})
         made += [name] if figure else []
     return made

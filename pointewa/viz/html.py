@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pointewa.safe.files import atomic_write
-from pointewa.viz.clouds import REACH, upright
+from pointewa.viz.clouds import REACH, VECTOR, upright
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
 
 HINT = "Drag to turn, use the wheel or two fingers to zoom, double-click to reset; the arrow keys, + and - work too."
@@ -67,7 +67,7 @@ def svg_html(figure: Any) -> str:
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "pointewa", "svg.fonttype": "path"}):  # the same bytes each time
+    with matplotlib.rc_context(VECTOR):
         figure.savefig(text, format="svg", facecolor=BACKGROUND, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
