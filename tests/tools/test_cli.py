@@ -118,7 +118,5 @@ def test_interrupted_while_the_page_is_drawn_the_run_is_finished(tmp_path, monke
 def test_threads_spin_briefly_unless_the_user_says_how_long(own, spins):
     code = "import os, sys, tools; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     env = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env | own, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"{spins} False\n"  # before torch, whose libgomp reads it once
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env | own, text=True)
+    assert out == f"{spins} False\n"  # before torch, whose libgomp reads it once
