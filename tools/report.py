@@ -10,12 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-from datasets.subjects import Subjects
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
+from pointewa.tools import cli
 from pointewa.viz.clouds import PAGES, check_suffix
-from tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -33,10 +33,10 @@ from pointewa.study.definition import Study, StudyRun, load_study
 from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import check_place, table, write_report
+from pointewa.tools import cli
 from pointewa.train.progress import say
-from tools import cli
 
-TRAIN = (sys.executable, "-m", "tools.train")
+TRAIN = (sys.executable, "-m", "pointewa", "train")
 
 
 def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None) -> Outcome:

@@ -6,11 +6,11 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
 
-from datasets.layouts.modelnet40 import OFFICIAL
-from datasets.subjects import Subjects
+from pointewa.datasets.subjects import Subjects
 from pointewa.inference import page
-from tools import cli, evaluate, train, visualize
+from pointewa.tools import cli, evaluate, train, visualize
 
 SMALL = [
     "data.name=modelnet40", "model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8",
@@ -86,6 +86,7 @@ def test_a_training_with_a_single_test_object_ends_with_its_page(root, tmp_path,
 def test_drawings_of_few_objects(root, tmp_path, capsys, what, test):
     run = root / ("autoencoder" if what == "reconstruction" else "classifier")
     arguments = [what, "--run", str(run), "--out", str(tmp_path / "x.png"), "--html", str(tmp_path / "x.html"),
+                 "--renderer", "matplotlib",
                  f"data.root={root / test}", "train.device=cpu"]  # fmt: skip
     if what == "embedding" and len(TESTS[test]) < 4:
         with pytest.raises(SystemExit) as ended:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.image import imread
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
+from pointewa.datasets.layouts.shapenet55 import CLASSES
 
 import pointewa.ewa as ewa
-from datasets.layouts.modelnet40 import OFFICIAL
-from datasets.layouts.shapenet55 import CLASSES
 from pointewa.ewa.experts import moe_layers
 from pointewa.models import MaskedAutoencoder, Reconstruction
 from pointewa.models.patch_embed import make_patches
