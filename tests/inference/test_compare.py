@@ -150,4 +150,7 @@ def test_a_page_with_a_curve_of_each_run(tmp_path):
     loss, accuracy = (axes for axes in figure.axes if axes.get_ylabel())
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss, training", "overall accuracy, %, training")
     assert [line.get_label() for line in loss.lines] == [one.name for one in runs]
+    del runs[0].epochs[0]["train/oa"], runs[0].epochs[1]["train/oa"], runs[0].epochs[2]["train/oa"]
+    fewer = compare.curves_figure(compare._merged(runs), compare._diagrams(runs)).axes[1]
+    assert [line.get_color() for line in fewer.lines] == [line.get_color() for line in loss.lines[1:]]
     assert len({line.get_color() for line in loss.lines}) == 8

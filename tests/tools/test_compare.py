@@ -72,7 +72,10 @@ def test_mistakes_are_one_line(runs, capsys, tmp_path):  # noqa: F811
         ([dense, runs / "nowhere"], "nowhere: expected a run folder, found no config.yaml in it"),
         ([dense, runs / "pre"], "dense and pre: task is classification and masked_autoencoding"),
         ([dense, tmp_path / "unfinished"], "unfinished: not finished"),
-        ([dense, tmp_path / "light"], "light: expected a run folder with model.safetensors or last.ckpt, found neither"),
+        (
+            [dense, tmp_path / "light"],
+            "light: expected a run folder with model.safetensors or last.ckpt, found neither",
+        ),
         ([dense, runs / "ewa", "--out", tmp_path / "x.png"], "--out: expected a name ending in .html or .htm"),
         ([dense, runs / "ewa", "data.nam=x"], "unknown key data.nam"),
     ):
