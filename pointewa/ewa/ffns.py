@@ -26,7 +26,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pointewa.ewa.experts import MixtureOfExperts
-from pointewa.ewa.stacked import NORMS, linear_shape, reparametrised
+from pointewa.ewa.stacked import NORMS, StackedNorm, linear_shape, own_names, reparametrised
 from pointewa.ewa.torch_encoder import LAYERS
 
 LOOKED_FOR = (
@@ -34,7 +34,7 @@ LOOKED_FOR = (
     "blocks that are repeated or hold an attention. FFNs of convolutions, or whose layers lie apart in the block, are "
     "not found: build such an FFN as one module of linear layers first"
 )
-_MOST_RUN = 2**26  # parameters of a module that is run to see what it does; above that its form decides
+_MOST_RUN = 2**25  # parameters of a module that is run to see what it does; above that its form decides
 
 
 def is_ffn(name: str, module: nn.Module) -> bool:
@@ -56,7 +56,12 @@ def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
         names.setdefault(module, name)
     inside = {part for module in names for part in module.modules()}
     blocks = {module: _block(model, name, inside) for module, name in names.items()}
-    fitting = [one for one, block in blocks.items() if block is None or _widths(one)[0] in _sizes(block, inside)]
+    formed = {one: widths for one in blocks if (widths := _widths(one))}  # any module can have become an MoE layer
+    fitting = [
+        one
+        for one, (width, _) in formed.items()
+        if blocks[one] is None or isinstance(one, LAYERS) or width in _sizes(blocks[one], inside)
+    ]
     repeated = Counter(type(block) for block in {blocks[one] for one in fitting} if block is not None)
     attentions = [name for name, one in model.named_modules() if one not in inside and _is_attention(one)]
     found = {
@@ -69,7 +74,7 @@ def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
     if not found:
         alike = Counter(map(_kind, fitting))
         found = {one for one in fitting if alike[_kind(one)] > 1}
-    for block in {blocks[one] for one in found if repeated[type(blocks[one])] > 1}:
+    for block in dict.fromkeys(blocks[one] for one in fitting if one in found and repeated[type(blocks[one])] > 1):
         mixers = [child for child in block.children() if child in found]
         if len(mixers) > 1 and not any(_is_attention(part) for part in block.modules() if part not in inside):
             listed = " and ".join(names[one] for one in mixers)
@@ -91,7 +96,7 @@ def _candidates(name: str, module: nn.Module, run: dict[str, bool]) -> Iterator[
             within = True
             yield found
     if not within and type(module).forward is not nn.Module.forward and (widths := _widths(module)):
-        text = repr(module)
+        text = f"{type(module)} {module}"
         if text not in run:
             run[text] = _maps_tokens(module, widths[0])
         if run[text]:
@@ -108,10 +113,10 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
         layer = todo.pop()
         if shape := linear_shape(layer):
             shapes.append(shape)
-        elif not isinstance(layer, NORMS):
-            if len(shapes) > 3 or layer._parameters or layer._buffers:
+        elif not isinstance(layer, (*NORMS, StackedNorm)):
+            if len(shapes) > 3 or own_names(layer):
                 return None
-            todo.extend(reversed(layer._modules.values()))
+            todo.extend(reversed(list(layer.children())))
     if len(shapes) == 2:
         (width, up), (down, out) = shapes
         return (width, down) if out == width and up in (down, 2 * down) else None

@@ -85,19 +85,24 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
         return layer.weight.shape[2], layer.weight.shape[1]
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-    if layer._modules or layer._buffers or layer._parameters.keys() != {"weight", "bias"} or isinstance(layer, NORMS):
+    if layer._modules or isinstance(layer, NORMS) or "bias" not in layer._parameters:  # no embedding
         return None
-    if weight is None or weight.ndim != 2:
+    weight, bias = layer._parameters.get("weight"), layer._parameters["bias"]
+    if weight is None or weight.ndim != 2 or not {*own_names(layer)} <= {"weight", "bias"}:
         return None
     return (weight.shape[1], weight.shape[0]) if bias is None or bias.shape == weight.shape[:1] else None
+
+
+def own_names(layer: nn.Module) -> list[str]:
+    """The names of the parameters and buffers that a module holds itself."""
+    return [name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))]
 
 
 def reparametrised(layer: nn.Module) -> bool:
     """Whether a layer's weight or bias is computed from others, as by weight_norm, spectral_norm and pruning."""
     if not isinstance(layer, (nn.Linear, *NORMS)):
         return False
-    return is_parametrized(layer) or not {*layer._parameters, *layer._buffers} <= {"weight", "bias"}
+    return is_parametrized(layer) or not {*own_names(layer)} <= {"weight", "bias"}
 
 
 def check_stackable(ffn: nn.Module, name: str = "") -> None:
@@ -116,11 +121,10 @@ def check_stackable(ffn: nn.Module, name: str = "") -> None:
             "prune.remove), and put it on the folded model again"
         )
     for layer in ffn.modules():
-        own = [one for one, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))]
-        if own and _stacked_form(layer) is None:
+        if own_names(layer) and _stacked_form(layer) is None:
             raise ValueError(
-                f"{title}: its {type(layer).__name__} holds {own}; an FFN may be built of linear layers, nn.LayerNorm, "
-                "nn.RMSNorm and modules without parameters"
+                f"{title}: its {type(layer).__name__} holds {own_names(layer)}; an FFN may be built of linear layers, "
+                "nn.LayerNorm, nn.RMSNorm and modules without parameters"
             )
 
 
