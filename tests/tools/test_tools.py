@@ -12,13 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-from datasets import splits
-from datasets.layouts import shapes
-from datasets.splits import training_data
 from pointewa.config import load_config
+from pointewa.datasets import splits
+from pointewa.datasets.layouts import shapes
+from pointewa.datasets.splits import training_data
 from pointewa.runs.weights import load_model
+from pointewa.tools import cli, evaluate, fold, train
 from pointewa.train.distributed import ALONE
-from tools import cli, evaluate, fold, train
 
 ROOT = Path(__file__).parents[2]
 FAST = [
@@ -154,7 +154,7 @@ def fails(main, argv, capsys):
         (["train.batch_size=1000"], "train.batch_size: expected 1 to 136"),
         (["train.device=tpu"], "train.device: 'tpu' cannot be used here"),
         (["train.init_from=nowhere.pth"], "nowhere.pth: no such checkpoint"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the configuration"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file: expected one of folder, modelnet40"),
         (["train.save_every=often"], "train.save_every: expected iterations (100) or minutes (15min), found 'often'"),
         (["train.batch_size=9", "train.accumulate=2"], "train.accumulate: expected a divisor of train.batch_size 9"),
     ],
@@ -300,3 +300,22 @@ def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys
     result = json.loads(capsys.readouterr().out)
     assert (result["objects"], len(result["per_class"])) == (160, 40)
     assert result["oa"] == pytest.approx(summary["test"]["oa"], abs=1e-3)
+
+
+def test_processes_that_cannot_be(capsys):
+    assert fails(train.main, ["--nproc", "0"], capsys) == "error: --nproc: expected at least 1 process, found 0\n"
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--nproc", "x"])
+    assert capsys.readouterr().err.startswith("error: argument --nproc: invalid int value: 'x': ")
+
+
+@pytest.mark.slow
+def test_several_processes_report_the_users_mistake_once():
+    for keys, lines in {"train.epoch=3": 1, "data.name=folder data.root=nowhere": 1}.items():
+        command = [sys.executable, "-m", "tools.train", "--nproc", "2", *keys.split()]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == lines, done.stderr
