@@ -114,6 +114,8 @@ FAMILIES = [
     ),
     _timm("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48),
     _timm("vit_small_patch16_18x2_224", img_size=32, **PLAIN, title="vit, parallel branches"),
+    _timm("vit_base_patch16_xp_224", img_size=32, **PLAIN,
+          note="none: one layer makes the attention's and the FFN's inputs"),
     _timm("vit_giant_patch14_dinov2", 28, img_size=28, **PLAIN, title="vit, packed SwiGLU (dinov2)"),
     _timm("aimv2_large_patch14_224", 28, img_size=28, **PLAIN, title="vit, SwiGLU (aimv2)"),
     _timm("vit_base_patch16_siglip_224", note="not the MLP of the attention pooling, a head", img_size=32, **PLAIN),
@@ -221,20 +223,20 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-def found(model: nn.Module) -> dict[str, int]:
-    """The patterns of the names of a model's FFNs, and how many there are of each."""
-    return dict(Counter(re.sub(r"\d+", "*", name) for name in ewa.find_ffns(model)))
+def row(family: Family, model: nn.Module) -> str:
+    """A family's row in Markdown: the patterns of the names of a model's FFNs, and how many there are of each."""
+    patterns = Counter(re.sub(r"\d+", "*", name) for name in ewa.find_ffns(model))
+    listed = ", ".join(f"{count} x `{pattern}`" for pattern, count in patterns.items()) or "none"
+    return f"| {family.name} | {listed} | {family.note.removeprefix('none: ')} |\n"
 
 
 def table() -> str:
     """The table in Markdown."""
-    rows = ["| model, made small | FFNs found | |", "|---|---|---|"]
+    rows = ["| model, made small | FFNs found | |\n", "|---|---|---|\n"]
     for family in FAMILIES:
         with torch.device("meta"):
-            patterns = found(family.build())
-        listed = ", ".join(f"{count} x `{pattern}`" for pattern, count in patterns.items()) or "none"
-        rows.append(f"| {family.name} | {listed} | {family.note.removeprefix('none: ')} |")
-    return "\n".join(rows) + "\n"
+            rows.append(row(family, family.build()))
+    return "".join(rows)
 
 
 def written(page: str) -> str:
