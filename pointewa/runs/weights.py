@@ -17,7 +17,7 @@ from pointewa.models import Architecture, LoadReport, PointTransformerClassifier
 from pointewa.models.foreign import classifier_state
 from pointewa.models.registry import kind_of
 from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
-from pointewa.safe.files import atomic_write
+from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
 MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
@@ -177,6 +177,9 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        with open(path, "rb") as file:
+            if other := stands_for(file.read(1024)):
+                raise CheckpointError(f"{path}: {other}")
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from error
