@@ -31,7 +31,7 @@ class Predictor:
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
         self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
         self.class_names, self.num_points = loaded.class_names, loaded.num_points
-        self.normalize = loaded.normalize == "unit_sphere"
+        self.normalize = loaded.normalize
 
     def predict(
         self, points: np.ndarray | Tensor, *, normalized: bool = False
@@ -77,10 +77,10 @@ class Predictor:
             raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
         if not normalized:
             points = group(points, canonical_order(points))
-            if self.normalize:
+            if self.normalize == "unit_sphere":
                 points = unit_sphere(points)  # by all points, as the training's clouds were, before any is left out
-        picks = farthest_point_sample(points, self.num_points, check_finite=False)
-        return group(points, picks)
+        points = group(points, farthest_point_sample(points, self.num_points, check_finite=False))
+        return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
@@ -94,7 +94,8 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
     Args:
         path: a run folder, finished or not, its ``last.ckpt``, or a ``.safetensors`` file with its ``.json``. An EWA
-            run is folded on the way.
+            run is folded on the way. Or a published model of Point-BERT or Point-MAE, such as
+            ``"hub:point-mae-base.modelnet40.yatian-pang"``; see `pointewa.runs.hub`.
         device: "auto" is CUDA if there is a GPU, else the CPU.
 
     Raises:

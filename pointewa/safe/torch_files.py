@@ -14,9 +14,9 @@ from pointewa.errors import CheckpointError, first_line
 from pointewa.safe.files import stands_for
 from pointewa.safe.numpy_values import STAND_INS
 
-# What torch.save writes for dense tensors, plain containers, and NumPy's scalars and arrays. torch's own list is longer,
-# and with what else is on it a file of a few bytes can take any amount of memory: bytearray(10**12), a conversion of a
-# tensor of stride 0.
+# What torch.save writes for dense tensors, plain containers, and NumPy's scalars and arrays. torch's own list is
+# longer, and with what else is on it a file of a few bytes can take any amount of memory: bytearray(10**12), a
+# conversion of a tensor of stride 0.
 _STORED = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
 _ADMITTED = {
     "collections OrderedDict", "collections Counter", "__builtin__ set", "torch Size", "torch device",
