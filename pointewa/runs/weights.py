@@ -57,7 +57,15 @@ def load_model(path: str | Path) -> LoadedModel:
     Raises:
         CheckpointError: no model of ours, damaged files, weights of another architecture, or a pre-training run.
     """
-    loaded = load_any(path)
+    return as_classifier(load_any(path), path)
+
+
+def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
+    """The same model.
+
+    Raises:
+        CheckpointError: it is no classifier; ``path`` is where it came from.
+    """
     if (kind := kind_of(loaded.model)) != "classifier":
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
@@ -234,7 +242,8 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
 
 def _beside(path: Path) -> Path | None:
     """The description beside a file of weights."""
-    places = [path.with_suffix(".json"), *([path.with_name(CONFIG)] if path.name == MODEL else [])]
+    of_ours = path.name == MODEL and not published_name(path)  # beside theirs it describes their model
+    places = [path.with_suffix(".json"), *([path.with_name(CONFIG)] if of_ours else [])]
     return next((place for place in places if place.is_file()), None)  # reading a pipe would wait
 
 
