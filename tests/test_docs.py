@@ -15,22 +15,21 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
 from safetensors.torch import save_file
 from torch.nn.functional import gelu, linear
 
-import datasets
-from datasets import registry
-from datasets.layouts import shapes
-from datasets.layouts.modelnet40 import OFFICIAL
-from pointewa import tasks
+from pointewa import datasets, tasks
+from pointewa.datasets import registry
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
 from pointewa.models import registry as models_registry
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
+from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
-from tools import train
 
 theirs = pytest.importorskip("torch_pointcloud.models")
 ROOT = Path(__file__).parents[1]

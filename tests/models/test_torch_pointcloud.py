@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-from datasets.layouts import modelnet40, scanobjectnn
+from pointewa import datasets
+from pointewa.datasets.layouts import modelnet40, scanobjectnn
 from pointewa.errors import CheckpointError
 from pointewa.models import PRESETS, Architecture, MaskedAutoencoder, PointTransformerClassifier, load_weights
 from pointewa.models.foreign.published import PUBLISHED

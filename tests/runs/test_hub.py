@@ -11,15 +11,15 @@ import safetensors.torch
 import torch
 
 import pointewa
-from datasets.layouts import shapes
-from datasets.subjects import Subjects
+from pointewa.datasets.layouts import shapes
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import to_ours, to_theirs
 from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
 from pointewa.runs.weights import init_from, load_any, load_model
-from tools import cli, evaluate, train
+from pointewa.tools import cli, evaluate, train
 
 models = pytest.importorskip("torch_pointcloud.models")
 registry = pytest.importorskip("torch_pointcloud.models._registry")

@@ -10,16 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 
-import datasets
 import pointewa.ewa as ewa
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.layouts import shapes
 from pointewa.inference import export
 from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
 from pointewa.models.patch_embed import make_patches
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
-from tools import cli, evaluate, train
-from tools import export as tool
+from pointewa.tools import cli, evaluate, train
+from pointewa.tools import export as tool
 
 POINTS = 64
 ONNX = ("onnx", "onnxscript", "onnxruntime")

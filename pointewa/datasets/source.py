@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from datasets.base import check_labels
+from pointewa.datasets.base import check_labels
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -1,9 +1,9 @@
 """The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
 
-from datasets.base import Clouds
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.registry import load
 from pointewa.config import Config
+from pointewa.datasets.base import Clouds
+from pointewa.datasets.loader import EvalLoader, TrainLoader
+from pointewa.datasets.registry import load
 from pointewa.train.data import Data
 from pointewa.train.device import select_device
 from pointewa.train.distributed import ALONE, World
@@ -15,7 +15,7 @@ def load_split(config: Config, split: str) -> Clouds:
     """A whole split ("train" or "test") of the configuration's data set, on the configuration's device.
 
     Raises:
-        DataError: see `datasets.load`.
+        DataError: see `pointewa.datasets.load`.
         ConfigError: a device that is not there.
     """
     data = config.data
@@ -56,7 +56,7 @@ def training_data(config: Config, world: World = ALONE) -> Data:
     """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them.
 
     Raises:
-        DataError, ConfigError: see `load_split`, `datasets.loader.TrainLoader` and `datasets.loader.EvalLoader`.
+        DataError, ConfigError: see `load_split`, and `TrainLoader` and `EvalLoader` of `pointewa.datasets.loader`.
     """
     data, share = config.data, (world.rank, world.size)
     train, held_out = training_split(config)
