@@ -110,7 +110,7 @@ compare: .venv/.done  ## two or more finished runs RUNS="runs/a runs/b" side by 
 	@$(if $(RUNS),,echo 'error: make compare RUNS="runs/a runs/b"' >&2; exit 2)
 	@$(PY) -m tools.compare $(foreach run,$(RUNS),$(call q,$(run))) $(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)
 
-export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae
+export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae, torch_pointcloud
 	@$(if $(and $(CKPT),$(OUT),$(FORMAT)),,echo 'error: make export CKPT=runs/x OUT=model.onnx FORMAT=onnx' >&2; exit 2)
 	@$(PY) -m tools.export $(call q,$(CKPT)) $(call q,$(OUT)) --format $(call q,$(FORMAT)) $(ARGS)
 
