@@ -13,7 +13,7 @@ from datasets.base import Clouds
 from datasets.files import SUFFIXES, read_points
 from datasets.loader import EvalLoader
 from datasets.source import progress
-from datasets.splits import EVAL_BATCH, load_split, training_split
+from datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
 from datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.config import Config, build_architecture, load_config
 from pointewa.errors import CheckpointError, ConfigError
@@ -37,6 +37,7 @@ _OF_THE_RUN = (
     "background",
     "val_fraction",
     "train_fraction",
+    "img_size",
 )  # as long as the data set is the run's
 
 
@@ -90,8 +91,15 @@ class Subjects:
 
     @cached_property
     def clouds(self) -> Clouds:
-        """The split."""
-        return load_split(self.config, self.split)
+        """The split.
+
+        Raises:
+            ConfigError: images for a model of clouds, or clouds for one of images.
+        """
+        found = load_split(self.config, self.split)
+        if self._loaded is not None:
+            check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+        return found
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -268,7 +276,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
     """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
     base: dict[str, Any] = {"name": loaded.dataset}
     # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
-    overrides = [f"data.num_points={loaded.num_points}", *overrides]
+    size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
+    overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
     config = load_config(files, overrides, {"data": base})
     folder = run if run.is_dir() else run.parent
     if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():

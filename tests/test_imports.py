@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "ewa": ((), {"torch"}),
     "ops": ((), {"torch", "pytorch3d"}),
-    "models": (("ops", "errors"), {"torch"}),
+    "models": (("ops", "errors"), {"torch", "timm"}),
     "safe": (("errors",), None),
     "runs": (("models", "ewa", "safe", "config", "errors"), None),
     "viz": (("models", "ops", "ewa", "safe", "errors"), None),

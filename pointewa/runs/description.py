@@ -18,6 +18,7 @@ from pointewa.models.registry import KINDS, Kind, kind_of
 # The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
 # no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
+NORMALIZATIONS = ("unit_sphere", "none", "minus_one_to_one")
 
 
 @dataclass
@@ -27,9 +28,10 @@ class LoadedModel:
     Args:
         model: of a kind in `pointewa.models.registry`, in evaluation mode.
         class_names: C names; none for a model without classes.
-        num_points: P in its training.
+        num_points: P in its training; of no meaning to a model of images.
         dataset: name of the set it was trained on.
-        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1) or "none".
+        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1) or "none"; or its
+            images: "minus_one_to_one" (bytes divided by 127.5, minus 1).
         task: what it has learned, a name in `pointewa.tasks`.
     """
 
@@ -115,7 +117,7 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
     for one in description["class_names"]:
         expect(one, str, "class_names")
     expect(description.get("task", ""), str, "task")  # version 0.1 had no such key
-    if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+    if description["num_points"] < 1 or description["normalize"] not in NORMALIZATIONS:
         raise ValueError("num_points or normalize is out of range")
     values = {key: description.get(key) for key in KINDS[name].fields}
     for key, field_type in KINDS[name].fields.items():

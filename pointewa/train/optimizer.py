@@ -21,13 +21,14 @@ def no_decay(model: nn.Module) -> set[str]:
     """Names of the parameters without weight decay: of at most one dimension, biases, and names with "token" in them.
 
     That is the rule of Point-BERT's and Point-MAE's code, by which ``cls_pos`` is decayed. An expert's parameter
-    counts without its stacking dimension: a stacked bias is 2-D.
+    counts without its stacking dimension: a stacked bias is 2-D. Models of timm's name further ones.
     """
     stacked = ewa.stacked_parameters(model)
+    named = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim - (name in stacked) <= 1 or name.endswith(".bias") or "token" in name
+        if parameter.ndim - (name in stacked) <= 1 or name.endswith(".bias") or "token" in name or name in named
     }
 
 
