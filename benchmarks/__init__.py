@@ -1,3 +1,3 @@
 """Measurements: speed against a plain twin, preparation of data, trainings that are killed."""
 
-import tools  # noqa: F401  (for its handling of SIGINT before torch is imported)
+import pointewa.tools  # noqa: F401  (for its handling of SIGINT before torch is imported)

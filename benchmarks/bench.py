@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import pointewa.ewa as ewa
 from benchmarks import twin
 from benchmarks.timing import Aside, Times, interleave
-from datasets.base import PointClouds
-from datasets.loader import TrainLoader
-from datasets.transforms import scale_shift
 from pointewa.config import load_config
+from pointewa.datasets.base import PointClouds
+from pointewa.datasets.loader import TrainLoader
+from pointewa.datasets.transforms import scale_shift
 from pointewa.errors import ConfigError
 from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import linear_max, make_patches
@@ -33,10 +33,10 @@ from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
 from pointewa.safe.files import atomic_write
 from pointewa.tasks.base import Batch
+from pointewa.tools import cli
 from pointewa.train.data import Data
 from pointewa.train.device import environment
 from pointewa.train.trainer import Trainer
-from tools import cli
 
 NUM_POINTS, NUM_CLASSES = 1024, 40
 OPERATORS = {  # what the models ask for, and what preparing a set of 8192 points does

@@ -17,16 +17,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datasets import order
-from datasets.layouts import shapes
-from datasets.loader import TrainLoader
-from datasets.splits import load_split
 from pointewa.config import Config
+from pointewa.datasets import order
+from pointewa.datasets.layouts import shapes
+from pointewa.datasets.loader import TrainLoader
+from pointewa.datasets.splits import load_split
 from pointewa.ops import backend, farthest_point_sample
+from pointewa.tools import cli
 from pointewa.train.data import Data
 from pointewa.train.device import environment
 from pointewa.train.trainer import Trainer
-from tools import cli
 
 ROUNDS, STEPS = 5, 20
 SIZES = ((1024, 1024), (8192, 1200), (8192, 8192))  # points of a cloud, and how many of them are ordered

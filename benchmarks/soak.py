@@ -36,8 +36,8 @@ from pointewa.runs.summary import SUMMARY
 from pointewa.runs.weights import LAST, MODEL, PREVIOUS
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
+from pointewa.tools import cli
 from pointewa.train.device import commit, cpu_name
-from tools import cli
 
 KINDS = (Signals.SIGKILL, Signals.SIGTERM, Signals.SIGINT)
 EPOCHS_A_KILL = 4  # so that the waits, whose first seconds go into the start, reach well into the training

@@ -1,146 +1,180 @@
-"""Labelled images in place of clouds: resident on the device of the training, cropped and flipped there."""
+"""Images, a folder for each class, on disk or in a zip file; or gratings that are made on the spot."""
 
+import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from datasets.base import Clouds, Labelled, check_labels
-from datasets.loader import TrainLoader
-from datasets.prepare import free_memory
-from datasets.source import Source, progress
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
+from pointewa.safe.archives import contents, members
+from pointewa.safe.files import reading
+
+PROCEDURAL = "gratings"  # as data.root
+ORIENTATIONS = 8  # the classes of the gratings
+COUNT = {"train": 4000, "test": 1000}  # gratings
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # others have more than 8 bits a channel
+_MOST_PIXELS = 2**27
 
 
-@dataclass(frozen=True)
-class Images(Clouds):
-    """Square images that are held in memory, on the device of the training.
+def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """A split of ``train/<class>/*`` and ``test/<class>/*``, as torchvision's ImageFolder reads one of these folders.
 
     Args:
-        pixels: uint8 ``[N, 3, S, S]``.
-        labels: int64 ``[N]``, indices into ``class_names``.
-        class_names: C names.
-        object_names: N names.
-        source: the file or folder they came from, for messages.
+        root: "gratings" for the procedural set; the folder with train and test; a zip file that has them, on top or
+            inside other folders; or a folder with one such zip file.
+        split: "train" or "test".
+        num_points: ignored, as is the variant.
+        variant: there are none.
 
     Raises:
-        DataError: a label out of range.
+        DataError: no such folders, a class without images in one of them, other classes for testing than for training.
     """
+    if root == PROCEDURAL:
+        return _gratings(split)
+    path, names = _find(Path(root))
+    classes, files = _classes(path, names, split)
+    labels = np.array([number for number, one in enumerate(classes) for _ in files[one]])
+    chosen = [name for one in classes for name in files[one]]
 
-    pixels: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-    object_names: tuple[str, ...]
-    source: str
-    normalized = False  # to the unit sphere
+    def images(count: int) -> Iterator[Cloud]:
+        kinds: Counter[str] = Counter()
+        for name, data in zip(chosen, _contents(path, chosen), strict=True):
+            yield Cloud(read_image(path / name, data, kinds))
+        if others := sum(kinds.values()) - kinds["RGB"]:
+            found = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()) if kind != "RGB")
+            print(f"note: {path}: {others} of {len(chosen)} images are not RGB ({found}): converted", file=sys.stderr)
 
-    def __post_init__(self) -> None:
-        check_labels(self.labels, self.class_names, self.object_names, self.source)
+    read = (path,) if path.is_file() else tuple(path / name for name in chosen)
+    objects = tuple("/".join(PurePosixPath(name).parts[-2:]) for name in chosen)
+    layout = f"images in {'a zip file' if path.is_file() else 'folders'}"
+    return Source(layout, path, read, tuple(classes), objects, labels, None, images, normalize=False, images=True)
 
-    @property
-    def num_points(self) -> int:
-        """S, the side of the images."""
-        return self.pixels.shape[-1]
 
-    @property
-    def normalize(self) -> str:
-        """See `pointewa.runs.description.LoadedModel`."""
-        return "minus_one_to_one"
+def read_image(path: Path, data: bytes, kinds: Counter[str] | None = None) -> np.ndarray:
+    """Pixels uint8 ``[H, W, 3]``, converted to RGB as torchvision's loader does: transparency is dropped.
 
-    def batches(self, indices: Iterable[Tensor], count: int = 0) -> Iterator[Labelled]:
-        """For each of ``indices`` ``[B]`` those images, float32 ``[B, 3, S, S]``; ``count`` has no meaning here."""
-        return (Labelled(scaled(self.pixels[index])) for index in indices)
+    Args:
+        path: for messages.
+        data: content of the file.
+        kinds: counts Pillow's name of what it was before ("L", "RGBA", ...).
 
-    def take(self, indices: Sequence[int] | Tensor) -> "Images":
-        """The images at ``indices``."""
-        indices = torch.as_tensor(indices)
-        names = tuple(self.object_names[i] for i in indices.tolist())
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices], object_names=names)
+    Raises:
+        DataError: damaged, of another format, or of more than 8 bits a channel.
+    """
+    with reading(path, "an image"):
+        from PIL import Image
 
-    def to(self, device: torch.device | str) -> "Images":
-        """The images on a device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataError(f"{path}: expected at most {_MOST_PIXELS} pixels, found {image.width} x {image.height}")
+            if image.mode not in _MODES:
+                raise DataError(
+                    f"{path}: expected 8 bits a channel, found Pillow's mode {image.mode!r}: convert it to RGB first"
+                )
+            if kinds is not None:
+                kinds[image.mode] += 1
+            return np.array(image.convert("RGB"))
 
-    @classmethod
-    def of(cls, source: Source, size: int, device: torch.device, title: str = "") -> "Images":
-        """The images of a source. Those of other sizes are resized and cropped in the middle, with a note on stderr.
 
-        Args:
-            source: of images.
-            size: S.
-            device: of the training.
-            title: shown with the progress.
+def _contents(path: Path, names: Sequence[str]) -> Iterator[bytes]:
+    if path.is_file():
+        yield from contents(path, names)
+        return
+    for name in names:
+        with reading(path / name, "an image"):
+            data = (path / name).read_bytes()
+        yield data
 
-        Raises:
-            DataError: there is no room, or an image cannot be read.
-        """
-        needed, free = 3 * len(source) * size**2, free_memory(device)
-        if needed > free / 2:
+
+def _find(root: Path) -> tuple[Path, list[str]]:
+    """The folder or zip file, and the names of all that is in its folders train and test, folders with a "/" at their
+    end; of a zip file with whatever folders they are in before them."""
+    if all((root / split).is_dir() for split in ("train", "test")):
+        found = (path for split in ("train", "test") for path in (root / split).rglob("*"))
+        return root, [f"{path.relative_to(root).as_posix()}{'/' * path.is_dir()}" for path in found]
+    zips = [root] if root.is_file() else sorted(root.glob("[!.]*.zip"))
+    good = [path for path in zips if len(zips) == 1 or _is_set(path)]
+    if len(good) != 1:
+        found = f"{len(good)} such zip files ({', '.join(path.name for path in good[:3])})" if good else "neither"
+        raise DataError(
+            f"{root.resolve()}: expected the folders train and test with a folder of images for each class, or one zip "
+            f"file of them, found {found}: point DATA_ROOT at one; data.root={PROCEDURAL} needs no files"
+        )
+    return good[0], members(good[0])
+
+
+def _is_set(path: Path) -> bool:
+    try:
+        names = members(path)
+    except DataError:  # whatever else lies there
+        return False
+    return all(any(split in PurePosixPath(name).parts[:-2] for name in names) for split in ("train", "test"))
+
+
+def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The classes in ImageFolder's order, and for each its images of a split, in its order too."""
+    found: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    top: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            continue
+        depth = next((number for number, part in enumerate(parts) if part in found), len(parts))
+        folders = parts if name.endswith("/") else parts[:-1]
+        if len(folders) < depth + 2:  # beside the classes
+            continue
+        one = parts[depth]
+        if top.setdefault(one, parts[:depth]) != parts[:depth]:
+            raise DataError(f"{path}: expected one folder {one}, found {'/'.join(top[one])} and "
+                            f"{'/'.join(parts[:depth])} with one: keep one of them")  # fmt: skip
+        files = found[one].setdefault(parts[depth + 1], [])
+        if not name.endswith("/") and PurePosixPath(name).suffix.lower() in SUFFIXES:
+            files.append(name)
+    for one, classes in found.items():
+        if not classes:
+            raise DataError(f"{path}: expected {one}/<class>/<images>, found no classes there")
+        if empty := sorted(name for name, files in classes.items() if not files):
             raise DataError(
-                f"{source.path}: {len(source)} images of {size} x {size} pixels need {needed / 2**30:.1f} GiB, and "
-                f"{free / 2**30:.1f} GiB are free: they are held in memory, lower data.img_size"
+                f"{path}: {one}/{empty[0]}: expected images ({' '.join(SUFFIXES)}), found none: remove the folder or "
+                "fill it"
             )
-        pixels, resized = torch.empty(len(source), 3, size, size, dtype=torch.uint8), 0
-        for place, image in zip(pixels, progress(source.clouds(size), title, len(source)), strict=True):
-            resized += image.points.shape[:2] != (size, size)
-            place.copy_(fitted(image.points, size))
-        if resized:
-            note = f"{resized} of {len(source)} images are not {size} x {size}: resized and cropped in the middle"
-            print(f"note: {source.path}: {note}; data.img_size is {size}", file=sys.stderr)
-        labels = torch.from_numpy(source.labels)
-        return cls(pixels, labels, source.class_names, source.object_names, str(source.path)).to(device)
+    train, test = found["train"], found["test"]
+    if differ := sorted(train.keys() ^ test.keys()):
+        where = "train" if differ[0] in train else "test"
+        raise DataError(
+            f"{path}: expected the same classes for training and for testing, found {len(differ)} in one only, such as "
+            f"{where}/{differ[0]}"
+        )
+    order: Callable[[str], tuple[str, str]] = lambda name: (str(PurePosixPath(name).parent), name)  # noqa: E731
+    return sorted(train), {name: sorted(files, key=order) for name, files in found[split].items()}
 
 
-def fitted(image: np.ndarray, size: int) -> Tensor:
-    """An image uint8 ``[H, W, 3]`` as ``[3, size, size]``: its shorter side resized to ``size``, and of the longer one
-    the middle, as is usual for ImageNet."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    if pixels.shape[1:] == (size, size):
-        return pixels
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    return center_crop(resize(pixels, [size], antialias=True), [size, size])
-
-
-def scaled(pixels: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1], which is how timm's own ViTs are trained."""
-    return pixels.float() / 127.5 - 1
+def gratings(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy gratings float32 ``[count, 3, 32, 32]`` and the number of their orientation, int64 ``[count]``."""
+    labels = torch.randint(ORIENTATIONS, (count,), generator=generator)
+    angle = (labels + 0.6 * torch.rand(count, generator=generator) - 0.3) * torch.pi / ORIENTATIONS
+    frequency = 0.4 + 0.6 * torch.rand(count, generator=generator)
+    phase = 2 * torch.pi * torch.rand(count, generator=generator)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    along = x * angle.cos().view(-1, 1, 1) + y * angle.sin().view(-1, 1, 1)
+    grating = (frequency.view(-1, 1, 1) * along + phase.view(-1, 1, 1)).sin()
+    colour = torch.rand(count, 3, 1, 1, generator=generator)
+    return grating.unsqueeze(1) * colour + 0.7 * torch.randn(count, 3, 32, 32, generator=generator), labels
 
 
-def crop(images: Tensor, generator: Generator) -> Tensor:
-    """Shift each image ``[B, 3, S, S]`` by up to an eighth of its side along both axes; what comes in is black.
-
-    That is torchvision's ``RandomCrop(S, padding=S // 8)``, 4 pixels for the usual 32, drawn for each image.
-    """
-    count, _, size, _ = images.shape
-    reach, device = size // 8, images.device
-    padded = F.pad(images, [reach] * 4, value=-1.0).movedim(1, 3)
-    corner = torch.randint(2 * reach + 1, (2, count, 1), device=device, generator=generator)
-    rows, columns = corner + torch.arange(size, device=device)  # (B, S) each
-    each = torch.arange(count, device=device).view(-1, 1, 1)
-    return padded[each, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(3, 1).contiguous()
-
-
-def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror each image ``[B, 3, S, S]`` from left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator) < 0.5
-    return torch.where(mirrored, images.flip(3), images)
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {"crop": crop, "flip": flip}
-
-
-class ImageTrainLoader(TrainLoader):
-    """Batches of `Images` with the augmentations above; otherwise as `TrainLoader`."""
-
-    known = tuple(AUGMENTATIONS)
-
-    def _drawn(self, pool: Labelled, generator: Generator) -> Labelled:
-        images = pool.points
-        for name in self.augmentations:
-            images = AUGMENTATIONS[name](images, generator)
-        return Labelled(images)
+def _gratings(split: str) -> Source:
+    count = COUNT[split]
+    drawn, labels = gratings(count, torch.Generator().manual_seed(list(COUNT).index(split)))
+    pixels = (255 * (drawn / 6 + 0.5)).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    classes = tuple(f"{180 * number / ORIENTATIONS:g} degrees" for number in range(ORIENTATIONS))
+    objects = tuple(f"{split}_{number:04}" for number in range(count))
+    return Source(f"procedural, {count} gratings", Path(PROCEDURAL), (Path(__file__),), classes, objects,
+                  labels.numpy(), None, lambda size: map(Cloud, pixels), normalize=False, images=True)  # fmt: skip

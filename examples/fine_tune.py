@@ -12,9 +12,9 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-import datasets
 import pointewa.ewa as ewa
-from datasets.transforms import scale_shift
+from pointewa import datasets
+from pointewa.datasets.transforms import scale_shift
 from pointewa.models import PRESETS, PointTransformerClassifier, load_weights
 from pointewa.runs.weights import load_model
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from tools import predict, train
+from pointewa.tools import predict, train
 
 
 def mesh(name: str, rng: np.random.Generator) -> trimesh.Trimesh:

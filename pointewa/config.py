@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pointewa.clone import CONFIGS
 from pointewa.errors import ConfigError, first_line
 from pointewa.models.presets import PRESETS, Architecture
 from pointewa.safe.yaml_files import load_yaml
@@ -171,7 +172,7 @@ def load_config(
     """Defaults, then ``base``, then YAML files, then overrides; later ones win.
 
     Args:
-        files: YAML files, each saying only what differs.
+        files: YAML files, each saying only what differs; see `find_config`.
         overrides: ``"group.key=value"``.
         base: nested values with less weight than the files.
 
@@ -180,7 +181,7 @@ def load_config(
     """
     merged = OmegaConf.structured(Config)
     layers = [("base", OmegaConf.create(dict(base or {})))]
-    layers += [(str(file), _modernised(read_yaml(Path(file)))) for file in files]
+    layers += [(str(file), _modernised(read_yaml(find_config(file)))) for file in files]
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -200,6 +201,24 @@ def load_config(
     config = OmegaConf.to_object(merged)
     _check_values(config)
     return config
+
+
+def find_config(name: str | Path) -> Path:
+    """The YAML file of this name; if there is none, that which comes with the package: ``modelnet40``, ``arm/ewa``.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if path.is_absolute():
+        raise ConfigError(f"{path}: no such file")
+    inside = Path(*path.parts[1:] if path.parts[:1] == ("configs",) else path.parts).with_suffix("")
+    if (shipped := CONFIGS / inside.with_suffix(".yaml")).is_file():
+        return shipped
+    known = [one.relative_to(CONFIGS).with_suffix("") for one in (CONFIGS / inside).parent.glob("*.yaml")]
+    raise ConfigError(f"{path}: no such file" + (f": {_expected(str(inside), map(str, known))}" if known else ""))
 
 
 def build_architecture(config: ModelConfig) -> Architecture:

@@ -4,7 +4,9 @@ import signal
 import traceback
 from pathlib import Path
 
-_OWN = tuple(f"{Path(__file__).parents[1] / package}/" for package in ("pointewa", "datasets"))
+from pointewa.clone import beside
+
+_OWN = tuple(f"{folder}/" for folder in (Path(__file__).parent, *beside("datasets")))
 
 
 class UserError(Exception):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-import datasets
-from datasets.loader import EvalLoader, TrainLoader
+from pointewa import datasets
 from pointewa.config import load_config
+from pointewa.datasets.loader import EvalLoader, TrainLoader
 from pointewa.runs.folder import find_run
 from pointewa.train.data import Data
 from pointewa.train.distributed import ALONE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pointewa.config import Config, DataConfig, build_architecture, differences, load_config, to_yaml
+from pointewa.config import Config, DataConfig, build_architecture, differences, find_config, load_config, to_yaml
 from pointewa.errors import ConfigError
 from pointewa.models import PRESETS
 from pointewa.study.definition import load_study
@@ -141,7 +141,7 @@ def test_errors_name_the_file(tmp_path, content, message):
 
 
 def test_a_missing_file():
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration: .*No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file: expected one of"):
         load_config(["nowhere.yaml"])
 
 
@@ -177,3 +177,25 @@ def test_committed_runs_of_version_0_1_are_those_of_todays_studies(name, monkeyp
     study = load_study(f"configs/study/{name}.yaml", [f"run.dir={tmp_path}"])  # it refuses another configuration
     known = {run.name for run in study.runs}
     assert {path.parent.name for path in recorded} <= known
+
+
+def test_a_configuration_that_comes_with_the_package_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = load_config(overrides=["data.name=modelnet40", "model.preset=point_mae", "ewa.enabled=false"])
+    for name in ("configs/modelnet40.yaml", "modelnet40.yaml", "modelnet40"):
+        assert load_config([name, "arm/dense"]) == expected
+    Path("modelnet40").write_text("data: {name: shapes}\n")  # a file of one's own comes first
+    assert load_config(["modelnet40"]).data.name == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shapez", "shapez: no such file: expected one of folder, modelnet40, .*, found 'shapez'"),
+        ("configs/arm/exa.yaml", "exa.yaml: no such file: expected one of arm/dense, arm/dense_ema, arm/ewa,"),
+        ("/nowhere/x.yaml", "x.yaml: no such file$"),
+    ],
+)
+def test_a_configuration_that_is_nowhere(name, message):
+    with pytest.raises(ConfigError, match=message):
+        find_config(name)

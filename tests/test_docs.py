@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
 from torch.nn.functional import gelu, linear
 
-import datasets
-from datasets import registry
-from datasets.layouts import shapes
-from datasets.layouts.modelnet40 import OFFICIAL
-from pointewa import tasks
+from pointewa import datasets, tasks
+from pointewa.datasets import registry
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
 from pointewa.models import registry as models_registry
 from pointewa.runs.weights import load_model
+from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
-from tools import train
 
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]

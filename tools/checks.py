@@ -13,16 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from pointewa.tools.installed import BAD, INSTALL, NOTE, OK, Finding
 
-import datasets
-from datasets.prepare import cache_dir
-from datasets.source import cores
+from pointewa import datasets
 from pointewa.config import Config
+from pointewa.datasets.prepare import cache_dir
+from pointewa.datasets.source import cores
 from pointewa.errors import ConfigError, DataError, first_line
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import backend
 from pointewa.train.device import keep_freed_memory, select_device, select_precision
-from tools.installed import BAD, INSTALL, NOTE, OK, Finding
 
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
 SECONDS = 8.0  # to look for data sets

@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from tools.installed import BAD, INSTALL, NOTE, OK, Finding, packages
+from pointewa.tools.installed import BAD, INSTALL, NOTE, OK, Finding, packages
 
 # No other imports here: what this reports most often is a missing package.
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     findings = list(packages())
     try:
-        checks, cli = (importlib.import_module(f"tools.{name}") for name in ("checks", "cli"))
+        checks, cli = (importlib.import_module(f"pointewa.tools.{name}") for name in ("checks", "cli"))
     except Exception as error:  # missing, or broken, as a torch for another system is
         if all(one.state != BAD for one in findings):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        from tools import cli
+        from pointewa.tools import cli
     except Exception:
         main()  # reports why
     else:

@@ -13,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from datasets.subjects import Subjects
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError
 from pointewa.inference.corruptions import SEVERITIES
 from pointewa.tasks.classification import Evaluation
+from pointewa.tools import cli
 from pointewa.viz.clouds import save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
-from tools import cli
 
 
 def _mean(values: list[float]) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
 from pointewa.runs.weights import load_model
-from tools import cli
+from pointewa.tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import fuse_batch_norm
 from pointewa.runs.weights import load_model, restore, save_model
-from tools import cli
+from pointewa.tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

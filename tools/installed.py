@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ctypes.util import find_library
 from dataclasses import dataclass
-from pathlib import Path
+
+from pointewa.clone import CONFIGS
 
 OK, NOTE, BAD = "ok", "note", "missing"
 LIBUSB = "apt install libusb-1.0-0"
 INSTALL = "make setup, or pip install -r requirements.txt"
-_REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+_REQUIREMENTS = CONFIGS.parent / "requirements.txt"
 _TRAINING = "training"
 # For each package the name to import, and what it is needed for.
 PACKAGES = {

@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import pointewa
-from datasets.files import read_points
-from datasets.source import progress
+from pointewa.datasets.files import read_points
+from pointewa.datasets.source import progress
 from pointewa.errors import DataError, first_line
 from pointewa.ops import UP_AXES, turn_up
-from tools import cli
+from pointewa.tools import cli
 
 TOP = 3
 
@@ -32,7 +32,7 @@ def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
     """
     points = read_points(
         path, samples=max(10_000, 2 * model.num_points)
-    )  # as many on a mesh as in `datasets.layouts.folder`
+    )  # as many on a mesh as in `pointewa.datasets.layouts.folder`
     try:
         name, probabilities = model.predict(turn_up(torch.from_numpy(points), up))
     except ValueError as error:

@@ -17,17 +17,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import datasets
-from datasets import packed
-from datasets.inspect import report
-from datasets.inspect.download import download
-from datasets.layouts import scanobjectnn
-from datasets.prepare import prepare
-from datasets.source import Cloud, Source
+from pointewa import datasets
 from pointewa.config import Config
+from pointewa.datasets import packed
+from pointewa.datasets.inspect import report
+from pointewa.datasets.inspect.download import download
+from pointewa.datasets.layouts import scanobjectnn
+from pointewa.datasets.prepare import prepare
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError
+from pointewa.tools import cli
 from pointewa.train.trainer import duration
-from tools import cli
 
 _MESH_POINTS = 8192  # packed per object if the source can give any number
 

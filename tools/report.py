@@ -10,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from datasets.subjects import Subjects
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
-from tools import cli
+from pointewa.tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -32,10 +32,10 @@ from pointewa.study.definition import Study, load_study
 from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import table, write_report
+from pointewa.tools import cli
 from pointewa.train.progress import say
-from tools import cli
 
-TRAIN = (sys.executable, "-m", "tools.train")
+TRAIN = (sys.executable, "-m", "pointewa", "train")
 
 
 def train(study: Study, console: Console, only: list[str], jobs: int, budget: float | None) -> Outcome:

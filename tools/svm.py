@@ -11,10 +11,10 @@ import json
 
 from rich.console import Console
 
-from datasets.subjects import Subjects
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError
 from pointewa.inference import svm
-from tools import cli
+from pointewa.tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from pointewa.tools import cli
 from pointewa.viz.clouds import save_figure
 from pointewa.viz.theory import theory_figure
-from tools import cli
 
 
 def main(argv: list[str] | None = None) -> None:

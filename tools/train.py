@@ -14,19 +14,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datasets.splits import training_data
-from datasets.subjects import Subjects
 from pointewa.config import Config
+from pointewa.datasets.splits import training_data
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import SUMMARY, read_summary
 from pointewa.tasks import task_of
+from pointewa.tools import cli
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, process_group
 from pointewa.train.progress import say
 from pointewa.train.trainer import Trainer
-from tools import cli
 
 SETTLED = 300  # steps
 

@@ -25,11 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets.subjects import Subjects
 from pointewa.config import build_architecture
+from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import page
 from pointewa.ops import UP_AXES
+from pointewa.tools import cli
 from pointewa.viz import drawings, offscreen
 from pointewa.viz.clouds import clouds_figure, save_figure
 from pointewa.viz.drawings import Drawing
@@ -37,7 +38,6 @@ from pointewa.viz.embedding import METHODS
 from pointewa.viz.html import clouds_html, save_page, svg_html
 from pointewa.viz.panels import Picture
 from pointewa.viz.window import show
-from tools import cli
 
 
 def _cloud(subjects: Subjects, args: argparse.Namespace) -> Drawing:

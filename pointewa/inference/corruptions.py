@@ -127,7 +127,7 @@ def _graded(
 
 
 # The levels of jitter, outliers and (but for its 0.675) dropout_global are ModelNet-C's; those of scale start where
-# `datasets.transforms.scale_shift` ends.
+# `pointewa.datasets.transforms.scale_shift` ends.
 CORRUPTIONS: dict[str, Callable[[Tensor, int, Generator], Tensor]] = {
     "jitter": _graded(jitter, 0.01, 0.02, 0.03, 0.04, 0.05),  # standard deviation, in radii of the object
     "dropout_global": _graded(dropout_global, 0.25, 0.375, 0.5, 0.625, 0.75),  # share of the points removed

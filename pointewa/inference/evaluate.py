@@ -39,7 +39,7 @@ class Evaluator:
 
     Args:
         loaded: the model, on the device of the batches.
-        batches: of the split, such as `datasets.subjects.Subjects.batches`.
+        batches: of the split, such as `pointewa.datasets.subjects.Subjects.batches`.
         dataset: name of the split's data set.
         class_names: its classes.
         num_points: points of a cloud that the model is given.
@@ -82,7 +82,7 @@ class Evaluator:
         Args:
             votes: how many.
             draw: from a pool ``[B, P', 3]`` and a generator to a sample ``[B, P, 3]``, such as
-                `datasets.subjects.Subjects.draw`.
+                `pointewa.datasets.subjects.Subjects.draw`.
             seed: of the generator.
         """
         generator = Generator(self._device).manual_seed(seed)

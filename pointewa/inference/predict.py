@@ -45,9 +45,9 @@ class Predictor:
             points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. If there are more
                 points than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
                 some of them repeatedly.
-            normalized: the clouds are those of `datasets.load`, which are prepared: centred, scaled to largest norm 1,
-                and sampled from their first point on, as published. They are taken as they are, in the order that they
-                have, and so give exactly what the evaluation of the run computes.
+            normalized: the clouds are those of `pointewa.datasets.load`, which are prepared: centred, scaled to largest
+                norm 1, and sampled from their first point on, as published. They are taken as they are, in the order
+                that they have, and so give exactly what the evaluation of the run computes.
 
         Returns:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.

@@ -51,7 +51,7 @@ def open_hdf5(path: Path, what: str, trusted: bool = False) -> Iterator[h5py.Fil
     Args:
         path: the file.
         what: what it is expected to be, for the error.
-        trusted: it was written by `datasets.packed.write`, in whose files no damage is dangerous.
+        trusted: it was written by `pointewa.datasets.packed.write`, in whose files no damage is dangerous.
 
     Raises:
         DataError: naming the file.

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pointewa.config import Config, differences, load_config, read_yaml
+from pointewa.config import Config, differences, find_config, load_config, read_yaml
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.runs.folder import find_run
 from pointewa.runs.log import read_metrics
@@ -118,7 +118,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         ConfigError: an unknown key, an arm's name that is not a valid folder name, a value that the configuration
             refuses, a run folder with another configuration.
     """
-    path = Path(path)
+    path = find_config(path)
     content = OmegaConf.to_container(read_yaml(path))  # this reader understands 1e-3, and refuses duplicate keys
     if unknown := [key for key in content if key not in KEYS]:
         raise ConfigError(f"{path}: unknown key {_short(unknown[0])}: expected one of {', '.join(KEYS)}")

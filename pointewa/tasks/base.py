@@ -221,7 +221,7 @@ class Shown:
 
 
 class Subjects(Protocol):
-    """A model and a split: `datasets.subjects.Subjects`."""
+    """A model and a split: `pointewa.datasets.subjects.Subjects`."""
 
     run: Any
     what: str

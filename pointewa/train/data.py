@@ -8,7 +8,7 @@ from pointewa.tasks.base import Batch
 
 
 class TrainBatches(Protocol):
-    """Batches of an epoch, from any batch on; see `datasets.loader.TrainLoader`."""
+    """Batches of an epoch, from any batch on; see `pointewa.datasets.loader.TrainLoader`."""
 
     def __len__(self) -> int: ...
 

@@ -1,7 +1,7 @@
 """The random states of a process: Python's, NumPy's, torch's on the CPU and on each GPU.
 
-Batches do not depend on them: `datasets.loader.TrainLoader` draws each from the seed, the epoch and its number.
-Dropout, drop path and the partition of the tokens draw from torch's generator of their device.
+Batches do not depend on them: `pointewa.datasets.loader.TrainLoader` draws each from the seed, the epoch and its
+number. Dropout, drop path and the partition of the tokens draw from torch's generator of their device.
 """
 
 import random

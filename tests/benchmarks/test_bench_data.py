@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_data
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 
 
 def test_orders_and_epochs(capsys, monkeypatch):

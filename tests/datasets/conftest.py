@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 
 CLASSES = ("airplane", "bathtub", "bed")  # of ModelNet40, in its order
 PER_CLASS = {"train": 4, "test": 2}

@@ -1,4 +1,4 @@
-"""Files of every format that `datasets.files` reads, as bytes."""
+"""Files of every format that `pointewa.datasets.files` reads, as bytes."""
 
 import io
 import json

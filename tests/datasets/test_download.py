@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from file_samples import names, zipped
 
-import datasets
-from datasets.inspect import download as module
-from datasets.inspect.download import ARCHIVES, Archive, download, fetch
+from pointewa import datasets
+from pointewa.datasets.inspect import download as module
+from pointewa.datasets.inspect.download import ARCHIVES, Archive, download, fetch
 from pointewa.errors import DataError
 
 DATA = random.Random(0).randbytes(300_000)

@@ -9,7 +9,7 @@ import pypcd4
 import pytest
 from file_samples import CLOUDS, FACES, MESHES, POINTS, VERTICES, glb, npy, npz, obj, off, pcd, ply_mesh, write
 
-from datasets.files import SUFFIXES, read_points
+from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.errors import DataError
 
 

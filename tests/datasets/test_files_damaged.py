@@ -7,7 +7,7 @@ import pypcd4
 import pytest
 from file_samples import CLOUDS, MESHES, POINTS, glb, pcd, with_json
 
-from datasets.files import SUFFIXES, read_points
+from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.errors import DataError
 
 SEEDS = {suffix: [] for suffix in SUFFIXES}

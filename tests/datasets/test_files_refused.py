@@ -32,7 +32,7 @@ from file_samples import (
     write,
 )
 
-from datasets.files import MAX_BYTES, SUFFIXES, read_points
+from pointewa.datasets.files import MAX_BYTES, SUFFIXES, read_points
 from pointewa.errors import ConfigError, DataError
 from pointewa.safe.files import reading
 
@@ -261,7 +261,7 @@ def test_what_is_no_readable_file(tmp_path, suffix, monkeypatch):
 
 
 def test_too_many_points(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.files.MAX_POINTS", 49)
+    monkeypatch.setattr("pointewa.datasets.files.MAX_POINTS", 49)
     for name in ("spaces.xyz", "single.npy", "cloud.obj", "ascii.ply"):
         with pytest.raises(DataError, match=r"at most 49 points, found an array \[50, 3\]"):
             read_points(write(tmp_path, name, CLOUDS[name]), 10)

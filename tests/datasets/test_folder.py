@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import datasets
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError
 
 trimesh = pytest.importorskip("trimesh")

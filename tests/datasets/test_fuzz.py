@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-from datasets import prepare
-from datasets.packed import write
+from pointewa import datasets
+from pointewa.datasets import prepare
+from pointewa.datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
 from pointewa.safe.archives import extract

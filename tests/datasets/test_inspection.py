@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-from datasets.inspect import inspection
-from datasets.inspect.inspection import SIDES, dimension, duplicates, repeated_points, up_axis
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.inspect import inspection
+from pointewa.datasets.inspect.inspection import SIDES, dimension, duplicates, repeated_points, up_axis
+from pointewa.datasets.layouts import shapes
 
 
 def test_dimension_tells_places_lines_and_planes_from_solids():

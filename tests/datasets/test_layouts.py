@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-from datasets.layouts import modelnet40, scanobjectnn
+from pointewa import datasets
+from pointewa.datasets.layouts import modelnet40, scanobjectnn
 from pointewa.errors import DataError
 from pointewa.ops import unit_sphere
 from pointewa.safe import hdf5

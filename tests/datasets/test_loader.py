@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import PointClouds
-from datasets.base import Labelled
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import augment, dropout_indices, jitter, random_subset, rotate_up, scale_shift
+from pointewa.datasets import PointClouds
+from pointewa.datasets.base import Labelled
+from pointewa.datasets.loader import EvalLoader, TrainLoader
+from pointewa.datasets.transforms import augment, dropout_indices, jitter, random_subset, rotate_up, scale_shift
 from pointewa.errors import ConfigError
 
 

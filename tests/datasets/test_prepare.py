@@ -1,4 +1,4 @@
-"""Preparation: farthest-point order, the cache, and what `datasets.load` refuses."""
+"""Preparation: farthest-point order, the cache, and what `pointewa.datasets.load` refuses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
 from benchmarks.bench_data import shortfall
-from datasets import PointClouds, order, prepare
-from datasets.loader import EvalLoader
-from datasets.order import fps_order
-from datasets.source import Cloud, Source, in_parallel
+from pointewa import datasets
+from pointewa.datasets import PointClouds, order, prepare
+from pointewa.datasets.loader import EvalLoader
+from pointewa.datasets.order import fps_order
+from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import farthest_point_sample, unit_sphere
 

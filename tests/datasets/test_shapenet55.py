@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-from datasets import packed
-from datasets.layouts import shapenet55
-from datasets.prepare import prepare
+from pointewa import datasets
+from pointewa.datasets import packed
+from pointewa.datasets.layouts import shapenet55
+from pointewa.datasets.prepare import prepare
 from pointewa.errors import DataError
 from pointewa.ops import unit_sphere
 

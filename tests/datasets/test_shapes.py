@@ -5,8 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-import datasets
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.layouts import shapes
 
 
 def test_the_set_is_what_it_says():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError
 from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pointewa.ops import unit_sphere

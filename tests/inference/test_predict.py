@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
 import pointewa
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import canonical_order, group, unit_sphere
@@ -20,7 +20,7 @@ from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import evaluate
-from tools import cli, predict
+from pointewa.tools import cli, predict
 
 NAMES = ("ball", "box", "[cone]", "ring")
 SMALL = Architecture(24, 2, 2, 8, 8, patch_width=8, patch_out=24)
@@ -65,7 +65,7 @@ def test_one_cloud_and_many(saved):
 def test_it_is_what_the_evaluation_computes(normalize, monkeypatch):
     monkeypatch.setattr(shapes, "PER_CLASS", {"train": 2, "test": 2})
     # fpsample starts at a point of its own choice, which gives another farthest-point sample.
-    monkeypatch.setattr("datasets.order.method", lambda: "torch")
+    monkeypatch.setattr("pointewa.datasets.order.method", lambda: "torch")
     source = datasets.open_source("shapes", "", "test")
     raw = torch.from_numpy(np.stack([cloud.points * 3 + 1 for cloud in source.clouds(200)]))
     raw = group(raw, canonical_order(raw)).numpy()  # the evaluation starts at the first point

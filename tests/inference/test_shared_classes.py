@@ -1,9 +1,9 @@
 """Which classes two data sets share."""
 
 import pytest
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
+from pointewa.datasets.layouts.scanobjectnn import CLASSES
 
-from datasets.layouts.modelnet40 import OFFICIAL
-from datasets.layouts.scanobjectnn import CLASSES
 from pointewa.errors import DataError
 from pointewa.inference.shared_classes import shared_classes
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pointewa.tools.train import table
 from rich.console import Console
 
 from pointewa.config import Config, build_architecture, load_config, to_yaml
@@ -31,7 +32,6 @@ from pointewa.safe.torch_files import read_state
 from pointewa.train.data import Data
 from pointewa.train.trainer import Trainer
 from tests.runs import mutations
-from tools.train import table
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 SMALL = ("model.width=8", "model.depth=2", "data.num_points=64", "train.save_every=3")

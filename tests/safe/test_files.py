@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datasets import files
+from pointewa.datasets import files
 from pointewa.errors import DataError, is_bug
 from pointewa.ops import unit_sphere
 from pointewa.safe.files import reading

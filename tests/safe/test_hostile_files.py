@@ -17,8 +17,8 @@ from rich.console import Console
 from torch._utils import _rebuild_device_tensor_from_cpu_tensor
 from torch.jit.unsupported_tensor_ops import execWrapper
 
-from datasets.layouts import shapes
 from pointewa.config import load_config
+from pointewa.datasets.layouts import shapes
 from pointewa.errors import CheckpointError, UserError
 from pointewa.models import PointTransformerClassifier
 from pointewa.runs.folder import find_run
@@ -26,9 +26,9 @@ from pointewa.runs.log import Logbook
 from pointewa.runs.summary import read_summary
 from pointewa.runs.weights import init_from, load_foreign, load_model, read_weights, restore
 from pointewa.safe.torch_files import read_state
+from pointewa.tools import cli, evaluate, fold, train
 from pointewa.train.trainer import Trainer
 from tests.runs.mutations import bounded, doubling, limited
-from tools import cli, evaluate, fold, train
 
 TINY = ("model.width=8", "model.depth=2", "data.num_points=64", "train.save_every=3")
 

@@ -34,9 +34,9 @@ TOOL = """
 import sys
 sys.path.insert(0, {folder!r})
 import height
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 shapes.PER_CLASS = {{"train": 4, "test": 2}}
-from tools import cli, {tool}
+from pointewa.tools import cli, {tool}
 cli.run({tool}.main)
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 
 
 @pytest.fixture(autouse=True)

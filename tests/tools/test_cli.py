@@ -11,8 +11,8 @@ import pytest
 
 from pointewa.errors import ConfigError, Stopped
 from pointewa.inference import page
+from pointewa.tools import cli, train
 from tests.tools.test_tools import FAST
-from tools import cli, train
 
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(

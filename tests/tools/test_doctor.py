@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import datasets
-from tools import checks, cli, doctor, installed
+from pointewa import datasets
+from pointewa.tools import checks, cli, doctor, installed
 
 ROOT = Path(__file__).parents[2]
 

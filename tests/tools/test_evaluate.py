@@ -6,17 +6,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pointewa.datasets.layouts.modelnet40 import OFFICIAL
+from pointewa.datasets.layouts.scanobjectnn import CLASSES
 
-from datasets import subjects
-from datasets.layouts import shapes
-from datasets.layouts.modelnet40 import OFFICIAL
-from datasets.layouts.scanobjectnn import CLASSES
 from pointewa.config import build_architecture, load_config
+from pointewa.datasets import subjects
+from pointewa.datasets.layouts import shapes
 from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES
 from pointewa.models import PointTransformerClassifier
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import save_model
-from tools import cli, evaluate, train
+from pointewa.tools import cli, evaluate, train
 
 SMALL = ["model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8", "model.group_size=8",
          "data.num_points=64", "train.device=cpu", "run.report=false"]  # fmt: skip

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
 import pointewa.ewa as ewa
-from datasets.layouts import shapes
+from pointewa import datasets
+from pointewa.datasets.layouts import shapes
 from pointewa.inference import export
 from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
-from tools import cli, evaluate, train
-from tools import export as tool
+from pointewa.tools import cli, evaluate, train
+from pointewa.tools import export as tool
 
 POINTS = 64
 ONNX = ("onnx", "onnxscript", "onnxruntime")

@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pointewa.datasets.layouts.modelnet40 import official_names
 
-import datasets
-from datasets import packed
-from datasets.inspect import download
-from datasets.inspect.inspection import duplicates
-from datasets.layouts.modelnet40 import official_names
-from tools import cli, prepare_data
+from pointewa import datasets
+from pointewa.datasets import packed
+from pointewa.datasets.inspect import download
+from pointewa.datasets.inspect.inspection import duplicates
+from pointewa.tools import cli, prepare_data
 
 
 def call(capsys, *arguments):
@@ -105,7 +105,7 @@ def test_inspect_says_what_it_left_out(mine, capsys, monkeypatch):
         seen.append(seconds)
         return duplicates(a, b)._replace(left_out=7)
 
-    monkeypatch.setattr("datasets.inspect.report.duplicates", limited)
+    monkeypatch.setattr("pointewa.datasets.inspect.report.duplicates", limited)
     root = ["data.name=folder", f"data.root={mine}"]
     assert call(capsys, "inspect", *root)["pairs_not_compared"] == 7
     prepare_data.main(["inspect", *root, "--seconds", "30"])

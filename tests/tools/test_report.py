@@ -7,11 +7,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 from pointewa.inference import page
+from pointewa.tools import cli, report, train
 from tests.tools.test_visualize import FAST, runs  # noqa: F401, a fixture
 from tests.viz.conftest import browser  # noqa: F401, a fixture
-from tools import cli, report, train
 
 
 @pytest.mark.parametrize("name", ["ewa", "dense"])

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import soak
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 from pointewa.runs.folder import Lock
 from pointewa.runs.log import METRICS
 from pointewa.runs.summary import SUMMARY
 from pointewa.runs.weights import LAST
 from pointewa.study.definition import load_study, time_left
-from tools import cli, study, train
+from pointewa.tools import cli, study, train
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 4}  # of a class, in the trainings too, which are processes of their own
 TRAIN = f"""from datasets.layouts import shapes; shapes.PER_CLASS = {OBJECTS}
-from tools import cli, train; cli.run(train.main)"""
+from pointewa.tools import cli, train; cli.run(train.main)"""
 TOOL = "import sys; from tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
 STUDY = """
 description: Does it help?
@@ -268,7 +268,7 @@ GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        (None, [], "cannot read the configuration"),
+        (None, [], "no such file"),
         ("arms: [", [], "not valid YAML"),
         ("", [], "s.yaml: arms: expected a mapping of names to config keys, found nothing"),
         ("arms: {a: {}}", [], "s.yaml: seeds: expected a list of numbers, such as [0, 1, 2], found nothing"),
@@ -277,7 +277,7 @@ GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
         ("arms: {a: {}}\nseeds: [yes]", [], "seeds: expected a list of numbers"),
         (GOOD + "arm: 1", [], "s.yaml: unknown key 'arm': expected one of description, configs, settings, arms, seeds"),
         (GOOD + "configs: x.yaml", [], "configs: expected a list of files"),
-        (GOOD + "configs: [x.yaml]", [], "x.yaml: cannot read the configuration"),
+        (GOOD + "configs: [x.yaml]", [], "x.yaml: no such file: expected one of"),
         (GOOD + "settings: [1]", [], "settings: expected a mapping of config keys, found [1]"),
         (GOOD + "settings: {train: {epoch: 3}}", [], "arms.a, seed 0: unknown key train.epoch: did you mean"),
         (GOOD + "settings: {train: {epochs: many}}", [], "train.epochs: Value 'many' of type 'str' could not"),

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-import datasets
-from datasets import subjects
-from datasets.splits import training_split
+from pointewa import datasets
 from pointewa.config import load_config
+from pointewa.datasets import subjects
+from pointewa.datasets.splits import training_split
 from pointewa.runs.weights import load_any
-from tools import cli, svm, train
+from pointewa.tools import cli, svm, train
 
 SMALL = ["data.name=shapes", "data.num_points=128", "model.width=24", "model.depth=2", "model.heads=2",
          "model.num_groups=8", "model.group_size=8", "train.epochs=2", "train.device=cpu", "train.batch_size=16",

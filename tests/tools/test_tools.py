@@ -12,13 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-from datasets import splits
-from datasets.layouts import shapes
-from datasets.splits import training_data
 from pointewa.config import load_config
+from pointewa.datasets import splits
+from pointewa.datasets.layouts import shapes
+from pointewa.datasets.splits import training_data
 from pointewa.runs.weights import load_model
+from pointewa.tools import cli, evaluate, fold, train
 from pointewa.train.distributed import ALONE
-from tools import cli, evaluate, fold, train
 
 ROOT = Path(__file__).parents[2]
 FAST = [
@@ -154,7 +154,7 @@ def fails(main, argv, capsys):
         (["train.batch_size=1000"], "train.batch_size: expected 1 to 136"),
         (["train.device=tpu"], "train.device: 'tpu' cannot be used here"),
         (["train.init_from=nowhere.pth"], "nowhere.pth: no such checkpoint"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the configuration"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file: expected one of folder, modelnet40"),
         (["train.save_every=often"], "train.save_every: expected iterations (100) or minutes (15min), found 'often'"),
         (["train.batch_size=9", "train.accumulate=2"], "train.accumulate: expected a divisor of train.batch_size 9"),
     ],

@@ -12,10 +12,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from datasets.layouts import shapes
+from pointewa.datasets.layouts import shapes
 from pointewa.runs.weights import load_model
+from pointewa.tools import cli, evaluate, train, visualize
 from pointewa.viz import window
-from tools import cli, evaluate, train, visualize
 
 ROOT = Path(__file__).parents[2]
 FAST = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.loader import TrainLoader
+from pointewa.datasets.loader import TrainLoader
 from pointewa.errors import ConfigError
 from pointewa.safe.torch_files import read_state
 from pointewa.train.distributed import World

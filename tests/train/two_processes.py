@@ -17,10 +17,10 @@ from pointewa.errors import DataError
 from pointewa.ewa import experts
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import evaluate
+from pointewa.tools import cli
 from pointewa.train.distributed import process_group
 from pointewa.train.trainer import Trainer
 from tests.conftest import build_trainer
-from tools import cli
 
 EXACT = ("model.drop_path=0", "ewa.share_rate=0.4", "train.weight_decay=0.1", "run.name=exact")
 KILLED = ("run.name=killed", "train.save_every=3")

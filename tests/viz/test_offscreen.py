@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from pointewa.tools import cli, visualize
 from pointewa.viz import clouds, offscreen
 from pointewa.viz.panels import Panel, Picture
-from tools import cli, visualize
 
 CLOUD = ["cloud", "--count", "1", "data.num_points=64"]
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from pointewa.tools import theory
 from pointewa.viz.theory import EXPERTS, SHARE_RATE, contraction, expected_spread, factor, fold_gaps, stationary_spread
-from tools import theory
 
 
 @pytest.mark.parametrize("experts", EXPERTS)

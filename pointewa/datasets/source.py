@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from datasets.base import check_labels
+from pointewa.datasets.base import check_labels
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -45,7 +45,8 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
-        images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see `datasets.images`.
+        images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
+            `pointewa.datasets.images`.
 
     Raises:
         DataError: labels that do not fit the names.

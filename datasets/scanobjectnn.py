@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import packed
-from datasets.inspect.download import BY_REQUEST
-from datasets.source import Cloud, Source
+from pointewa.datasets import packed
+from pointewa.datasets.inspect.download import BY_REQUEST
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 

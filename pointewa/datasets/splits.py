@@ -1,10 +1,10 @@
 """The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
 
-from datasets.base import Clouds
-from datasets.images import Images, ImageTrainLoader
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.registry import load
 from pointewa.config import Config
+from pointewa.datasets.base import Clouds
+from pointewa.datasets.images import Images, ImageTrainLoader
+from pointewa.datasets.loader import EvalLoader, TrainLoader
+from pointewa.datasets.registry import load
 from pointewa.errors import ConfigError
 from pointewa.tasks import task_class
 from pointewa.train.data import Data
@@ -18,7 +18,7 @@ def load_split(config: Config, split: str) -> Clouds:
     """A whole split ("train" or "test") of the configuration's data set, on the configuration's device.
 
     Raises:
-        DataError: see `datasets.load`.
+        DataError: see `pointewa.datasets.load`.
         ConfigError: a device that is not there.
     """
     data = config.data
@@ -72,7 +72,7 @@ def training_data(config: Config, world: World = ALONE) -> Data:
     """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them.
 
     Raises:
-        DataError, ConfigError: see `load_split`, `datasets.loader.TrainLoader` and `datasets.loader.EvalLoader`.
+        DataError, ConfigError: see `load_split`, and `TrainLoader` and `EvalLoader` of `pointewa.datasets.loader`.
     """
     data, share = config.data, (world.rank, world.size)
     train, held_out = training_split(config)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import packed
-from datasets.base import hold_out
-from datasets.files import SUFFIXES, read_points
-from datasets.source import Cloud, Source, in_parallel
+from pointewa.datasets import packed
+from pointewa.datasets.base import hold_out
+from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 

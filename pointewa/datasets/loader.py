@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Clouds, Labelled
-from datasets.transforms import AUGMENTATIONS, augment, pool_size, select, subset_indices
+from pointewa.datasets.base import Clouds, Labelled
+from pointewa.datasets.transforms import AUGMENTATIONS, augment, pool_size, select, subset_indices
 from pointewa.errors import ConfigError
 from pointewa.tasks.base import Batch
 
@@ -22,7 +22,7 @@ class TrainLoader:
         clouds: in farthest-point order, on the device of the training.
         batch_size: B over all processes, at most the number of clouds.
         num_points: points a cloud.
-        augmentations: of `datasets.transforms.AUGMENTATIONS`, in the order in which they are applied.
+        augmentations: of `pointewa.datasets.transforms.AUGMENTATIONS`, in the order in which they are applied.
         seed: of the order and the augmentation.
         rank: number of this process.
         world_size: number of processes.

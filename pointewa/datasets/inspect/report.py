@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import packed
-from datasets.inspect.download import ARCHIVES, mismatch
-from datasets.inspect.inspection import Duplicates, dimension, duplicates, repeated_points, up_axis
-from datasets.registry import NAMES
-from datasets.source import Source, progress
+from pointewa.datasets import packed
+from pointewa.datasets.inspect.download import ARCHIVES, mismatch
+from pointewa.datasets.inspect.inspection import Duplicates, dimension, duplicates, repeated_points, up_axis
+from pointewa.datasets.registry import NAMES
+from pointewa.datasets.source import Source, progress
 from pointewa.ops import unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
@@ -43,7 +43,7 @@ def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[st
 
     Args:
         sources: the splits by name.
-        seconds: time for finding the objects that occur twice, see `datasets.inspect.inspection.duplicates`.
+        seconds: time for finding the objects that occur twice, see `pointewa.datasets.inspect.inspection.duplicates`.
 
     Raises:
         DataError: a file that cannot be read.
@@ -80,7 +80,7 @@ def _twice(found: Duplicates, a: Source, b: Source) -> dict[str, Any]:
     many under two classes.
 
     Below a ratio of 0.05 they are the same points; below 0.6 about half are, which no two objects have by chance;
-    above, they differ by less than `_LOOK` points can show. See `datasets.inspect.inspection.duplicates`.
+    above, they differ by less than `_LOOK` points can show. See `pointewa.datasets.inspect.inspection.duplicates`.
     """
     pairs, ratios, _ = found
     result = {}

@@ -104,7 +104,7 @@ class PointClouds(Clouds):
     """Clouds that are held in memory, on the device of the training.
 
     Args:
-        points: float32 ``[N, P, 3]``. As returned by `datasets.load` each cloud is in farthest-point order.
+        points: float32 ``[N, P, 3]``. As returned by `pointewa.datasets.load` each cloud is in farthest-point order.
         labels: int64 ``[N]``, indices into ``class_names``.
         class_names: C names.
         object_names: N names.

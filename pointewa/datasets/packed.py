@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Clouds, Labelled, PointClouds, check_labels
-from datasets.source import Cloud, Source, chunks
+from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels
+from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels

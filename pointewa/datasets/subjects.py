@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from datasets.base import Clouds
-from datasets.files import SUFFIXES, read_points
-from datasets.loader import EvalLoader
-from datasets.source import progress
-from datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
-from datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.config import Config, build_architecture, load_config
+from pointewa.datasets.base import Clouds
+from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.loader import EvalLoader
+from pointewa.datasets.source import progress
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
+from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features

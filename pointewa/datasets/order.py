@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from datasets.source import cores
+from pointewa.datasets.source import cores
 from pointewa.ops import backend, farthest_point_sample
 
 _FEWEST = 64  # points; below that a tree does not pay

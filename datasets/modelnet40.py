@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import packed
-from datasets.files import read_points
-from datasets.source import Cloud, Source, in_parallel
+from pointewa.datasets import packed
+from pointewa.datasets.files import read_points
+from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 from pointewa.safe.files import reading

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Generator, Tensor
 
-from datasets.base import Labelled
+from pointewa.datasets.base import Labelled
 
 
 def pool_size(num_points: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from datasets.source import progress
+from pointewa.datasets.source import progress
 
 _MOST, _BLOCK = 5_000_000, 128  # pairs that look alike: kept in memory, and compared between looks at the clock
 SIDES = ("-x", "+x", "-y", "+y", "-z", "+z")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
 
 NUM_POINTS = 1024

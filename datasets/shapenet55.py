@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import packed
-from datasets.files import read_points
-from datasets.inspect.download import BY_REQUEST
-from datasets.source import Cloud, Source
+from pointewa.datasets import packed
+from pointewa.datasets.files import read_points
+from pointewa.datasets.inspect.download import BY_REQUEST
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
 from pointewa.safe.files import reading
 

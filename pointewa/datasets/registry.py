@@ -1,15 +1,15 @@
-"""The data sets by name: the modules of `datasets.layouts`."""
+"""The data sets by name: the modules of `pointewa.datasets.layouts`."""
 
 import importlib
 import pkgutil
 
 import torch
 
-from datasets import layouts, prepare
-from datasets.base import Clouds
-from datasets.images import Images
-from datasets.source import Source
-from datasets.transforms import pool_size
+from pointewa.datasets import layouts, prepare
+from pointewa.datasets.base import Clouds
+from pointewa.datasets.images import Images
+from pointewa.datasets.source import Source
+from pointewa.datasets.transforms import pool_size
 from pointewa.errors import DataError
 
 NAMES = {
@@ -67,7 +67,7 @@ def load(
         root: folder or file with the data (not used by "shapes").
         split: "train" or "test".
         num_points: how many points an object will be asked for. A few more are kept, for what
-            `datasets.transforms.random_subset` draws from. None: all that the source has.
+            `pointewa.datasets.transforms.random_subset` draws from. None: all that the source has.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, see `open_source`.
         stream: leave the points on disk and read batches in advance; None: only if memory is short.

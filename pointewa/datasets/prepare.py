@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import packed
-from datasets.base import Clouds
-from datasets.order import fps_order, method
-from datasets.source import Cloud, Source, chunks, progress
+from pointewa.datasets import packed
+from pointewa.datasets.base import Clouds
+from pointewa.datasets.order import fps_order, method
+from pointewa.datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError
 from pointewa.ops import unit_sphere
 
@@ -39,7 +39,7 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
         source: the split.
         count: points to keep; where an object has fewer, its points start over.
         title: shown with the progress.
-        int16: round to the grid of `datasets.packed` first, so that the order holds for what is stored.
+        int16: round to the grid of `pointewa.datasets.packed` first, so that the order holds for what is stored.
         asked: points that are asked for, the rest of ``count`` being a reserve to draw from; None for all.
             A note on stderr says how many objects have fewer.
 
