@@ -1,6 +1,5 @@
 """Images, a folder for each class, on disk or in a zip file; or gratings that are made on the spot."""
 
-import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointewa.datasets.images import read_image
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
 from pointewa.safe.archives import contents, members
@@ -19,9 +19,6 @@ PROCEDURAL = "gratings"  # as data.root
 ORIENTATIONS = 8  # the classes of the gratings
 COUNT = {"train": 4000, "test": 1000}  # gratings
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # others have more than 8 bits a channel
-_MOST_PIXELS = 2**27
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
@@ -56,32 +53,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     objects = tuple("/".join(PurePosixPath(name).parts[-2:]) for name in chosen)
     layout = f"images in {'a zip file' if path.is_file() else 'folders'}"
     return Source(layout, path, read, tuple(classes), objects, labels, None, images, normalize=False, images=True)
-
-
-def read_image(path: Path, data: bytes, kinds: Counter[str] | None = None) -> np.ndarray:
-    """Pixels uint8 ``[H, W, 3]``, converted to RGB as torchvision's loader does: transparency is dropped.
-
-    Args:
-        path: for messages.
-        data: content of the file.
-        kinds: counts Pillow's name of what it was before ("L", "RGBA", ...).
-
-    Raises:
-        DataError: damaged, of another format, or of more than 8 bits a channel.
-    """
-    with reading(path, "an image"):
-        from PIL import Image
-
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise DataError(f"{path}: expected at most {_MOST_PIXELS} pixels, found {image.width} x {image.height}")
-            if image.mode not in _MODES:
-                raise DataError(
-                    f"{path}: expected 8 bits a channel, found Pillow's mode {image.mode!r}: convert it to RGB first"
-                )
-            if kinds is not None:
-                kinds[image.mode] += 1
-            return np.array(image.convert("RGB"))
 
 
 def _contents(path: Path, names: Sequence[str]) -> Iterator[bytes]:

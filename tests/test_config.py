@@ -191,7 +191,7 @@ def test_a_configuration_that_comes_with_the_package_is_found_from_anywhere(tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("shapez", "shapez: no such file: expected one of folder, modelnet40, .*, found 'shapez'"),
+        ("shapez", "shapez: no such file: expected one of folder, images, modelnet40, .*, found 'shapez'"),
         ("configs/arm/exa.yaml", "exa.yaml: no such file: expected one of arm/dense, arm/dense_ema, arm/ewa,"),
         ("/nowhere/x.yaml", "x.yaml: no such file$"),
     ],

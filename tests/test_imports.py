@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # (None: any).
 BELOW = {
     "ewa": ((), {"torch"}),
-    "ops": ((), {"torch", "pytorch3d"}),
+    "ops": ((), {"torch", "pytorch3d", "torchvision"}),
     "models": (("ops", "errors"), {"torch", "timm"}),
     "safe": (("errors",), None),
     "runs": (("models", "ewa", "safe", "config", "errors"), None),

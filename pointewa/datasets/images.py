@@ -1,8 +1,11 @@
 """Labelled images in place of clouds: resident on the device of the training, cropped and flipped there."""
 
+import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +17,12 @@ from pointewa.datasets.loader import TrainLoader
 from pointewa.datasets.prepare import free_memory
 from pointewa.datasets.source import Source, progress
 from pointewa.errors import DataError
+from pointewa.ops.images import fitted, scaled
+from pointewa.safe.files import reading
+
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # others have more than 8 bits a channel
+_MOST_PIXELS = 2**27
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Images(Clouds):
         pixels, resized = torch.empty(len(source), 3, size, size, dtype=torch.uint8), 0
         for place, image in zip(pixels, progress(source.clouds(size), title, len(source)), strict=True):
             resized += image.points.shape[:2] != (size, size)
-            place.copy_(fitted(image.points, size))
+            place.copy_(fitted(torch.from_numpy(image.points).permute(2, 0, 1), size))
         if resized:
             note = f"{resized} of {len(source)} images are not {size} x {size}: resized and cropped in the middle"
             print(f"note: {source.path}: {note}; data.img_size is {size}", file=sys.stderr)
@@ -95,20 +104,35 @@ class Images(Clouds):
         return cls(pixels, labels, source.class_names, source.object_names, str(source.path)).to(device)
 
 
-def fitted(image: np.ndarray, size: int) -> Tensor:
-    """An image uint8 ``[H, W, 3]`` as ``[3, size, size]``: its shorter side resized to ``size``, and of the longer one
-    the middle, as is usual for ImageNet."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    if pixels.shape[1:] == (size, size):
-        return pixels
-    from torchvision.transforms.v2.functional import center_crop, resize
+def read_image(path: Path, data: bytes, kinds: Counter[str] | None = None) -> np.ndarray:
+    """Pixels uint8 ``[H, W, 3]``, converted to RGB as torchvision's loader does: transparency is dropped.
 
-    return center_crop(resize(pixels, [size], antialias=True), [size, size])
+    Args:
+        path: for messages.
+        data: content of the file.
+        kinds: counts Pillow's name of what it was before ("L", "RGBA", ...).
 
+    Raises:
+        DataError: damaged, of another format, or of more than 8 bits a channel.
+    """
+    with reading(path, "an image"):
+        from PIL import Image, UnidentifiedImageError
 
-def scaled(pixels: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1], which is how timm's own ViTs are trained."""
-    return pixels.float() / 127.5 - 1
+        try:
+            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise DataError(f"{path}: damaged, or no image of a known format ({', '.join(_FORMATS)}): get it again or "
+                            "remove it") from error  # fmt: skip
+        with opened as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataError(f"{path}: expected at most {_MOST_PIXELS} pixels, found {image.width} x {image.height}")
+            if image.mode not in _MODES:
+                raise DataError(
+                    f"{path}: expected 8 bits a channel, found Pillow's mode {image.mode!r}: convert it to RGB first"
+                )
+            if kinds is not None:
+                kinds[image.mode] += 1
+            return np.array(image.convert("RGB"))
 
 
 def crop(images: Tensor, generator: Generator) -> Tensor:

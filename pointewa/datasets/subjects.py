@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from pointewa.config import Config, build_architecture, load_config
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
 from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
@@ -121,6 +122,17 @@ class Subjects:
             ConfigError: a task that is not known here, or keys that do not go with it.
         """
         return task_class(self.loaded.task)(self.config)
+
+    def need_clouds(self, what: str) -> None:
+        """Refuse images.
+
+        Raises:
+            ConfigError: naming what needs clouds.
+        """
+        of_points = self.task.of_points if self._loaded else not isinstance(self.clouds, Images)
+        if not of_points:
+            found = self.run or f"data.name={self.config.data.name}"
+            raise ConfigError(f"{what}: works on clouds, and {found} is of images; make report draws such a run's page")
 
     @property
     def classifier(self) -> LoadedModel:

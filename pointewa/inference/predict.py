@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
+from pointewa.models.registry import kind_of
 from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
+from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_model
 from pointewa.train.device import select_device
@@ -83,8 +85,33 @@ class Predictor:
         return group(points, picks)
 
 
+class ImagePredictor(Predictor):
+    """Classifies images, after preparing them as those of the training were prepared.
+
+    `predict` and `logits` take images uint8 ``[H, W, 3]``, as numpy makes them of a picture in RGB, or many of one size
+    ``[B, H, W, 3]``, of any size; or, with ``normalized``, batches of `pointewa.datasets.images`, float32
+    ``[3, S, S]`` or ``[B, 3, S, S]`` in [-1, 1].
+    """
+
+    @torch.no_grad()
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+        """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        images, size = torch.as_tensor(points), self.model.architecture.img_size
+        shape, kind = ([3, size, size], torch.float32) if normalized else ([3], torch.uint8)
+        if images.ndim not in (3, 4) or list(images.shape[-len(shape) :]) != shape or 0 in images.shape:
+            wanted = f"[{', '.join(map(str, shape))}]" if normalized else "[H, W, 3]"
+            raise ValueError(f"expected images {wanted} or a batch of them, found {list(images.shape)}")
+        if images.dtype != kind:
+            raise ValueError(f"expected images of type {kind}, found {images.dtype}")
+        batch = images if images.ndim == 4 else images[None]
+        if not normalized:
+            batch = scaled(torch.stack([fitted(one.permute(2, 0, 1), size) for one in batch]))
+        parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(_BATCH)]
+        return torch.cat(parts) if images.ndim == 4 else torch.cat(parts)[0]
+
+
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of this library, ready to classify.
+    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")
@@ -106,4 +133,5 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
             f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
             "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
-    return Predictor(load_model(path), select_device(device))
+    loaded = load_model(path)
+    return (ImagePredictor if kind_of(loaded.model) == "timm" else Predictor)(loaded, select_device(device))

@@ -69,6 +69,16 @@ class TimmArchitecture:
         return cls(**({"name": None} | dict(values)))
 
 
+def need_timm() -> None:
+    """Refuse to go on without timm.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError("model.preset: a ViT of timm's needs timm, which is not installed: pip install timm")
+
+
 def timm_vit(architecture: TimmArchitecture, num_classes: int) -> nn.Module:
     """The ViT with fresh weights, of timm's class and with its parameter names; ``architecture`` becomes an attribute.
 
@@ -76,10 +86,7 @@ def timm_vit(architecture: TimmArchitecture, num_classes: int) -> nn.Module:
         ValueError: no ViT of timm's, or values that do not go together.
         ConfigError: timm is not installed.
     """
-    if importlib.util.find_spec("timm") is None:
-        raise ConfigError(
-            f"model.preset: timm:{architecture.name} needs timm, which is not installed: pip install timm"
-        )
+    need_timm()
     import timm
     from timm.models import is_model_in_modules
 

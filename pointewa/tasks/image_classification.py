@@ -6,7 +6,7 @@ from torch import nn
 from pointewa.config import Config
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
-from pointewa.models.timm_vit import TimmArchitecture, timm_vit
+from pointewa.models.timm_vit import TimmArchitecture, need_timm, timm_vit
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
 from pointewa.tasks.base import Shown, Subjects, Task
@@ -49,6 +49,7 @@ class ImageClassification(Classification):
         Task.__init__(self, config)
         if config.train.task == self.name:  # else it evaluates a model that is there
             architecture_of(config)
+            need_timm()
 
     def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
         """A ViT of timm's."""
