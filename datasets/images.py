@@ -1,5 +1,6 @@
 """Images, a folder for each class, on disk or in a zip file; or gratings that are made on the spot."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +70,11 @@ def _find(root: Path) -> tuple[Path, list[str]]:
     """The folder or zip file, and the names of all that is in its folders train and test, folders with a "/" at their
     end; of a zip file with whatever folders they are in before them."""
     if all((root / split).is_dir() for split in ("train", "test")):
-        found = (path for split in ("train", "test") for path in (root / split).rglob("*"))
-        return root, [f"{path.relative_to(root).as_posix()}{'/' * path.is_dir()}" for path in found]
+        walked = [one for split in ("train", "test") for one in os.walk(root / split, followlinks=True)]
+        found = [Path(place, name).relative_to(root).as_posix() + end
+                 for place, folders, files in walked for names, end in ((folders, "/"), (files, ""))
+                 for name in names]  # fmt: skip
+        return root, found
     zips = [root] if root.is_file() else sorted(root.glob("[!.]*.zip"))
     good = [path for path in zips if len(zips) == 1 or _is_set(path)]
     if len(good) != 1:
@@ -104,8 +108,8 @@ def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], d
             continue
         one = parts[depth]
         if top.setdefault(one, parts[:depth]) != parts[:depth]:
-            raise DataError(f"{path}: expected one folder {one}, found {'/'.join(top[one])} and "
-                            f"{'/'.join(parts[:depth])} with one: keep one of them")  # fmt: skip
+            places = " and ".join("/".join((*above, one)) for above in (top[one], parts[:depth]))
+            raise DataError(f"{path}: expected one folder {one}, found {places}: keep one of them")
         files = found[one].setdefault(parts[depth + 1], [])
         if not name.endswith("/") and PurePosixPath(name).suffix.lower() in SUFFIXES:
             files.append(name)
