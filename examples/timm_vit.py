@@ -11,9 +11,24 @@ import argparse
 import timm
 import torch
 import torch.nn.functional as F
-from pointewa.datasets.layouts.images import ORIENTATIONS, gratings
+from torch import Tensor
 
 import pointewa.ewa as ewa
+
+CLASSES = 8  # orientations of the grating
+
+
+def images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy gratings ``[count, 3, 32, 32]`` and the number of their orientation ``[count]``."""
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    angle = (labels + 0.6 * torch.rand(count, generator=generator) - 0.3) * torch.pi / CLASSES
+    frequency = 0.4 + 0.6 * torch.rand(count, generator=generator)
+    phase = 2 * torch.pi * torch.rand(count, generator=generator)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    along = x * angle.cos().view(-1, 1, 1) + y * angle.sin().view(-1, 1, 1)
+    grating = (frequency.view(-1, 1, 1) * along + phase.view(-1, 1, 1)).sin()
+    colour = torch.rand(count, 3, 1, 1, generator=generator)
+    return grating.unsqueeze(1) * colour + 0.7 * torch.randn(count, 3, 32, 32, generator=generator), labels
 
 
 def main() -> None:
@@ -24,7 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     vit = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3, num_classes=ORIENTATIONS
+        "vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3, num_classes=CLASSES
     )
 
     model = ewa.to_moe(vit, num_experts=4, layers="every_other")
@@ -33,7 +48,7 @@ def main() -> None:
     ewa.ExpertAveraging(model, ewa.linear(0.3, steps)).attach(optimizer)
 
     for step in range(steps):
-        x, y = gratings(64, generator)
+        x, y = images(64, generator)
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
@@ -44,7 +59,7 @@ def main() -> None:
             print(f"step {step + 1}/{steps}  loss {loss:.3f}  experts apart by {apart:.1e}")
 
     dense = ewa.fold(model)
-    x, y = gratings(1000, torch.Generator().manual_seed(1))
+    x, y = images(1000, torch.Generator().manual_seed(1))
     with torch.no_grad():
         mixture, folded = model.eval()(x), dense.eval()(x)
     print(f"accuracy {100 * (folded.argmax(1) == y).float().mean():.1f} % of {len(y)} new images")

@@ -15,7 +15,7 @@ def images_figure(images: Sequence[Tensor], titles: Sequence[str], columns: int 
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, image, title in zip(grid, images, titles, strict=False):
         axes.imshow(((image.cpu().permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy(), interpolation="nearest")
-        axes.set_title(title, fontsize=8, y=-0.02, va="top")
+        axes.set_title(title, fontsize=8, y=-0.04, va="top")
     for axes in grid:
         axes.set_axis_off()
     return figure
