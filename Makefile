@@ -105,7 +105,7 @@ report: .venv/.done  ## one HTML page of a finished run CKPT=runs/x: figures, cu
 	@$(if $(CKPT),,echo 'error: make report CKPT=runs/x' >&2; exit 2)
 	@$(PY) -m tools.report $(call q,$(CKPT)) $(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)
 
-export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae
+export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae, torch_pointcloud
 	@$(if $(and $(CKPT),$(OUT),$(FORMAT)),,echo 'error: make export CKPT=runs/x OUT=model.onnx FORMAT=onnx' >&2; exit 2)
 	@$(PY) -m tools.export $(call q,$(CKPT)) $(call q,$(OUT)) --format $(call q,$(FORMAT)) $(ARGS)
 

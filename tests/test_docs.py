@@ -17,6 +17,7 @@ import torch
 import trimesh
 from PIL import Image
 from pointewa.datasets.layouts.modelnet40 import OFFICIAL
+from safetensors.torch import save_file
 from torch.nn.functional import gelu, linear
 
 from pointewa import datasets, tasks
@@ -26,12 +27,16 @@ from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
 from pointewa.models import registry as models_registry
+from pointewa.models.foreign.published import PUBLISHED
+from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
 from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
 
+theirs = pytest.importorskip("torch_pointcloud.models")
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
+HUB = ("point-mae-base.modelnet40.yatian-pang", "point-mae-base.pretrain.yatian-pang")
 START = r"(?:make|pointewa|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
@@ -109,7 +114,13 @@ def home(place):
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
         Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
-        torch.save({"base_model": load_model("runs/x").model.state_dict()}, "ckpt.pth")
+        model = load_model("runs/x").model
+        torch.save({"base_model": model.state_dict()}, "ckpt.pth")
+        for url in (theirs.model_info(name)["weights"]["url"] for name in HUB):  # a cache of published models
+            (path := theirs._registry.cache_path(url)).parent.mkdir(parents=True)
+            save_file(
+                {key: v.contiguous() for key, v in to_theirs(model.state_dict(), model.architecture).items()}, path
+            )
     return home
 
 
@@ -120,6 +131,9 @@ def shrink(patch):
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
     patch.setattr(images, "COUNT", {"train": 64, "test": 16})
+    patch.setattr(theirs._registry, "MODELS_DIR", "cache")  # in the current folder
+    for name in HUB:
+        patch.setitem(PUBLISHED, name, replace(PUBLISHED[name], architecture=PRESETS["point_mae"]))
 
 
 def lines(command, home):

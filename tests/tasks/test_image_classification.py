@@ -21,7 +21,7 @@ from pointewa.runs.weights import init_from, load_any
 from pointewa.tasks import task_class
 from pointewa.tools import evaluate, fold, predict, svm, train, visualize
 from pointewa.train.build import build_averaging, build_model
-from pointewa.train.optimizer import no_decay
+from pointewa.train.optimizer import build_optimizer, no_decay
 from pointewa.train.trainer import Trainer
 
 timm = pytest.importorskip("timm")
@@ -100,6 +100,11 @@ def test_every_other_block_has_experts():
     assert list(ewa.moe_layers(model)) == ["blocks.1.mlp", "blocks.3.mlp", "blocks.5.mlp"]
     assert {"pos_embed", "cls_token"} <= no_decay(model)  # timm's own rule
     assert "blocks.0.mlp.fc1.weight" not in no_decay(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(model, config_of().train).param_groups
+    assert {names[id(one)] for group in groups if not group["weight_decay"] for one in group["params"]} == no_decay(
+        model
+    )
 
 
 @pytest.mark.parametrize("arm", ["dense", "dense_ema", "rup", "moe", "moe_ewa", "moe_early"])
@@ -239,6 +244,9 @@ def test_the_command_lines_take_images_or_say_that_they_do_not(tmp_path, capsys)
     one, alone = model.predict(seen[0])
     assert one == names[0]
     np.testing.assert_allclose(alone, probabilities[0], atol=1e-6)
+    model.save_pretrained(tmp_path / "pretrained")
+    again = pointewa.Predictor.from_pretrained(tmp_path / "pretrained", "cpu")
+    assert torch.equal(again.logits(seen), model.logits(seen))
     for wrong, message in ((seen.astype(np.float32), "type torch.uint8"), (seen[0, 0], "expected images")):
         with pytest.raises(ValueError, match=message):
             model.predict(wrong)
