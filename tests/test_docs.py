@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
@@ -114,6 +115,8 @@ def home(place):
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
         Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
+        for name in ("a", "b"):  # as compare names them
+            shutil.copytree("runs/x", f"runs/{name}")
         model = load_model("runs/x").model
         torch.save({"base_model": model.state_dict()}, "ckpt.pth")
         for url in (theirs.model_info(name)["weights"]["url"] for name in HUB):  # a cache of published models
