@@ -33,6 +33,8 @@ PACKAGES = {
     "pypcd4": ("pypcd4", "pcd files"),
     "scipy": ("scipy", "paired tests in studies"),
     "scikit-learn": ("sklearn", "SVMs on features"),
+    "timm": ("timm", "image classification"),
+    "torchvision": ("torchvision", "image classification"),
     "open3d-cpu": ("open3d", "windows and rendered pictures"),
     "onnx": ("onnx", "ONNX export"),
     "onnxscript": ("onnxscript", "ONNX export"),

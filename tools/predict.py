@@ -1,4 +1,4 @@
-"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb.
+"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb; or images: jpg, png, webp.
 
 python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
 python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
@@ -16,9 +16,12 @@ from rich.table import Table
 
 import pointewa
 from pointewa.datasets.files import read_points
+from pointewa.datasets.images import read_image
 from pointewa.datasets.source import progress
-from pointewa.errors import DataError, first_line
+from pointewa.errors import ConfigError, DataError, first_line
+from pointewa.inference.predict import ImagePredictor
 from pointewa.ops import UP_AXES, turn_up
+from pointewa.safe.files import reading
 from pointewa.tools import cli
 
 TOP = 3
@@ -30,15 +33,21 @@ def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or holds no cloud that a model can take.
     """
-    points = read_points(
-        path, samples=max(10_000, 2 * model.num_points)
-    )  # as many on a mesh as in `pointewa.datasets.layouts.folder`
+    if isinstance(model, ImagePredictor):
+        with reading(path, "an image"):
+            data = path.read_bytes()
+        seen = read_image(path, data)
+        size = {"height": seen.shape[0], "width": seen.shape[1]}
+    else:
+        # as many on a mesh as in `pointewa.datasets.layouts.folder`
+        points = read_points(path, samples=max(10_000, 2 * model.num_points))
+        seen, size = turn_up(torch.from_numpy(points), up), {"points": len(points)}
     try:
-        name, probabilities = model.predict(turn_up(torch.from_numpy(points), up))
+        name, probabilities = model.predict(seen)
     except ValueError as error:
         raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from error
     ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
-    return {"file": str(path), "points": len(points), "class": name, "probabilities": dict(ranked)}
+    return {"file": str(path), **size, "class": name, "probabilities": dict(ranked)}
 
 
 def as_table(predictions: list[dict[str, Any]]) -> Table:
@@ -62,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)
     model = pointewa.load(args.model, args.device)
+    if isinstance(model, ImagePredictor) and args.up != "y":
+        raise ConfigError(f"--up: for point clouds, and {args.model} classifies images: leave it out")
     predictions, failed = [], []
     for path in progress(args.files, "classifying", len(args.files)):
         try:

@@ -35,10 +35,13 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {
+    found = {
         split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
         for split in ("train", "test")
     }
+    if found["train"].images:
+        raise DataError(f"data.name: {data.name} has images, which training reads as they are: choose a set of clouds")
+    return found
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.c > 0:
         raise ConfigError(f"--c: expected more than 0, found {args.c}")
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
+    subjects.need_clouds("svm")
     data = subjects.config.data
     test = subjects.features(), subjects.clouds.labels.cpu()
     result = svm.fit(subjects.training_features(), test, len(subjects.clouds.class_names), args.c)

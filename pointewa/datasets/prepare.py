@@ -144,7 +144,7 @@ def load(
     asked = asked or count
     if stream is None:
         size = 12 * len(source) * count
-        stream = size > _free_memory(device) / 2
+        stream = size > free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
     if source.ordered:
@@ -166,7 +166,8 @@ def load(
         return packed.resident(prepared(name, split, source, count, asked), kept).to(device)
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
+    """Bytes of a device's memory that are free; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

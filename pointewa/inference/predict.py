@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pointewa.errors import CheckpointError
 from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
+from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
 from pointewa.runs.weights import as_classifier, load_model
@@ -30,6 +31,10 @@ class Predictor:
         num_points: how many points of a cloud the model sees.
         loaded: the model and its description.
     """
+
+    def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu") -> Self:
+        """Of a model of images an `ImagePredictor`."""
+        return super().__new__(ImagePredictor if loaded.normalize == "minus_one_to_one" else cls)
 
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
         self.loaded = loaded
@@ -124,8 +129,33 @@ class Predictor:
         return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
 
+class ImagePredictor(Predictor):
+    """Classifies images, after preparing them as those of the training were prepared.
+
+    `predict` and `logits` take images uint8 ``[H, W, 3]``, as numpy makes them of a picture in RGB, or many of one size
+    ``[B, H, W, 3]``, of any size; or, with ``normalized``, batches of `pointewa.datasets.images`, float32
+    ``[3, S, S]`` or ``[B, 3, S, S]`` in [-1, 1].
+    """
+
+    @torch.no_grad()
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+        """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        images, size = torch.as_tensor(points), self.model.architecture.img_size
+        shape, kind = ([3, size, size], torch.float32) if normalized else ([3], torch.uint8)
+        if images.ndim not in (3, 4) or list(images.shape[-len(shape) :]) != shape or 0 in images.shape:
+            wanted = f"[{', '.join(map(str, shape))}]" if normalized else "[H, W, 3]"
+            raise ValueError(f"expected images {wanted} or a batch of them, found {list(images.shape)}")
+        if images.dtype != kind:
+            raise ValueError(f"expected images of type {kind}, found {images.dtype}")
+        batch = images if images.ndim == 4 else images[None]
+        if not normalized:
+            batch = scaled(torch.stack([fitted(one.permute(2, 0, 1), size) for one in batch]))
+        parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(_BATCH)]
+        return torch.cat(parts) if images.ndim == 4 else torch.cat(parts)[0]
+
+
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of this library, ready to classify.
+    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")
