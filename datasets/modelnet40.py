@@ -286,7 +286,8 @@ def _open_off(folder: Path, split: str) -> Source:
         yield from map(Cloud, in_parallel(functools.partial(_sample_off, samples=max(10_000, 2 * count)), files))
 
     labels = _labels([file.parent.parent.name for file in files], names, folder)
-    return Source("meshes", folder, files, names, tuple(file.stem for file in files), labels, None, clouds)
+    return Source("meshes", folder, files, names, tuple(file.stem for file in files), labels, None, clouds,
+                  up="z")  # fmt: skip
 
 
 def _sample_off(file: Path, samples: int) -> np.ndarray:

@@ -49,6 +49,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):  # version 0.1 had only one
             self.augment = [] if self.augment == "none" else [self.augment]
+        if self.variant == "False":  # YAML takes off, a layout of ModelNet40, for false
+            self.variant = "off"
 
 
 @dataclass

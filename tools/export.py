@@ -5,8 +5,9 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 
-The exported programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how),
-and return logits; the patch embedding is part of them. Each file is read back and compared with the model.
+The exported programs take points float32 [B, num_points, 3], prepared as in the model's training: turned so that the
+axis `up` of model.json becomes y, then normalised as its `normalize` says. They return logits; the patch embedding is
+part of them. Each file is read back and compared with the model.
 """
 
 import json

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,13 +17,13 @@ import pointewa
 from pointewa.datasets.files import read_points
 from pointewa.datasets.source import progress
 from pointewa.errors import DataError, first_line
-from pointewa.ops import UP_AXES, turn_up
+from pointewa.ops import UP_AXES
 from pointewa.tools import cli
 
 TOP = 3
 
 
-def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
+def classify(model: pointewa.Predictor, path: Path, up: str | None) -> dict[str, Any]:
     """The classes and probabilities of one file.
 
     Raises:
@@ -34,7 +33,7 @@ def classify(model: pointewa.Predictor, path: Path, up: str) -> dict[str, Any]:
         path, samples=max(10_000, 2 * model.num_points)
     )  # as many on a mesh as in `pointewa.datasets.layouts.folder`
     try:
-        name, probabilities = model.predict(turn_up(torch.from_numpy(points), up))
+        name, probabilities = model.predict(points, up=up)
     except ValueError as error:
         raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from error
     ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
@@ -58,10 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud or mesh")
-    parser.add_argument("--up", choices=UP_AXES, default="y", help="which way is up in the files; the models' is y")
+    parser.add_argument("--up", choices=UP_AXES, help="axis of the files that points up (default: as in training)")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)
     model = pointewa.load(args.model, args.device)
+    if args.up is None and model.up != "y":
+        note = f"note: the files are turned from {model.up} up to y up, as in training; --up names another axis"
+        print(note, file=sys.stderr)
     predictions, failed = [], []
     for path in progress(args.files, "classifying", len(args.files)):
         try:

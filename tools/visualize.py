@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="index, object name, class or file; may be repeated")  # fmt: skip
     parser.add_argument("--count", type=int, metavar="N", help="at most N objects; of a class its first N")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the data set (default test)")
-    parser.add_argument("--up", choices=UP_AXES, default="y", help="axis of a file that points up (default y)")
+    parser.add_argument("--up", choices=UP_AXES, help="axis of a file that points up (default: as in training, else y)")
     parser.add_argument("--num-groups", type=int, metavar="G", help="patches: how many")
     parser.add_argument("--group-size", type=int, metavar="K", help="patches: points in each")
     parser.add_argument("--method", choices=METHODS, default="tsne", help="embedding: how (default tsne)")

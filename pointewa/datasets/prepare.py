@@ -151,6 +151,7 @@ def load(
         made = packed.open_split(source.path, split)
     else:
         made = prepared(name, split, source, count, asked)
+    made = replace(made, up=source.up)  # a cache of an older version does not say it
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
@@ -163,7 +164,8 @@ def load(
             raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
-        return packed.resident(prepared(name, split, source, count, asked), kept).to(device)
+        made = replace(prepared(name, split, source, count, asked), up=source.up)
+        return packed.resident(made, kept).to(device)
 
 
 def _free_memory(device: torch.device) -> float:

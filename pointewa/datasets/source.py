@@ -45,6 +45,7 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        up: the axis that points up in the files; in the clouds it is y.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -61,6 +62,7 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    up: str = "y"
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

@@ -68,4 +68,5 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         EvalLoader(test, EVAL_BATCH, data.num_points, None, *share),
         train.class_names,
         "unit_sphere" if train.normalized else "none",
+        train.up,
     )

@@ -52,7 +52,7 @@ class Subjects:
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
-        up: the axis of files on disk that points up: "x", "y" or "z".
+        up: the axis of files on disk that points up: "x", "y" or "z"; None: that of the model's training.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -64,7 +64,7 @@ class Subjects:
         split: str = "test",
         files: Sequence[str | Path] = (),
         overrides: Sequence[str] = (),
-        up: str = "y",
+        up: str | None = None,
     ) -> None:
         self.run, self.split, self.up, self._loaded = run, split, up, None
         if run is None:
@@ -73,7 +73,7 @@ class Subjects:
             self.config = load_config(files, overrides)
             names, data = self.clouds.class_names, self.config.data
             model = load_foreign(run, build_architecture(self.config.model), len(names))
-            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none")
+            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", up=self.clouds.up)
         else:
             self._loaded = load_any(run)
             self.config = _config_of(self._loaded, Path(run), files, overrides)
@@ -193,7 +193,8 @@ class Subjects:
         return model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
 
     def _file(self, path: Path) -> Item:
-        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
+        up = self.up or (self._loaded and self._loaded.up) or "y"
+        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), up)
         device = select_device(self.config.train.device)
         points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
         count = min(self.num_points, points.shape[1])

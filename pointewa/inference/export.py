@@ -86,6 +86,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         notes = _for_point_mae(loaded)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
+    notes += _turned(loaded.up)
     with torch.no_grad():
         if format == "safetensors":
             difference = _safetensors(loaded, plain, path)
@@ -192,6 +193,18 @@ def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, d
 
 def _description(loaded: LoadedModel) -> str:
     return json.dumps(loaded.description())
+
+
+def _turned(up: str | None) -> tuple[str, ...]:
+    """What whoever uses the file must do first; in this library `pointewa.Predictor` does it."""
+    if up == "y":
+        return ()
+    if up is None:
+        return ("the clouds need y up; the model's description does not say how the files of its training were",)
+    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
+    return (
+        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
+    )
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 
 import pointewa.ewa as ewa
-from pointewa.errors import CheckpointError, first_line
+from pointewa.config import load_config
+from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
 from pointewa.models.registry import kind_of
@@ -20,6 +21,7 @@ from pointewa.runs.description import LoadedModel, check_experts, described_mode
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
 
+CONFIG = "config.yaml"
 MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
 
 
@@ -68,6 +70,7 @@ def load_any(path: str | Path) -> LoadedModel:
         weights = read_weights(path)
         loaded = described_model(description, weights, path)
         _load_state(loaded.model, weights, path)
+        loaded.up = loaded.up or _assumed_up(loaded.dataset, path.parent)
         return loaded
     restored = restore(path)
     if restored.state.get("ema") is not None:  # of such a run the average is the result
@@ -77,7 +80,22 @@ def load_any(path: str | Path) -> LoadedModel:
         _load_state(restored.model, {name.removeprefix("module."): average[name] for name in average}, path)
     loaded = described_model(restored.state["description"], restored.state["model"], path)
     loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
+    loaded.up = loaded.up or _assumed_up(loaded.dataset, restored.path.parent)
     return loaded
+
+
+def _assumed_up(dataset: str, folder: Path) -> str | None:
+    """The axis that pointed up in the files of a training before descriptions said it, by the configuration in its
+    folder; None where that leaves it open. Only two sets have files that were turned."""
+    if dataset not in ("folder", "modelnet40"):
+        return "y"
+    try:
+        data = load_config([folder / CONFIG]).data
+    except ConfigError:
+        return None
+    if data.name != dataset or (dataset == "modelnet40" and data.variant is None):
+        return None  # of modelnet40 any layout may have been there
+    return "z" if data.variant in ("z_up", "off") else "y"
 
 
 def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:

@@ -219,7 +219,8 @@ class Trainer(Training):
         """A model of this training, with what is needed to use it."""
         data = self.config.data
         classes = self.task.input_classes(self.data.class_names)
-        return LoadedModel(model, classes, data.num_points, data.name, self.data.normalize, self.task.name)
+        described = (data.num_points, data.name, self.data.normalize, self.task.name, self.data.up)
+        return LoadedModel(model, classes, *described)
 
     def _save(self) -> None:
         self._check_skipped()
