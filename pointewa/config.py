@@ -77,9 +77,9 @@ class MoeConfig:
 
     router: Literal["auto", "none", "random", "top_k"] = "auto"  # random partition, then fold; top_k: learned,
     # and the experts stay (the naive MoE); auto: random with ewa.enabled, else none (the dense model)
-    num_experts: int = 4
+    num_experts: AtLeastOne = 4
     layers: Any = "every_other"  # or "all", or a list of block numbers
-    top_k: int = 1  # experts per token, with the learned router
+    top_k: AtLeastOne = 1  # experts per token, with the learned router
     balance: NonNegative = 0.01  # weight of that router's load-balancing loss
     init: Literal["auto", "copy", "independent"] = (
         "auto"  # copies of the FFN, or independent; auto: copy with init_from
@@ -229,7 +229,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     own = ("preset", "mask_ratio", "decoder_depth")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
-    if config.width and not config.patch_out and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
+    if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
         values["patch_out"] = config.width  # a preset without reduce_dim stays without it
     try:
         return Architecture(**values)

@@ -49,6 +49,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for people: "1 epoch", "2 epochs", "0 classes"."""
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
 def is_bug(error: BaseException) -> bool:
     """Whether it is a mistake of a programmer's in this repository, as opposed to what a damaged file made of a parser:
     an AttributeError, TypeError or NameError that our own code raised."""

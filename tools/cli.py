@@ -1,17 +1,18 @@
 """Shared parts of the command lines."""
 
 import argparse
+import math
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
 from pointewa.config import Config, load_config
-from pointewa.errors import Stopped, UserError
+from pointewa.errors import ConfigError, Stopped, UserError
 from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
 
@@ -35,6 +36,48 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action=Debug, help="show the traceback behind an error, as POINTEWA_DEBUG=1 does")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, everything else to stderr")
     return parser
+
+
+def add_number(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    least: float = 1,
+    kind: Callable[[str], float] = int,
+    above: bool = False,
+    **options: Any,
+) -> None:
+    """Add an option that takes a number, a whole one unless ``kind`` is float.
+
+    Anything else, such as one below ``least`` (or, with ``above``, at it), raises a ConfigError when it is parsed.
+    """
+    noun, bound = "a whole number" if kind is int else "a number", f"{'more than' if above else 'at least'} {least:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: expected {noun}, {bound}, found {text!r}") from error
+        if not (least < value if above else least <= value) or value == math.inf:  # nor NaN
+            raise ConfigError(f"{flag}: expected {bound}, found {text}")
+        return value
+
+    parser.add_argument(flag, type=parse, **options)
+
+
+def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Container[str]]) -> None:
+    """Refuse options that were given and have no effect.
+
+    Args:
+        args: in which an option that was not given is None, False or empty.
+        what: what is done.
+        uses: options, as they are in ``args``, and what uses each.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name, users in uses.items():
+        if getattr(args, name) not in (None, False, []) and what not in users:
+            raise ConfigError(f"--{name.replace('_', '-')}: {what} does not use it: leave it out")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

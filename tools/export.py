@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from pointewa.errors import counted
 from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
 from pointewa.runs.weights import load_model
 from pointewa.tools import cli
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(asdict(written) | opset))
         return
     kind = f"onnx, opset {OPSET}" if args.format == "onnx" else args.format
-    print(f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {loaded.num_points} points")
+    print(
+        f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {counted(loaded.num_points, 'point')}"
+    )
     print(f"read back: largest difference of logits {written.difference:.1e}, accepted up to {TOLERANCE:.0e}")
     for note in written.notes:
         print(f"note: {note}")

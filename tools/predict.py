@@ -16,7 +16,7 @@ from rich.table import Table
 import pointewa
 from pointewa.datasets.files import read_points
 from pointewa.datasets.source import progress
-from pointewa.errors import DataError, first_line
+from pointewa.errors import DataError, counted, first_line
 from pointewa.ops import UP_AXES
 from pointewa.tools import cli
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     for one in failed:
         print(one["error"], file=sys.stderr)
     if failed:
-        raise DataError(f"{len(failed)} of {len(args.files)} files could not be classified")
+        raise DataError(f"{len(failed)} of {counted(len(args.files), 'file')} could not be classified")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from pointewa.datasets.inspect.download import download
 from pointewa.datasets.layouts import scanobjectnn
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
-from pointewa.errors import ConfigError, DataError
+from pointewa.errors import ConfigError, DataError, counted
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
+SECONDS = 120  # of inspect's search for objects that occur twice
 _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 
@@ -43,7 +44,8 @@ def sources(config: Config) -> dict[str, Source]:
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """Show what is on disk."""
-    found = report.inspect(sources(config), args.seconds or math.inf)
+    seconds = SECONDS if args.seconds is None else args.seconds
+    found = report.inspect(sources(config), seconds or math.inf)
     splits = found["splits"]
     table = Table(title=f"{config.data.name} as it is on disk")
     for column in ("", *splits):
@@ -76,14 +78,15 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
                     f"{kind.replace('_', ' ')}: {', '.join(split[kind][:5])}{', ...' * (len(split[kind]) > 5)}"
                 )
     for kind, twice in found["in_train_and_test"].items():
-        text = f"{twice['pairs']} pairs of a training and a test object ({kind.replace('_', ' ')})"
+        text = f"{counted(twice['pairs'], 'pair')} of a training and a test object ({kind.replace('_', ' ')})"
         if twice["pairs"]:
-            text += f": {twice['objects_of_test']} test objects, {twice['of_two_classes']} pairs under two classes"
+            text += f": {counted(twice['objects_of_test'], 'test object')}, "
+            text += f"{counted(twice['of_two_classes'], 'pair')} under two classes"
             text += f", such as {' and '.join(twice['such_as'])}"
         console.print(text, highlight=False, soft_wrap=True)
     if left_out := found["pairs_not_compared"]:
         console.print(
-            f"{left_out} pairs that look less alike were not compared within {args.seconds:g} s: --seconds allows more",
+            f"left out within {seconds:g} s: {counted(left_out, 'pair')} that look less alike; --seconds allows more",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     up = found["up"]
@@ -101,7 +104,13 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
     if bad:
         raise DataError(
-            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or use them as they are"])
+            "\n".join(
+                [
+                    f"{config.data.name}: {counted(len(bad), 'problem')}",
+                    *bad,
+                    "get the data again, or use them as they are",
+                ]
+            )
         )
     return {"ok": good}
 
@@ -134,7 +143,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
             if done == min(total, 256):  # by then the first objects have been read, ordered and written
                 seconds = (time.perf_counter() - started) / done * total
                 console.print(
-                    f"{total} objects of {points} points will take about {duration(seconds)}", highlight=False
+                    f"{counted(total, 'object')} of {counted(points, 'point')} will take about {duration(seconds)}",
+                    highlight=False,
                 )
 
     splits = {
@@ -151,8 +161,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
         "bytes": out.stat().st_size,
     }
     console.print(
-        f"{out}: {total} objects of {points} points, {out.stat().st_size / 2**20:.0f} MiB, in {seconds:.0f} s, "
-        f"{total / seconds * 3600:,.0f} objects an hour", highlight=False, soft_wrap=True,
+        f"{out}: {counted(total, 'object')} of {counted(points, 'point')}, {out.stat().st_size / 2**20:.0f} MiB, "
+        f"in {seconds:.0f} s, {total / seconds * 3600:,.0f} objects an hour", highlight=False, soft_wrap=True,
     )  # fmt: skip
     return figures
 
@@ -174,21 +184,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=ACTIONS)
     cli.add_config(parser)
     parser.add_argument("--out", type=Path, help="pack: file to write; default: beside the data")
-    parser.add_argument("--points", type=int, help="pack: points of an object; default: all that the source has")
+    cli.add_number(parser, "--points", help="pack: points of an object; default: all that the source has")
     parser.add_argument(
         "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
     )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=120,
-        help="inspect: limit for finding objects that occur twice (120; 0: none)",
-    )
+    limit = f"inspect: limit for finding objects that occur twice ({SECONDS}; 0: none)"
+    cli.add_number(parser, "--seconds", 0, float, help=limit)
     args = parser.parse_intermixed_args(argv)
-    if args.points is not None and args.points < 1:
-        raise ConfigError(f"--points: expected at least 1, found {args.points}")
-    if not args.seconds >= 0:
-        raise ConfigError(f"--seconds: expected at least 0, found {args.seconds}")
+    cli.refuse_unused(args, args.what, {"out": ["pack"], "points": ["pack"], "int16": ["pack"], "seconds": ["inspect"]})
     console = Console(stderr=args.json)
     figures = ACTIONS[args.what](args, cli.config_from(args), console)
     if args.json:

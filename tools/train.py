@@ -20,7 +20,7 @@ from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
-from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.runs.summary import SUMMARY, after_training, read_summary
 from pointewa.tasks import task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
@@ -73,7 +73,7 @@ def show_run(trainer: Trainer) -> None:
 def table(summary: dict[str, Any]) -> Table:
     """The result as a table."""
     columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
-    table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
+    table = Table(title=f"{summary['dataset']}, test split, {after_training(summary)}")
     for name in columns:
         table.add_column(name, justify="right" if name else "left")
     for row in rows:

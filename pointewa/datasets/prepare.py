@@ -18,7 +18,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
-from pointewa.errors import DataError
+from pointewa.errors import DataError, counted
 from pointewa.ops import unit_sphere
 
 _LARGEST = 1e18  # the square of a distance must fit float32
@@ -62,7 +62,8 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
             yield Cloud(mine[order], labels, min(len(mine), count))
     asked = count if asked is None else asked
     if few := sum(size < asked for size in sizes):
-        note = f"{few} of {len(sizes)} objects have fewer than {asked} points, the fewest {min(sizes)}"
+        have = f"{few} of {counted(len(sizes), 'object')} {'has' if few == 1 else 'have'}"
+        note = f"{have} fewer than {counted(asked, 'point')}, the fewest {min(sizes)}"
         print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)
 
 

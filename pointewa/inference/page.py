@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pointewa.config import Config, load_config
-from pointewa.errors import CheckpointError
+from pointewa.errors import CheckpointError, counted
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.log import read_metrics
-from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.runs.summary import SUMMARY, after_training, read_summary
 from pointewa.runs.weights import has_state, restore
 from pointewa.tasks import task_of
 from pointewa.tasks.base import Shown, Subjects, Task
@@ -70,7 +70,7 @@ def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: t
     """The page from top to bottom."""
     again = ", ".join(f"{one.label} {one.text(shown.metrics[key])}"
                       for key, one in task.metrics.items() if key in shown.metrics)  # fmt: skip
-    what = f"{subjects.what}, {len(subjects.clouds)} objects, after the last of {summary['epochs']} epochs."
+    what = f"{subjects.what}, {counted(len(subjects.clouds), 'object')}, {after_training(summary)}."
     text = f"<p>{escape(what)}{again and f' Evaluated again for this page: {escape(again)}.'}</p>\n"
     columns, rows = task.result(summary)
     page = [section_html("Result", text, table_html(rows, columns))]

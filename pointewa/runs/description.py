@@ -144,8 +144,6 @@ def _architecture(values: Any, num_weights: int) -> Architecture:
     for name, field in known.items():
         _expect_small(values.get(name, field.default), field.type, name)
     architecture = Architecture(**values)
-    if not 0 < architecture.mlp_ratio <= 100:
-        raise ValueError("mlp_ratio is out of range")
     if architecture.depth > num_weights:
         raise ValueError(f"depth {architecture.depth}, but {num_weights} tensors")
     if architecture.num_groups * architecture.group_size > _MOST:  # the weights do not depend on it

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
 from pointewa.config import Config, save_interval
-from pointewa.errors import Stopped, TrainingError
+from pointewa.errors import Stopped, TrainingError, counted
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import Lock, can_resume, start_run
 from pointewa.runs.log import Logbook
@@ -52,7 +52,7 @@ class Trainer(Training):
         task = task_class(config.train.task)(config)
         super().__init__(task, data.class_names, len(data.train), world, load=not self.resumed)
         if self.report:
-            self._say(f"{config.train.init_from}: {len(self.report.loaded)} tensors loaded")
+            self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:
                 self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
         # Again after building, so that all schemes have the same random stream, however much building drew.
@@ -65,10 +65,12 @@ class Trainer(Training):
     def _resume(self) -> None:
         self.rng, processes = load_training_state(self, self.folder)
         if processes != self.world.size:
-            note = f"{processes} processes trained so far, {self.world.size} resume: equally good, but not bit for bit "
-            self._say(f"{note}what the same number would have given", style="yellow")
-        epoch = self.step // self.steps_per_epoch
-        self._say(f"resuming {self.folder} after {epoch} of {self.config.train.epochs} epochs ({self.step} steps)")
+            note = (
+                f"{counted(processes, 'process')} trained so far, {self.world.size} resume: equally good, but not bit "
+            )
+            self._say(f"{note}for bit what the same number would have given", style="yellow")
+        epochs = f"{self.step // self.steps_per_epoch} of {counted(self.config.train.epochs, 'epoch')}"
+        self._say(f"resuming {self.folder} after {epochs} ({counted(self.step, 'step')})")
 
     def fit(self) -> None:
         """Train to the end, from the run's current state.
@@ -129,8 +131,8 @@ class Trainer(Training):
     def _stop(self, signal: int) -> None:
         raise Stopped(
             signal,
-            f"{self.step} of {self.total_steps} steps are saved in {self.folder}; resume with the same command and "
-            f"RUN={self.folder.name} (run.name={self.folder.name})",
+            f"{self.step} of {counted(self.total_steps, 'step')} are saved in {self.folder}; resume with the same "
+            f"command and RUN={self.folder.name} (run.name={self.folder.name})",
         )
 
     def _training_metrics(self) -> dict[str, float]:
@@ -242,7 +244,7 @@ class Trainer(Training):
         scheme = f"{names[config.router]}{experts}"
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
         seconds = self._time_step() * self.total_steps
-        epochs = f"{_counted(config.train.epochs, 'epoch')} of {_counted(self.steps_per_epoch, 'step')}"
+        epochs = f"{counted(config.train.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
         self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")
         if self.device.type == "cpu" and seconds > 3600 and config.model.preset != "tiny":
             self._say("On a CPU, MODEL=tiny EPOCHS=10 finishes sooner.", style="yellow")
@@ -265,7 +267,3 @@ class Trainer(Training):
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
