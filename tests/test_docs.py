@@ -19,6 +19,7 @@ from pointewa.datasets.layouts.modelnet40 import OFFICIAL
 from torch.nn.functional import gelu, linear
 
 from pointewa import datasets, tasks
+from pointewa.__main__ import COMMANDS
 from pointewa.datasets import registry
 from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError, UserError
@@ -30,7 +31,7 @@ from tests.datasets.conftest import write_scanobjectnn
 
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
-START = r"(?:make|python|torchrun|\.venv/bin/\w+) "
+START = r"(?:make|pointewa|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
     "train": ["train.epochs=1", "train.device=cpu", "train.batch_size=32", "run.report=false", "run.dir=new"],
@@ -117,6 +118,9 @@ def shrink(patch):
 
 def lines(command, home):
     """What a command comes to: make's own lines, as lists of words."""
+    if command.startswith("pointewa"):
+        _, name, *arguments = shlex.split(command)
+        return [["python", "-m", f"tools.{COMMANDS[name][0]}", *arguments]]
     if not command.startswith("make"):
         return [shlex.split(command)]
     command = ["make", "-n", *shlex.split(command)[1:]]
