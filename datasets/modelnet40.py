@@ -114,8 +114,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     raise DataError(
         f"ModelNet40 was not found.\nLooked in {Path(root).resolve()} and its folders {', '.join(_FOLDERS[1:])} for "
         f"{'one of' if variant is None else f'data.variant={variant} of'}\n{ACCEPTED}\n"
-        "Point DATA_ROOT (data.root) at the folder or file that you have, or try make data DATASET=modelnet40. "
-        "Without any data: make train DATASET=shapes"
+        "Point DATA_ROOT (data.root) at the folder or file that you have, or try make data DATASET=modelnet40 "
+        "WHAT=download. Without any data: make train DATASET=shapes"
     )
 
 

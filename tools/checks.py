@@ -27,7 +27,7 @@ from pointewa.train.device import keep_freed_memory, select_device, select_preci
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
 SECONDS = 8.0  # to look for data sets
 _GET = {
-    "modelnet40": "make data DATASET=modelnet40, or data.root=FOLDER",
+    "modelnet40": "make data DATASET=modelnet40 WHAT=download, or data.root=FOLDER",
     "scanobjectnn": "ask at https://hkust-vgd.github.io/scanobjectnn/, then data.root=FOLDER",
     "shapenet55": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
     "folder": "a folder a class of clouds or meshes, then data.root=FOLDER",

@@ -30,6 +30,13 @@ from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
 SECONDS = 120  # of inspect's search for objects that occur twice
+_ABOUT = {
+    "folder": "your own clouds and meshes, a folder for each class",
+    "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
+    "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
+    "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "shapes": "made on the spot: there is nothing to fetch",
+}
 _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 
@@ -178,10 +185,23 @@ def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[st
 ACTIONS = {"inspect": inspect, "verify": verify, "pack": pack, "download": fetch}
 
 
+def explain(config: Config, console: Console) -> dict[str, Any]:
+    """Say what can be done, and with which sets; looks at no data and fetches none."""
+    name, purposes = config.data.name, {action: what.__doc__ for action, what in ACTIONS.items()}
+    lines = ["Say what to do with a data set:", ""]
+    lines += [f"  make data WHAT={action:<10} {purpose}" for action, purpose in purposes.items()]
+    lines += ["", "and with which one, as it is at DATA_ROOT:", ""]
+    lines += [f"  DATASET={one:<14} {_ABOUT.get(one, '')}".rstrip() for one in sorted(datasets.NAMES)]
+    where = "" if name == "shapes" else " DATA_ROOT=/your/data"
+    lines += ["", f"such as: make data WHAT=inspect DATASET={name}{where}"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    return {"dataset": name, "what": purposes}
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
-    parser.add_argument("what", choices=ACTIONS)
+    parser.add_argument("what", nargs="?", help=f"{', '.join(ACTIONS)}; without it, what these are")
     cli.add_config(parser)
     parser.add_argument("--out", type=Path, help="pack: file to write; default: beside the data")
     cli.add_number(parser, "--points", help="pack: points of an object; default: all that the source has")
@@ -191,9 +211,18 @@ def main(argv: list[str] | None = None) -> None:
     limit = f"inspect: limit for finding objects that occur twice ({SECONDS}; 0: none)"
     cli.add_number(parser, "--seconds", 0, float, help=limit)
     args = parser.parse_intermixed_args(argv)
-    cli.refuse_unused(args, args.what, {"out": ["pack"], "points": ["pack"], "int16": ["pack"], "seconds": ["inspect"]})
+    if args.what and "=" in args.what:  # a key, and nothing that is to be done
+        args.overrides, args.what = [args.what, *args.overrides], None
+    if args.what not in (None, *ACTIONS):
+        raise ConfigError(f"WHAT: expected one of {', '.join(ACTIONS)}, found {args.what!r}")
+    cli.refuse_unused(
+        args,
+        args.what or "data without WHAT",
+        {"out": ["pack"], "points": ["pack"], "int16": ["pack"], "seconds": ["inspect"]},
+    )
     console = Console(stderr=args.json)
-    figures = ACTIONS[args.what](args, cli.config_from(args), console)
+    config = cli.config_from(args)
+    figures = ACTIONS[args.what](args, config, console) if args.what else explain(config, console)
     if args.json:
         print(json.dumps(figures))
 

@@ -86,10 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, by torchrun")
+    cli.add_number(parser, "--nproc", default=1, metavar="N", help="processes on this machine, by torchrun")
     args = parser.parse_intermixed_args(argv)
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc: expected at least 1 process, found {args.nproc}")
     if args.nproc > 1 and launched().size == 1:
         cli.config_from(args)  # an error is reported once, and at once
         given = sys.argv[1:] if argv is None else argv

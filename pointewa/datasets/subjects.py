@@ -71,6 +71,9 @@ class Subjects:
             self.config = load_config(files, overrides)
         elif Path(run).suffix in (".pth", ".pt"):
             self.config = load_config(files, overrides)
+            if not files and not any(one.startswith("data.name=") for one in overrides):
+                name = self.config.data.name
+                print(f"note: {run} does not say of which data set it is: {name} is assumed", file=sys.stderr)
             names, data = self.clouds.class_names, self.config.data
             model = load_foreign(run, build_architecture(self.config.model), len(names))
             self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", up=self.clouds.up)
@@ -276,7 +279,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
         return config
     try:
         recorded = load_config([folder / CONFIG]).data
-    except ConfigError:  # of another version of this library: what matters is in the model's own description
+    except ConfigError as error:  # of another version of this library: the model's own description has the most
+        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
         return config
     if recorded.name != loaded.dataset:
         return config

@@ -63,7 +63,7 @@ def load_any(path: str | Path) -> LoadedModel:
     if path.is_dir():
         found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
         if not found and not has_state(path):
-            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
+            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path)}")
         path = found[0] if found else path
     if path.suffix == ".safetensors":
         description = _read_description(path.with_suffix(".json"))
@@ -119,6 +119,13 @@ def has_state(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
+def _runs_in(folder: Path) -> str:
+    """What a folder holds in place of a run."""
+    runs = sorted(str(file.parent) for file in folder.glob(f"*/{CONFIG}"))
+    more = ", ..." if len(runs) > 3 else ""
+    return f"a folder of runs: name one, such as {', '.join(runs[:3])}{more}" if runs else "no such file"
+
+
 @dataclass
 class Restored:
     """A training state.
@@ -145,6 +152,8 @@ def restore(path: str | Path) -> Restored:
     path = Path(path)
     if not path.is_dir():
         return _restore(path)
+    if not has_state(path):
+        raise CheckpointError(f"{path}: expected a run folder with {LAST}, found {_runs_in(path)}")
     try:
         return _restore(path / LAST)
     except CheckpointError as error:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from pointewa.errors import CheckpointError, first_line
+from pointewa.safe.recognized import other_kind
 
 # What torch.save writes for dense tensors and plain containers. torch's own list is longer, and with what else is on it
 # a file of a few bytes can take any amount of memory: bytearray(10**12), a conversion of a tensor of stride 0.
@@ -22,6 +23,7 @@ _ADMITTED = {
     *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
 }  # fmt: skip
 
+_EXPECTED = "a run folder, its last.ckpt, a .safetensors file, or a .pth of Point-MAE or Point-BERT"
 PROGRAMMERS = (AttributeError, NameError, TypeError)  # a fault of the code that raises them, not of a file
 
 
@@ -62,6 +64,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding anything else.
     """
+    if other := other_kind(path):
+        raise CheckpointError(f"{path}: expected {_EXPECTED}, found {other}")
     try:
         if path.exists() and not path.is_file():  # a folder; a pipe, which would be waited for
             raise CheckpointError(f"{path}: expected a file, found a folder or a device")
