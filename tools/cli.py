@@ -80,7 +80,8 @@ def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Contai
         ConfigError: naming the option.
     """
     for name, users in uses.items():
-        if getattr(args, name) not in (None, False, []) and what not in users:
+        value = getattr(args, name)
+        if value is not None and value is not False and value != [] and what not in users:  # 0 is something
             raise ConfigError(f"--{name.replace('_', '-')}: {what} does not use it: leave it out")
 
 
