@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Container, Mapping
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 from pointewa.config import Config, load_config
 from pointewa.errors import ConfigError, Stopped, UserError
+from pointewa.safe.files import NO_ROOM
 from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
 
@@ -96,6 +98,13 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     return load_config(args.config, args.overrides, base)
 
 
+def _told(error: UserError | OSError) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    remedy = ": free some space, then give the same command again" if error.errno in NO_ROOM else ""
+    return f"{error.filename}: {error.strerror}{remedy}"
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. The user's errors end in a message and exit code 2, SIGINT and SIGTERM in one and 130 and 143."""
 
@@ -111,7 +120,13 @@ def run(main: Callable[[], None]) -> None:
             os._exit(code)
         sys.exit(code)
 
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writer: whoever uses it is told, and reports it.
+        if not issubclass(args.exc_type, OSError):
+            threading.__excepthook__(args)
+
     keep_freed_memory()
+    threading.excepthook = in_thread
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: world.first and print(f"warning: {message}", file=sys.stderr)
     try:
@@ -121,7 +136,7 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it occurs
         if os.environ.get("POINTEWA_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        print(f"{process}error: {error}", file=sys.stderr, flush=True)
+        print(f"{process}error: {_told(error)}", file=sys.stderr, flush=True)
         leave(2)
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)

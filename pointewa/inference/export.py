@@ -133,7 +133,9 @@ def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
     with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
         portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
         traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={"description.json": _description(loaded)})
+        buffer = BytesIO()  # of a full disk torch would abort the process
+        torch.jit.save(traced, buffer, _extra_files={"description.json": _description(loaded)})
+        path.write_bytes(buffer.getvalue())
         return torch.jit.load(str(path))
 
 
@@ -174,7 +176,9 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
     state = loaded.model.state_dict()
-    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, path)
+    buffer = BytesIO()
+    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, buffer)
+    path.write_bytes(buffer.getvalue())
     found = read_state(path)["base_model"]
     wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
     if wrong or len(found) != len(state):

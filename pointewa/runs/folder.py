@@ -68,6 +68,11 @@ def can_resume(folder: Path, config: Config) -> bool:
     return not config.run.overwrite and has_state(folder)
 
 
+def again(folder: Path) -> str:
+    """How a run goes on once there is room on the disk."""
+    return f"free some space, then resume with the same command and RUN={folder.name} (run.name={folder.name})"
+
+
 class Lock:
     """Locks a run folder for this process, until it ends, until `release`, or in a ``with`` block.
 

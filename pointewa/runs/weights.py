@@ -29,15 +29,12 @@ def save_model(path: Path, loaded: LoadedModel) -> None:
     """Write a dense model: its weights as safetensors to ``path``, the rest as JSON beside it.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        OSError: a file cannot be written.
     """
-    try:
-        with atomic_write(path) as temporary:
-            safetensors.torch.save_file(loaded.model.state_dict(), temporary)
-        with atomic_write(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from error
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(loaded.model.state_dict(), temporary)
+    with atomic_write(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
 
 
 def load_model(path: str | Path) -> LoadedModel:

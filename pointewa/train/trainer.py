@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
 from pointewa.config import Config, save_interval
-from pointewa.errors import Stopped, TrainingError, counted
+from pointewa.errors import CheckpointError, Stopped, TrainingError, counted
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.folder import Lock, can_resume, start_run
+from pointewa.runs.folder import Lock, again, can_resume, start_run
 from pointewa.runs.log import Logbook
 from pointewa.runs.summary import write_summary
 from pointewa.runs.weights import LAST, save_model
+from pointewa.safe.files import NO_ROOM
 from pointewa.tasks import task_class
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.data import Data
@@ -85,7 +87,8 @@ class Trainer(Training):
             if not self.resumed:
                 self._announce()
                 self.lock = start_run(self.folder, self.config)
-            logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
+            with self._disk():
+                logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
         if self.world.size > 1:
             self.ddp = self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         if self.config.train.compile:
@@ -94,7 +97,7 @@ class Trainer(Training):
         progress = TrainingProgress(self.console, self.task, self.config.train.epochs, self.total_steps, self.step)
         # torchrun may pass on a signal that the terminal has already sent to the processes: Ctrl-C can come twice.
         signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
-        with self.lock or nullcontext(), logbook or nullcontext(), signals, progress.bar:
+        with self._disk(), self.lock or nullcontext(), logbook or nullcontext(), signals, progress.bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
                 self._run_epoch(epoch, logbook, progress, signals)
 
@@ -134,6 +137,17 @@ class Trainer(Training):
             f"{self.step} of {counted(self.total_steps, 'step')} are saved in {self.folder}; resume with the same "
             f"command and RUN={self.folder.name} (run.name={self.folder.name})",
         )
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Say of a file that cannot be written how the run goes on once it can."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            name = error.filename or self.folder
+            raise CheckpointError(f"{name}: cannot be written ({error.strerror}): {again(self.folder)}") from error
 
     def _training_metrics(self) -> dict[str, float]:
         """Of the epoch so far. Waits for the device, so skipped steps are noticed here too."""
@@ -190,8 +204,9 @@ class Trainer(Training):
             **self.task.compare(before, after),
         }
         if self.world.first:
-            save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
-            write_summary(self.folder, summary)
+            with self._disk():
+                save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
+                write_summary(self.folder, summary)
         return summary
 
     def _rounded(self, metrics: dict[str, float]) -> dict[str, float]:
