@@ -134,6 +134,7 @@ class RunConfig:
     name: str | None = None  # None: composed of the data set, model, scheme and seed
     dir: str = "runs"
     overwrite: bool = False  # start over instead of resuming an unfinished run of this name
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"  # beside TensorBoard, if it is installed
     report: bool = True  # write the run's page at the end, and clouds, features, confusion matrix to TensorBoard
 
 
@@ -261,12 +262,13 @@ def to_yaml(config: Config) -> str:
 
 def differences(config: Config, other: Config, ignore: Iterable[str] = ()) -> list[str]:
     """Keys in which two configurations differ, as ``"key: value -> other value"``."""
-    mine, theirs = _flat(asdict(config)), _flat(asdict(other))
+    mine, theirs = flat(config), flat(other)
     return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in ignore]
 
 
-def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
+def flat(config: Config) -> dict[str, Any]:
+    """All values of a configuration by their full keys, such as "train.lr"."""
+    return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
 
 
 def read_yaml(path: Path) -> Any:

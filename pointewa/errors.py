@@ -49,10 +49,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things for people: "1 epoch", "2 epochs", "0 classes"."""
-    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """A number of things for people: "1 epoch", "2 epochs", "0 patches" (``ending`` "es")."""
+    return f"{count} {noun}{ending if count != 1 else ''}"
 
 
 def is_bug(error: BaseException) -> bool:

@@ -1,11 +1,10 @@
 """The page of a finished run: its result, curves, experts, what its task shows, and how it was made."""
 
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from pointewa.config import Config, load_config
+from pointewa.config import Config, flat, load_config
 from pointewa.errors import CheckpointError, counted
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
@@ -119,6 +118,5 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
 
 
 def _hyperparameters(config: Config) -> dict[str, Any]:
-    flat = {f"{group}.{key}": value for group, keys in asdict(config).items() for key, value in keys.items()}
-    return {key: value for key, value in flat.items()
+    return {key: value for key, value in flat(config).items()
             if value is not None and not key.startswith("run.") and key not in _PLACES}  # fmt: skip

@@ -14,7 +14,7 @@ from pointewa.safe.files import atomic_write, remove_temporary
 
 # What may differ between a run and its continuation, since it does not change the result.
 _FREE = (
-    "run.name", "run.dir", "run.overwrite", "run.report", "data.root", "data.stream",
+    "run.name", "run.dir", "run.overwrite", "run.report", "run.tracker", "data.root", "data.stream",
     "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import Lock, again, can_resume, start_run
 from pointewa.runs.log import Logbook
 from pointewa.runs.summary import write_summary
+from pointewa.runs.tracker import Tracker, check_tracker
 from pointewa.runs.weights import LAST, save_model
 from pointewa.safe.files import NO_ROOM
 from pointewa.tasks import task_class
@@ -50,6 +51,8 @@ class Trainer(Training):
     def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
         self.data, self.folder, self.console = data, folder, console
         self.resumed = can_resume(folder, config)
+        check_tracker(config.run.tracker)
+        self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
         task = task_class(config.train.task)(config)
         super().__init__(task, data.class_names, len(data.train), world, load=not self.resumed)
@@ -67,10 +70,8 @@ class Trainer(Training):
     def _resume(self) -> None:
         self.rng, processes = load_training_state(self, self.folder)
         if processes != self.world.size:
-            note = (
-                f"{counted(processes, 'process')} trained so far, {self.world.size} resume: equally good, but not bit "
-            )
-            self._say(f"{note}for bit what the same number would have given", style="yellow")
+            note = f"{counted(processes, 'process', 'es')} trained so far, {self.world.size} resume: equally good, but "
+            self._say(f"{note}not bit for bit what the same number would have given", style="yellow")
         epochs = f"{self.step // self.steps_per_epoch} of {counted(self.config.train.epochs, 'epoch')}"
         self._say(f"resuming {self.folder} after {epochs} ({counted(self.step, 'step')})")
 
@@ -89,6 +90,7 @@ class Trainer(Training):
                 self.lock = start_run(self.folder, self.config)
             with self._disk():
                 logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
+            self.tracker = Tracker(self.folder, self.config)
         if self.world.size > 1:
             self.ddp = self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         if self.config.train.compile:
@@ -97,7 +99,8 @@ class Trainer(Training):
         progress = TrainingProgress(self.console, self.task, self.config.train.epochs, self.total_steps, self.step)
         # torchrun may pass on a signal that the terminal has already sent to the processes: Ctrl-C can come twice.
         signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
-        with self._disk(), self.lock or nullcontext(), logbook or nullcontext(), signals, progress.bar:
+        files = (self.lock or nullcontext(), logbook or nullcontext(), self.tracker or nullcontext())
+        with self._disk(), files[0], files[1], files[2], signals, progress.bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
                 self._run_epoch(epoch, logbook, progress, signals)
 
@@ -124,6 +127,8 @@ class Trainer(Training):
         self.seconds = already + time.perf_counter() - started
         if logbook:
             logbook.write(epoch, self.step, scalars | {"seconds": self.seconds})
+        if self.tracker:
+            self.tracker.log(scalars | {"seconds": self.seconds}, self.step)
         progress.end_epoch(epoch, self.step, scalars, self.seconds)
         self.totals.zero_()
         self._save()
@@ -207,6 +212,9 @@ class Trainer(Training):
             with self._disk():
                 save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
                 write_summary(self.folder, summary)
+        if self.tracker:
+            self.tracker.summarise(summary, self.step)
+            self.tracker.end()
         return summary
 
     def _rounded(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -68,7 +68,9 @@ def patches(items: Sequence[Item], num_groups: int, group_size: int) -> Drawing:
     for item in items:
         with _fitting(item.name):
             panels += patch_panels(item.points, cut(item.points, num_groups, group_size), item.title)
-    heading = f"{counted(num_groups, 'patch')} of {counted(group_size, 'point')}, {len(items[0].points)} points a cloud"
+    heading = (
+        f"{counted(num_groups, 'patch', 'es')} of {counted(group_size, 'point')}, {len(items[0].points)} points a cloud"
+    )
     return Drawing(Picture(panels, heading, 3), _names(items) | {"num_groups": num_groups, "group_size": group_size})
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import bench, soak
 from pointewa.datasets.layouts import shapes
+from pointewa.errors import counted
 from pointewa.runs.weights import load_model
 from pointewa.tools import cli, evaluate, export, fold, predict, prepare_data, report, study, svm, train, visualize
 
@@ -239,6 +240,8 @@ def test_data_without_a_word_of_what_to_do_explains_itself(capsys, tmp_path, mon
 
 
 def test_one_thing_is_not_several(capsys, tmp_path):
+    assert [counted(count, "epoch") for count in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    assert [counted(count, "patch", "es") for count in (1, 2)] == ["1 patch", "2 patches"]
     rng = np.random.default_rng(0)
     for name in ("cup", "table"):
         (tmp_path / "mine" / name).mkdir(parents=True)
