@@ -15,6 +15,7 @@ from pointewa.errors import CheckpointError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
 from pointewa.tools import cli
+from pointewa.viz.clouds import PAGES, check_suffix
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_number(parser, "--count", default=8, metavar="N", help="mistakes or reconstructions (default 8)")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default {page.HTML} in the run folder)")
     args = parser.parse_intermixed_args(argv)
+    if args.out:
+        check_suffix("--out", args.out, PAGES)
     if not (args.run / CONFIG).is_file():
         raise CheckpointError(f"{args.run}: expected a run folder, found no {CONFIG} in it")
     numbers = page.write(args.run, Subjects(args.run, "test", args.config, args.overrides), args.out, args.count)

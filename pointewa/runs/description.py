@@ -19,6 +19,7 @@ from pointewa.ops import UP_AXES
 # The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
 # no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
+NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "none")
 
 
 @dataclass
@@ -30,7 +31,8 @@ class LoadedModel:
         class_names: C names; none for a model without classes.
         num_points: P in its training.
         dataset: name of the set it was trained on.
-        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1) or "none".
+        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1),
+            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), or "none".
         task: what it has learned, a name in `pointewa.tasks`.
         up: the axis that pointed up in the files of its training: clouds like these are turned by
             `pointewa.ops.turn_up`, so that y is up, before anything else. None: not recorded.
@@ -121,7 +123,7 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
     for one in description["class_names"]:
         expect(one, str, "class_names")
     expect(description.get("task", ""), str, "task")  # version 0.1 had no such key
-    if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+    if description["num_points"] < 1 or description["normalize"] not in NORMALIZE:
         raise ValueError("num_points or normalize is out of range")
     if (up := description.get("up")) is not None:  # older files do not say
         expect(up, str, "up")

@@ -9,7 +9,8 @@ from typing import Self
 
 from pointewa.config import Config, TrainConfig, differences, load_config, to_yaml
 from pointewa.errors import CheckpointError, ConfigError, first_line
-from pointewa.runs.weights import CONFIG, has_state
+from pointewa.runs.weights import RUN_CONFIG as CONFIG
+from pointewa.runs.weights import has_state
 from pointewa.safe.files import atomic_write, remove_temporary
 
 # What may differ between a run and its continuation, since it does not change the result.

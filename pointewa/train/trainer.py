@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,7 @@ class Trainer(Training):
             "test": self._rounded(self.task.measure(after)),
             "test_before_folding": self._rounded(self.task.measure(before)) if self.foldable else None,
             "evaluation_seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.task.compare(before, after),
         }
         if self.world.first:
