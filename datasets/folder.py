@@ -25,16 +25,18 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
         num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
-        variant: "y_up", or "z_up" for clouds to be turned so that y is up, as in the field's data sets.
+        variant: "y_up" (the default), or "z_up" for clouds to be turned so that y is up, as in the field's data sets;
+            the clouds of a packed file are turned already.
 
     Raises:
         DataError: no classes, a class without files, a file that cannot be read.
     """
-    variant, folder = variant or "y_up", Path(root)
-    if variant not in _UP:
+    folder = Path(root)
+    if variant not in (None, *_UP):
         raise DataError(f"data.variant: expected y_up or z_up for folder, found {variant!r}")
     if folder.is_file():
-        return packed.source(folder, split)
+        return packed.source(folder, split, up=_UP.get(variant))
+    variant = variant or "y_up"
     classes = sorted(path for path in folder.glob("[!.]*/") if path.is_dir())
     if not classes:
         raise DataError(
@@ -64,7 +66,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
     objects = tuple(f"{classes[label].name}/{file.name}" for label, file in zip(labels, files, strict=True))
     names = tuple(path.name for path in classes)
-    return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds)
+    return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
+                  up=_UP[variant])  # fmt: skip
 
 
 def _read(file: Path, samples: int, up: str) -> np.ndarray:

@@ -52,6 +52,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):  # version 0.1 had only one
             self.augment = [] if self.augment == "none" else [self.augment]
+        if self.variant == "False":  # YAML takes off, a layout of ModelNet40, for false
+            self.variant = "off"
 
 
 @dataclass
@@ -79,9 +81,9 @@ class MoeConfig:
 
     router: Literal["auto", "none", "random", "top_k"] = "auto"  # random partition, then fold; top_k: learned,
     # and the experts stay (the naive MoE); auto: random with ewa.enabled, else none (the dense model)
-    num_experts: int = 4
+    num_experts: AtLeastOne = 4
     layers: Any = "every_other"  # or "all", or a list of block numbers
-    top_k: int = 1  # experts per token, with the learned router
+    top_k: AtLeastOne = 1  # experts per token, with the learned router
     balance: NonNegative = 0.01  # weight of that router's load-balancing loss
     # copies of the FFN, or independent; auto: copies with init_from; mean, as a control: no experts, but the dense
     # model that starts from the mean of num_experts independent ones
@@ -137,6 +139,7 @@ class RunConfig:
     name: str | None = None  # None: composed of the data set, model, scheme and seed
     dir: str = "runs"
     overwrite: bool = False  # start over instead of resuming an unfinished run of this name
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"  # beside TensorBoard, if it is installed
     report: bool = True  # write the run's page at the end, and clouds, features, confusion matrix to TensorBoard
 
 
@@ -232,7 +235,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     own = ("preset", "mask_ratio", "decoder_depth", "patch_size")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
-    if config.width and not config.patch_out and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
+    if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
         values["patch_out"] = config.width  # a preset without reduce_dim stays without it
     try:
         return Architecture(**values)
@@ -264,12 +267,13 @@ def to_yaml(config: Config) -> str:
 
 def differences(config: Config, other: Config, ignore: Iterable[str] = ()) -> list[str]:
     """Keys in which two configurations differ, as ``"key: value -> other value"``."""
-    mine, theirs = _flat(asdict(config)), _flat(asdict(other))
+    mine, theirs = flat(config), flat(other)
     return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in ignore]
 
 
-def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{group}.{key}": value for group, values in tree.items() for key, value in values.items()}
+def flat(config: Config) -> dict[str, Any]:
+    """All values of a configuration by their full keys, such as "train.lr"."""
+    return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
 
 
 def read_yaml(path: Path) -> Any:

@@ -80,6 +80,16 @@ def test_augmentations_are_a_list_however_they_are_written(tmp_path, written, me
     assert Config(data=DataConfig(augment="none")).data.augment == []
 
 
+@pytest.mark.parametrize("written", ["off", "'off'", "OFF"])
+def test_the_layout_off_is_no_boolean(tmp_path, written):
+    """As YAML 1.1 has it, off is false."""
+    (tmp_path / "c.yaml").write_text(f"data: {{variant: {written}}}")
+    for config in (load_config(overrides=[f"data.variant={written}"]), load_config([tmp_path / "c.yaml"])):
+        assert config.data.variant == "off"
+        (tmp_path / "again.yaml").write_text(to_yaml(config))
+        assert load_config([tmp_path / "again.yaml"]).data.variant == "off"
+
+
 def test_presets_with_overrides():
     assert build_architecture(load_config(overrides=["model.preset=point_bert"]).model) == PRESETS["point_bert"]
     wide = build_architecture(load_config(overrides=["model.width=96", "model.depth=2"]).model)

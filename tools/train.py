@@ -22,7 +22,7 @@ from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
-from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.runs.summary import SUMMARY, after_training, read_summary
 from pointewa.tasks import task_class, task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
@@ -77,7 +77,7 @@ def show_run(trainer: Trainer) -> None:
 def table(summary: dict[str, Any]) -> Table:
     """The result as a table."""
     columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
-    table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
+    table = Table(title=f"{summary['dataset']}, test split, {after_training(summary)}")
     for name in columns:
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
@@ -89,10 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, by torchrun")
+    cli.add_number(parser, "--nproc", default=1, metavar="N", help="processes on this machine, by torchrun")
     args = parser.parse_intermixed_args(argv)
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc: expected at least 1 process, found {args.nproc}")
     if args.nproc > 1 and launched().size == 1:
         cli.config_from(args)  # an error is reported once, and at once
         given = sys.argv[1:] if argv is None else argv

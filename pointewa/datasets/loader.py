@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pointewa.datasets.base import Clouds, Labelled
 from pointewa.datasets.transforms import AUGMENTATIONS, augment, pool_size, select, subset_indices
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, counted
 from pointewa.tasks.base import Batch
 
 
@@ -114,7 +114,9 @@ class EvalLoader:
         world_size: int = 1,
     ) -> None:
         if len(clouds) < world_size:
-            raise ConfigError(f"{world_size} processes, but only {len(clouds)} objects to evaluate: start fewer")
+            raise ConfigError(
+                f"{world_size} processes, but only {counted(len(clouds), 'object')} to evaluate: start fewer"
+            )
         self.clouds, self.batch_size, self.num_points, self.transform = clouds, batch_size, num_points, transform
         self.rank, self.world_size = rank, world_size
 

@@ -47,6 +47,7 @@ class Source:
         point_labels: clouds come with the labels of their points.
         images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
             `pointewa.datasets.images`.
+        up: the axis that points up in the files; in the clouds it is y.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -64,6 +65,7 @@ class Source:
     ordered: bool = False
     point_labels: bool = False
     images: bool = False
+    up: str = "y"
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

@@ -85,4 +85,5 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         EvalLoader(test, EVAL_BATCH, data.num_points, None, *share),
         train.class_names,
         train.normalize,
+        train.up,
     )

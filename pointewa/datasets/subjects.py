@@ -56,7 +56,7 @@ class Subjects:
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
-        up: the axis of files on disk that points up: "x", "y" or "z".
+        up: the axis of files on disk that points up: "x", "y" or "z"; None: that of the model's training.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -68,7 +68,7 @@ class Subjects:
         split: str = "test",
         files: Sequence[str | Path] = (),
         overrides: Sequence[str] = (),
-        up: str = "y",
+        up: str | None = None,
     ) -> None:
         self.run, self.split, self.up, self._loaded = run, split, up, None
         path = None if run is None else located(run)
@@ -76,9 +76,12 @@ class Subjects:
             self.config = load_config(files, overrides)
         elif not is_described(path):
             self.config = load_config(files, overrides)
+            if not files and not any(one.startswith("data.name=") for one in overrides):
+                name = self.config.data.name
+                print(f"note: {run} does not say of which data set it is: {name} is assumed", file=sys.stderr)
             names, data = self.clouds.class_names, self.config.data
             model = load_foreign(path, build_architecture(self.config.model), len(names))
-            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none")
+            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", up=self.clouds.up)
         else:
             self._loaded = load_any(path)
             self.config = _config_of(self._loaded, path, files, overrides)
@@ -226,7 +229,8 @@ class Subjects:
         return self._loaded is not None and self._loaded.normalize == "unit_sphere_of_sample"
 
     def _file(self, path: Path) -> Item:
-        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
+        up = self.up or (self._loaded and self._loaded.up) or "y"
+        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), up)
         device = select_device(self.config.train.device)
         points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
         points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
@@ -313,7 +317,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
         return config
     try:
         recorded = load_config([folder / CONFIG]).data
-    except ConfigError:  # of another version of this library: what matters is in the model's own description
+    except ConfigError as error:  # of another version of this library: the model's own description has the most
+        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
         return config
     if recorded.name != loaded.dataset:
         return config

@@ -99,6 +99,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
+    notes += _turned(loaded.up)
     with torch.no_grad():
         if path.suffix == ".safetensors":
             difference = _safetensors(loaded, plain, path, names)
@@ -145,7 +146,9 @@ def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
     with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
         portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
         traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={"description.json": _description(loaded)})
+        buffer = BytesIO()  # of a full disk torch would abort the process
+        torch.jit.save(traced, buffer, _extra_files={"description.json": _description(loaded)})
+        path.write_bytes(buffer.getvalue())
         return torch.jit.load(str(path))
 
 
@@ -186,7 +189,9 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
     state = loaded.model.state_dict()
-    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, path)
+    buffer = BytesIO()
+    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, buffer)
+    path.write_bytes(buffer.getvalue())
     found = read_state(path)["base_model"]
     wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
     if wrong or len(found) != len(state):
@@ -205,6 +210,18 @@ def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, d
 
 def _description(loaded: LoadedModel) -> str:
     return json.dumps(loaded.description())
+
+
+def _turned(up: str | None) -> tuple[str, ...]:
+    """What whoever uses the file must do first; in this library `pointewa.Predictor` does it."""
+    if up == "y":
+        return ()
+    if up is None:
+        return ("the clouds need y up; the model's description does not say how the files of its training were",)
+    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
+    return (
+        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
+    )
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A trained model, ready to classify clouds of any kind."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
@@ -29,6 +30,7 @@ class Predictor:
     Attributes:
         class_names: C names, in the order of the probabilities.
         num_points: how many points of a cloud the model sees.
+        up: the axis that pointed up in the files of the training, which were turned so that y is up.
         loaded: the model and its description.
     """
 
@@ -41,9 +43,13 @@ class Predictor:
         self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
         self.class_names, self.num_points = loaded.class_names, loaded.num_points
         self.normalize = loaded.normalize
+        self.up = loaded.up or "y"
+        if loaded.up is None:
+            text = "the model's description does not say which axis points up in files like those of its training"
+            warnings.warn(f"{text}: y is assumed, up= (--up) names another one", stacklevel=2)
 
     def predict(
-        self, points: np.ndarray | Tensor, *, normalized: bool = False
+        self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None
     ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
         """The most probable class, and the probabilities of all classes.
 
@@ -57,14 +63,16 @@ class Predictor:
             normalized: the clouds are those of `pointewa.datasets.load`, which are prepared: centred, scaled to largest
                 norm 1, and sampled from their first point on, as published. They are taken as they are, in the order
                 that they have, and so give exactly what the evaluation of the run computes.
+            up: the axis that points up in the clouds; None: that of the training's files. They are turned so that y
+                is up, unless they are ``normalized``.
 
         Returns:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
 
         Raises:
-            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18.
+            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, an unknown axis.
         """
-        probabilities = self.logits(points, normalized=normalized).softmax(-1).numpy()
+        probabilities = self.logits(points, normalized=normalized, up=up).softmax(-1).numpy()
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
         return (names[0] if probabilities.ndim == 1 else names), probabilities
 
@@ -106,7 +114,7 @@ class Predictor:
         return push_to_hub(self.loaded, repo_id, **options)
 
     @torch.no_grad()
-    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
         if not isinstance(points, Tensor):
             with np.errstate(over="ignore"):  # becomes infinite, which is refused later
@@ -114,14 +122,16 @@ class Predictor:
         if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
             raise ValueError(f"expected points [P, 3] or [B, P, 3] with B, P > 0, found {list(points.shape)}")
         clouds = points if points.ndim == 3 else points[None]
-        parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
+        prepared = (self._prepared(part, normalized, up or self.up) for part in clouds.split(_BATCH))
+        parts = [self.model(part).float().cpu() for part in prepared]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
 
-    def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
+    def _prepared(self, points: Tensor, normalized: bool, up: str) -> Tensor:
         points = points.to(self.device, torch.float32)
         if not (points.abs() <= _LARGEST).all():  # nor NaN
             raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
         if not normalized:
+            points = turn_up(points, up)
             points = group(points, canonical_order(points))
             if self.normalize == "unit_sphere":
                 points = unit_sphere(points)  # by all points, as the training's clouds were, before any is left out
@@ -138,8 +148,10 @@ class ImagePredictor(Predictor):
     """
 
     @torch.no_grad()
-    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        if up is not None:
+            raise ValueError("the axis that points up is for point clouds, and this model classifies images")
         images, size = torch.as_tensor(points), self.model.architecture.img_size
         shape, kind = ([3, size, size], torch.float32) if normalized else ([3], torch.uint8)
         if images.ndim not in (3, 4) or list(images.shape[-len(shape) :]) != shape or 0 in images.shape:
