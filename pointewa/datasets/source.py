@@ -20,12 +20,14 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Cloud(NamedTuple):
-    """One object: points ``[P, 3]``; where the set has them their labels, int64 ``[P]``; and how many points there are
-    before they start over, None for all P."""
+    """One object: points ``[P, 3]``, float64 where they may be far from the origin, since they are centred later; where
+    the set has them their labels, int64 ``[P]``; how many points there are before they start over, None for all P; and
+    how many of its file were left out, since they are not finite."""
 
     points: np.ndarray
     point_labels: np.ndarray | None = None
     distinct: int | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)

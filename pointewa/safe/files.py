@@ -57,6 +57,15 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def stands_for(head: bytes) -> str:
+    """What the first bytes of a file show it to be in place of the file that was meant, and what to do; else empty."""
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "it is a Git LFS pointer in place of the file: run git lfs pull in its repository, or download the file"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page in place of the file: open its address in a browser, and download the file from there"
+    return ""
+
+
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever goes wrong while ``path`` is read as ``what`` into one DataError that names it.
