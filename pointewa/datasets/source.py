@@ -1,9 +1,9 @@
 """A split as its files have it, before it is prepared: what every layout of every data set is turned into."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +47,7 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        left_out: what is there and is not read: names of files and folders by their kind.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -63,6 +64,7 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

@@ -16,11 +16,11 @@ from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
 from pointewa.datasets.splits import EVAL_BATCH, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models import MaskedAutoencoder
-from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.weights import load_any, load_foreign
@@ -195,7 +195,10 @@ class Subjects:
     def _file(self, path: Path) -> Item:
         points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
         device = select_device(self.config.train.device)
-        points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
+        if problem := flaw(points):
+            raise DataError(f"{path}: {problem}")
+        points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
+        points = points.to(device)
         count = min(self.num_points, points.shape[1])
         return Item(points[0, farthest_point_sample(points, count)[0]], path.name)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, group, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_model
 from pointewa.train.device import select_device
@@ -42,8 +42,9 @@ class Predictor:
         here and in the model, starts at the point farthest from the centroid (`pointewa.ops.canonical_order`).
 
         Args:
-            points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. If there are more
-                points than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
+            points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. They are centred in
+                float64, in which clouds far from the origin, as in UTM coordinates, must come. If there are more points
+                than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
                 some of them repeatedly.
             normalized: the clouds are those of `pointewa.datasets.load`, which are prepared: centred, scaled to largest
                 norm 1, and sampled from their first point on, as published. They are taken as they are, in the order
@@ -53,7 +54,8 @@ class Predictor:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
 
         Raises:
-            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18.
+            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, a cloud whose points
+                are all in one place, or were rounded to float32 far from the origin.
         """
         probabilities = self.logits(points, normalized=normalized).softmax(-1).numpy()
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
@@ -63,22 +65,27 @@ class Predictor:
     def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
         if not isinstance(points, Tensor):
-            with np.errstate(over="ignore"):  # becomes infinite, which is refused later
-                points = torch.from_numpy(np.array(points, np.float32))  # a copy: it may be read-only or big-endian
+            points = torch.from_numpy(np.array(points, np.float64))  # a copy: it may be read-only or big-endian
         if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
             raise ValueError(f"expected points [P, 3] or [B, P, 3] with B, P > 0, found {list(points.shape)}")
         clouds = points if points.ndim == 3 else points[None]
+        if not (clouds.double().abs() <= _LARGEST).all():  # nor NaN
+            raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
+        for number, cloud in enumerate(() if normalized else clouds):
+            if problem := flaw(cloud if self.normalize else cloud.float()):  # which is what the model is going to see
+                raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
         parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
 
     def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
-        points = points.to(self.device, torch.float32)
-        if not (points.abs() <= _LARGEST).all():  # nor NaN
-            raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
+        points = points.double()
         if not normalized:
             points = group(points, canonical_order(points))
             if self.normalize:
-                points = unit_sphere(points)  # by all points, as the training's clouds were, before any is left out
+                # By all points, as the training's clouds were, before any is left out; far from the origin, float32
+                # would not hold their shape before they are centred.
+                points = unit_sphere(points)
+        points = points.to(self.device, torch.float32)
         picks = farthest_point_sample(points, self.num_points, check_finite=False)
         return group(points, picks)
 

@@ -8,7 +8,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pointewa.datasets.files.arrays import read_numpy
 from pointewa.datasets.files.glb import read_glb
@@ -20,7 +19,6 @@ from pointewa.datasets.files.shape import MAX_BYTES, MAX_POINTS, Shape
 from pointewa.datasets.files.text import read_text
 from pointewa.datasets.source import Cloud
 from pointewa.errors import DataError
-from pointewa.ops import flaw
 from pointewa.safe.files import reading, stands_for
 
 _FEWEST = 0.1  # of a cloud's points that must be finite
@@ -62,8 +60,7 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
 
     Raises:
         DataError: an unknown suffix; a file that is missing, empty, damaged, too large or something else; no points,
-            fewer than a tenth of them finite, all equal, or rounded to float32 far from the origin; coordinates
-            beyond float32; a mesh without area.
+            or fewer than a tenth of them finite; coordinates beyond float32; a mesh without area.
     """
     suffix = kind(path)
     if not suffix:
@@ -74,12 +71,10 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
     with reading(path, suffix[1:].upper()), quiet, np.errstate(over="raise", invalid="raise"):
         vertices, faces = _READERS[suffix](_content(path))
         if not len(faces):
-            points, left_out = _finite(path, vertices)
+            points, left_out = _finite(path, np.ascontiguousarray(vertices))
             _check(path, points)
         else:
             left_out, points = 0, _sample(path, vertices, faces, samples, seed)
-        if problem := flaw(torch.from_numpy(points)):
-            raise DataError(f"{path}: {problem}")
         return Cloud(points, left_out=left_out)
 
 

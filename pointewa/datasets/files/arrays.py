@@ -13,8 +13,9 @@ _MOST_COLUMNS = 16  # that a row of a point is expected to have where there are 
 
 
 def read_numpy(data: bytes) -> Shape:
-    """An array ``[P, >= 3]``, or one with named fields, of .npy; of .npz the array named as in `_KEYS`, or its only one,
-    and with "faces" a mesh.
+    """An array ``[P, >= 3]``, or one with named fields; of .npz the one named as in `_KEYS`, or its only one.
+
+    With "faces" it is a mesh.
 
     Raises:
         ValueError: no such array; objects, which are not unpickled; an array that may be ``[3, P]`` or ``[P, 3]``.
@@ -48,7 +49,7 @@ def _points(array: np.ndarray) -> np.ndarray:
         else:
             array = np.stack([array[array.dtype.names[column]] for column in xyz(array.dtype.names)], 1)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"expected numbers [P, 3 or more] of one object, {found}")
+        raise ValueError(f"expected numbers [P, 3 or more], {found}")
     rows, columns = array.shape
     as_rows = columns >= 3 and (columns <= _MOST_COLUMNS or rows > columns)
     as_columns = rows in (3, 6) and columns >= 3

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-# What may stand about x, y and z: "pos_x", "Points:0", "X [m]", "x1". Normals and velocities must not be taken for them.
+# What may stand about x, y and z: "pos_x", "Points:0", "X [m]", "x1". Normals and velocities are not taken for them.
 _BEFORE = {"", "p", "pt", "point", "points", "pos", "position", "coord", "coords", "coordinate", "loc", "location",
            "utm", "world", "global", "local"}  # fmt: skip
 _AFTER = {"", "m", "mm", "cm", "km", "ft", "meter", "meters", "metre", "metres", "pos", "position", "coord", "coords",

@@ -43,7 +43,7 @@ def read_off(data: bytes) -> Shape:
 
 
 def _off_words(words: list[str], key: str, vertices: int, faces: int) -> tuple[list[list[str]], list[list[int]]]:
-    """The same where the ends of lines mean nothing, which takes files without colours, whose rows may be of any length."""
+    """The same where the ends of lines mean nothing: without colours, which may be of any length."""
     width, polygons = 6 if "N" in key else 3, []
     place = vertices * width
     while len(polygons) < faces and place < len(words):

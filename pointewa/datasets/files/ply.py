@@ -6,14 +6,13 @@ number, which takes seconds for a scan.
 """
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pointewa.datasets.files.columns import xyz
 from pointewa.datasets.files.polygons import triangulate
-from pointewa.datasets.files.shape import Shape, in_range
+from pointewa.datasets.files.shape import NO_FACES, Shape, in_range
 
 _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
           "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
@@ -41,7 +40,7 @@ def read_ply(data: bytes) -> Shape:
         ValueError: a damaged header; fewer rows than announced; no x, y and z; faces without a list of vertices.
     """
     start = re.match(rb"\s*ply[ \t]*(\r\n|\n|\r)", data, re.IGNORECASE)
-    end = start and re.compile(rb"(?<=[\r\n])[ \t]*end_header[ \t]*(?:%b|$)" % start[1], re.I).search(data)  # noqa: RUF055
+    end = start and re.compile(rb"(?<=[\r\n])[ \t]*end_header[ \t]*(?:%b|$)" % start[1], re.I).search(data)
     if not end:
         raise ValueError("expected a header from ply to end_header")
     order, elements = _header(data[start.end() : end.start()].decode("latin-1"))
@@ -58,7 +57,7 @@ def read_ply(data: bytes) -> Shape:
     for element in needed:
         found[element.name], place = read(rows, place, element, order)
     vertices = found["vertex"]
-    faces = triangulate(vertices, found["face"]) if len(found.get("face", ())) else np.empty((0, 3), np.int64)
+    faces = triangulate(vertices, found["face"]) if len(found.get("face", ())) else NO_FACES
     strips = [_strip(np.asarray(strip, np.int64)) for strip in found.get("tristrips", ())]
     return Shape(vertices, in_range(np.concatenate([faces, *strips]), len(vertices)))
 
@@ -116,8 +115,8 @@ def _read_text(rows: list[bytes], place: int, element: _Element, order: str) -> 
             cells.append([field for _, field in zip(range(length), fields, strict=False)])
             if len(cells[-1]) != length:
                 raise ValueError(f"{element.name}: a row is cut short: {row[:60]!r}")
-        found.append([float(cells[i][0]) for i in wanted] if element.name == "vertex" else [*map(int, cells[wanted[0]])])
-    return np.array(found) if element.name == "vertex" else found, end
+        found.append([cells[i][0] for i in wanted] if element.name == "vertex" else list(map(int, cells[wanted[0]])))
+    return np.array(found, np.float64) if element.name == "vertex" else found, end
 
 
 def _read_binary(body: bytes, place: int, element: _Element, order: str) -> tuple[np.ndarray | list, int]:
@@ -174,5 +173,6 @@ def _table(body: bytes, place: int, element: _Element, order: str) -> np.ndarray
 
 def _strip(corners: np.ndarray) -> np.ndarray:
     """Triangles of strips, which -1 separates."""
-    triples = np.stack([corners[:-2], corners[1:-1], corners[2:]], 1) if len(corners) > 2 else np.empty((0, 3), np.int64)
+    ends = len(corners) - 2
+    triples = np.stack([corners[:ends], corners[1 : ends + 1], corners[2:]], 1) if ends > 0 else NO_FACES
     return triples[(triples != -1).all(1)]

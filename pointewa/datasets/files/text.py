@@ -13,7 +13,7 @@ _COMMENT = re.compile(r"\s*(?:#|//|%)")
 
 
 def read_text(data: bytes) -> Shape:
-    """Rows of numbers, separated by blanks, commas, semicolons or tabs; x, y and z come first unless a header names them.
+    """Rows of numbers, separated by blanks, commas, semicolons or tabs; x, y, z come first unless a header names them.
 
     Before them there may be comments (#, //, %), a line with the names of the columns, and one with the number of rows.
 
@@ -84,5 +84,5 @@ def _columns(
         except ValueError:
             continue
     if counted and width > 3:
-        raise ValueError("its first column counts the rows: name the columns in a first line, as in i x y z, or drop it")
+        raise ValueError("its first column counts the rows: name the columns in a first line, i x y z, or drop it")
     return 0, 1, 2
