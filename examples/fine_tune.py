@@ -1,7 +1,7 @@
 """Fine-tune a trained point transformer on other classes with EWA, in a loop of one's own.
 
-.venv/bin/python -m examples.fine_tune                    # from the root of the repository; 2 minutes on two CPU cores
-.venv/bin/python -m examples.fine_tune --checkpoint runs/x
+.venv/bin/python examples/fine_tune.py    # 2 minutes on two CPU cores
+.venv/bin/python examples/fine_tune.py --checkpoint runs/x
 
 Trains on 12 of the 17 procedural classes first, unless a checkpoint is given, then fine-tunes on the other five with
 four objects of each.

@@ -1,7 +1,7 @@
 """Your own meshes, a folder a class: train on them, and classify new files. The meshes here are made on the spot.
 
-.venv/bin/python -m examples.own_meshes OUT             # from the root of the repository; 2 minutes on two CPU cores
-.venv/bin/python -m examples.own_meshes OUT --epochs 2
+.venv/bin/python examples/own_meshes.py OUT    # 2 minutes on two CPU cores
+.venv/bin/python examples/own_meshes.py OUT --epochs 2
 
 What it runs, on meshes of your own:
 

@@ -1,7 +1,7 @@
 """EWA on a ViT of timm's, in a training loop of one's own: small images of gratings, made on the spot.
 
-.venv/bin/python -m examples.timm_vit            # a minute or two on two CPU cores
-.venv/bin/python -m examples.timm_vit --steps 20
+.venv/bin/python examples/timm_vit.py            # a minute or two on two CPU cores
+.venv/bin/python examples/timm_vit.py --steps 20
 
 Needs timm (pip install timm).
 """

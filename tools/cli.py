@@ -27,11 +27,15 @@ class Debug(argparse.Action):
         os.environ["POINTEWA_DEBUG"] = "1"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for all that the user can mend."""
+        self.exit(2, f"error: {message}: {self.prog} --help shows the arguments\n")
+
+
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action=Debug, help="show the traceback behind an error, as POINTEWA_DEBUG=1 does")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, everything else to stderr")
     return parser

@@ -1,13 +1,14 @@
 """Train a point transformer, with or without EWA; fold it, evaluate the dense model. Resumes an unfinished run.
 
 python -m tools.train --config configs/shapes.yaml
-torchrun --nproc_per_node=2 -m tools.train --config configs/shapes.yaml run.name=x
+python -m tools.train --config configs/shapes.yaml --nproc 2 run.name=x
 python -m tools.train --config configs/modelnet40.yaml data.root=/data model.preset=tiny train.epochs=10
 """
 
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pointewa.runs.summary import SUMMARY, read_summary
 from pointewa.tasks import task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
-from pointewa.train.distributed import World, process_group
+from pointewa.train.distributed import World, launch, launched, process_group
 from pointewa.train.progress import say
 from pointewa.train.trainer import Trainer
 
@@ -85,9 +86,16 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, by torchrun")
     args = parser.parse_intermixed_args(argv)
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc: expected at least 1 process, found {args.nproc}")
+    if args.nproc > 1 and launched().size == 1:
+        cli.config_from(args)  # an error is reported once, and at once
+        given = sys.argv[1:] if argv is None else argv
+        return launch(args.nproc, __spec__.name, given)
     with process_group() as world:
-        config = cli.config_from(args)
+        config = world.first_then_others(lambda: cli.config_from(args))
         console = Console(stderr=args.json, quiet=not world.first)
         with memory_advice(config.train):
             summary = train(config, world, console)

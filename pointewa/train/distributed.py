@@ -1,12 +1,15 @@
 """Several processes that train one model, by torch's DistributedDataParallel and torchrun."""
 
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -102,6 +105,36 @@ ALONE = World()
 def launched() -> World:
     """The processes by torchrun's environment variables; a single one without them."""
     return World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def launch(processes: int, module: str, arguments: Sequence[str]) -> None:
+    """Start ``python -m module`` in so many processes on this machine, as ``torchrun --standalone`` does, and wait.
+
+    What torchrun prints about a process that ended is left out, since processes say themselves what went wrong.
+
+    Raises:
+        SystemExit: with the code of the process that ended first, or after a signal to this one.
+        TrainingError: one of them was killed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException  # these take a while to import
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(-(-torch.get_num_threads() // processes)))  # share the cores
+    logging.disable()
+    here = LaunchConfig(
+        1, 1, processes, run_id=uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        elastic_launch(here, sys.executable)("-m", module, *arguments)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise TrainingError(f"process {rank} was ended by {name}: the same command resumes the run") from error
+        sys.exit(failure.exitcode)
 
 
 def _store() -> dist.Store:

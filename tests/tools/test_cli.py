@@ -109,3 +109,14 @@ def test_interrupted_while_the_page_is_drawn_the_run_is_finished(tmp_path, monke
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"the run is finished; make report CKPT={tmp_path / 'a'} draws its page")
     assert "resume" not in last
+
+
+@pytest.mark.parametrize(
+    ("own", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_says_how_long(own, spins):
+    code = "import os, sys, tools; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    env = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env | own, text=True)
+    assert out == f"{spins} False\n"  # before torch, whose libgomp reads it once

@@ -300,3 +300,22 @@ def test_real_modelnet40_from_training_to_evaluation(real_data, tmp_path, capsys
     result = json.loads(capsys.readouterr().out)
     assert (result["objects"], len(result["per_class"])) == (160, 40)
     assert result["oa"] == pytest.approx(summary["test"]["oa"], abs=1e-3)
+
+
+def test_processes_that_cannot_be(capsys):
+    assert fails(train.main, ["--nproc", "0"], capsys) == "error: --nproc: expected at least 1 process, found 0\n"
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--nproc", "x"])
+    assert capsys.readouterr().err.startswith("error: argument --nproc: invalid int value: 'x': ")
+
+
+@pytest.mark.slow
+def test_several_processes_report_the_users_mistake_once():
+    for keys, lines in {"train.epoch=3": 1, "data.name=folder data.root=nowhere": 1}.items():
+        command = [sys.executable, "-m", "tools.train", "--nproc", "2", *keys.split()]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == lines, done.stderr
