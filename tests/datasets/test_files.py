@@ -34,8 +34,9 @@ def test_meshes_are_sampled_uniformly_by_area(tmp_path, name):
     assert (points.shape, points.dtype) == ((n, 3), np.float64)
     x, y, z = points.T
     height = np.where(z == 0, 1, 3)
-    assert np.abs(z - z.round()).max() < 1e-12
-    assert np.isin(z := z.round(), [0, 1]).all()
+    np.testing.assert_allclose(z, z.round(), rtol=0, atol=1e-12)
+    z = z.round()
+    assert np.isin(z, [0, 1]).all()
     assert min(x.min(), y.min()) >= -1e-12
     assert (x / 2 + y / height).max() <= 1 + 1e-6
     assert abs((z == 0).sum() - n / 4) < 4 * (n * 3 / 16) ** 0.5
