@@ -36,7 +36,8 @@ def read_off(data: bytes) -> Shape:
     sizes = [int(row[0]) for row in rows[vertices : vertices + faces]]
     polygons = [list(map(int, row[1 : size + 1])) for row, size in zip(rows[vertices:], sizes, strict=False)]
     points = [row[:3] for row in rows[:vertices]]
-    if len(rows) < vertices + faces or sizes != list(map(len, polygons)):  # a row may go over lines
+    whole = len(rows) >= vertices + faces and all(len(row) == 3 for row in points) and sizes == list(map(len, polygons))
+    if not whole:  # a row may go over lines
         points, polygons = _off_words(text[header.end() :].split(), key.upper(), vertices, faces)
     points = np.array(points, np.float64).reshape(-1, len(points[0]) if points else 3)
     return Shape(points, triangulate(points, polygons))
