@@ -2,6 +2,7 @@
 
 import re
 
+import file_forms
 import numpy as np
 import pypcd4
 import pytest
@@ -16,6 +17,8 @@ for _name, _content in [
     *MESHES.items(),
     ("ascii.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)),
     ("scene.glb", glb()),
+    *file_forms.CLOUDS.items(),
+    *file_forms.CUBES.items(),
 ]:
     SEEDS["." + _name.split(".")[1].lower()].append(_content.encode() if isinstance(_content, str) else _content)
 

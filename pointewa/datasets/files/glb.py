@@ -27,6 +27,16 @@ def read_glb(data: bytes) -> Shape:
         raise ValueError(f"expected glTF 2.0, found glTF {int.from_bytes(data[4:8], 'little')}.0: export it as 2.0")
     end = 20 + int.from_bytes(data[12:16], "little")
     tree = json.loads(data[20:end])
+    try:
+        _refuse_unread(tree)
+        fans = [one for mesh in tree.get("meshes", ()) for one in mesh["primitives"] if one.get("mode") == _FAN]
+        data = _without_fans(tree, data[end:], fans) if fans else data
+    except (AttributeError, TypeError) as error:  # other kinds of values than glTF has there
+        raise ValueError(f"its JSON is damaged: {error}") from error
+    return _read_scene(data)
+
+
+def _refuse_unread(tree: dict[str, Any]) -> None:
     if any(not buffer.get("uri", "data:").startswith("data:") for buffer in tree.get("buffers", ())):
         raise ValueError("it refers to other files, which are not read")
     # trimesh makes up zeros for these, of any size.
@@ -37,8 +47,6 @@ def read_glb(data: bytes) -> Shape:
         raise ValueError(f"expected no required extensions, found {', '.join(changing)}")
     if any("EXT_mesh_gpu_instancing" in node.get("extensions", ()) for node in tree.get("nodes", ())):
         raise ValueError("expected meshes that are placed by nodes, found EXT_mesh_gpu_instancing")
-    fans = [one for mesh in tree.get("meshes", ()) for one in mesh["primitives"] if one.get("mode") == _FAN]
-    return _read_scene(_without_fans(tree, data[end:], fans) if fans else data)
 
 
 def _without_fans(tree: dict[str, Any], chunks: bytes, fans: list[dict[str, Any]]) -> bytes:
