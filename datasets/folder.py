@@ -1,7 +1,6 @@
 """The user's own clouds and meshes: one folder per class."""
 
 import functools
-import os
 import sys
 import unicodedata
 from collections import defaultdict
@@ -17,6 +16,7 @@ from pointewa.datasets.files import SUFFIXES, kind, read_cloud
 from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
+from pointewa.safe.files import printable
 
 TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
 _UP = {"y_up": "y", "z_up": "z"}
@@ -78,7 +78,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         read = functools.partial(_read, samples=max(10_000, 2 * count), up=_UP[variant])
         yield from in_parallel(read, files)
 
-    objects = tuple(f"{names[label]}/{_printable(file.name)}" for label, file in zip(labels, files, strict=True))
+    objects = tuple(f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True))
     return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
                   left_out=dict(left_out))  # fmt: skip
 
@@ -95,7 +95,7 @@ def _by_split(folder: Path) -> bool:
     if not found or within <= set(_SPLITS):  # a class may be called train
         return False
     if len(found) == 1:
-        others = [_printable(path.name) for path in _entries(folder, folders=True)]
+        others = [printable(path.name) for path in _entries(folder, folders=True)]
         raise DataError(
             f"{folder}: expected the folders train and test with a folder for each class, found {', '.join(others)}: "
             f"add or rename the other one, or move the classes out of {found[0]} to have them divided"
@@ -122,7 +122,7 @@ def _classes(folder: Path, left_out: dict[str, list[str]], by_split: bool = Fals
         wanted = set(tops) | set(_entries(top, folders=True) if top in tops else ())
         _leave_out(folder, [path for path in _entries(top) if path not in wanted], left_out)
     found = [path for top in tops for path in _entries(top, folders=True)]
-    return {_printable(path.name): path for path in sorted(found, key=lambda path: path.name)}
+    return {printable(path.name): path for path in sorted(found, key=lambda path: path.name)}
 
 
 def _check_names(folder: Path, names: Mapping[str, Path]) -> None:
@@ -150,7 +150,7 @@ def _leave_out(folder: Path, paths: Sequence[Path], left_out: dict[str, list[str
             name = "broken links"
         elif kind(path) and path.is_file():
             name = f"misplaced {kind(path)}"
-        left_out[_printable(name)].append(_printable(str(path.relative_to(folder))))
+        left_out[printable(name)].append(printable(str(path.relative_to(folder))))
 
 
 def _note(folder: Path, left_out: Mapping[str, Sequence[str]]) -> None:
@@ -161,12 +161,7 @@ def _note(folder: Path, left_out: Mapping[str, Sequence[str]]) -> None:
 
 @functools.cache  # the same for both splits
 def _say(note: str) -> None:
-    print(_printable(note), file=sys.stderr)
-
-
-def _printable(name: str) -> str:
-    """A name on disk as text: bytes that are not UTF-8 become ``\\xe9``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    print(printable(note), file=sys.stderr)
 
 
 def _read(file: Path, samples: int, up: str) -> Cloud:

@@ -1,4 +1,4 @@
-"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb.
+"""Classify clouds and meshes from disk: ply, pcd, las, txt, npy, off, obj, stl, glb, and their like (docs/data.md).
 
 python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
 python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
@@ -19,6 +19,7 @@ from pointewa.datasets.files import read_points
 from pointewa.datasets.source import progress
 from pointewa.errors import DataError, first_line
 from pointewa.ops import UP_AXES, turn_up
+from pointewa.safe.files import printable
 from pointewa.tools import cli
 
 TOP = 3
@@ -49,7 +50,7 @@ def as_table(predictions: list[dict[str, Any]]) -> Table:
         table.add_column(place)
     for one in predictions:
         best = list(one["probabilities"].items())[:TOP]
-        table.add_row(escape(one["file"]), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
+        table.add_row(escape(printable(one["file"])), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
     return table
 
 
