@@ -27,6 +27,7 @@ takes_fold      = CKPT OUT ARGS
 takes_predict   = CKPT DEVICE ARGS
 takes_visualize = WHAT CKPT DATASET DATA_ROOT DEVICE OUT ARGS
 takes_report    = CKPT DATA_ROOT DEVICE OUT ARGS
+takes_compare   = RUNS DATA_ROOT DEVICE OUT ARGS
 takes_export    = CKPT OUT FORMAT ARGS
 takes_doctor    = DATASET DATA_ROOT DEVICE ARGS
 takes_test      = ARGS
@@ -42,7 +43,7 @@ hint  = $(shell $(PYTHON) -c 'import difflib, sys; near = difflib.get_close_matc
 $(foreach name,$(filter-out PYTHON $(takes),$(given)),\
 	$(error $(strip make $(MAKECMDGOALS)) does not take $(name): $(call hint,$(name))))
 
-.PHONY: help setup data train pretrain study eval fold predict visualize report export doctor test test-all lint tensorboard bench \
+.PHONY: help setup data train pretrain study eval fold predict visualize report compare export doctor test test-all lint tensorboard bench \
         soak clean clean-runs
 
 help:  ## list the targets (this one)
@@ -105,7 +106,11 @@ report: .venv/.done  ## one HTML page of a finished run CKPT=runs/x: figures, cu
 	@$(if $(CKPT),,echo 'error: make report CKPT=runs/x' >&2; exit 2)
 	@$(PY) -m tools.report $(call q,$(CKPT)) $(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)
 
-export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae
+compare: .venv/.done  ## two or more finished runs RUNS="runs/a runs/b" side by side, and a page OUT=compare.html: McNemar's test
+	@$(if $(RUNS),,echo 'error: make compare RUNS="runs/a runs/b"' >&2; exit 2)
+	@$(PY) -m tools.compare $(foreach run,$(RUNS),$(call q,$(run))) $(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)
+
+export: .venv/.done  ## write the model of CKPT=runs/x to OUT for others: FORMAT=onnx, torchscript, torch_export, point_mae, torch_pointcloud
 	@$(if $(and $(CKPT),$(OUT),$(FORMAT)),,echo 'error: make export CKPT=runs/x OUT=model.onnx FORMAT=onnx' >&2; exit 2)
 	@$(PY) -m tools.export $(call q,$(CKPT)) $(call q,$(OUT)) --format $(call q,$(FORMAT)) $(ARGS)
 

@@ -278,7 +278,7 @@ def first_difference(reference: Path, other: Path) -> str | None:
     return None
 
 
-_MEASURED = ("seconds", "evaluation_seconds", "peak_memory_mb", "run")
+_MEASURED = ("seconds", "evaluation_seconds", "peak_memory_mb", "run", "finished")
 
 
 def _difference(a: Any, b: Any, where: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 _LAZY = {"Predictor": "pointewa.inference.predict", "load": "pointewa.inference.predict"}
 
 __all__ = ["Predictor", "load"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

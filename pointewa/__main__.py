@@ -14,6 +14,7 @@ COMMANDS = {
     "fold": ("fold", "write the dense model of an EWA run"),
     "export": ("export", "write a model for others: ONNX, TorchScript, torch.export, Point-MAE"),
     "report": ("report", "draw the page of a finished run"),
+    "compare": ("compare", "show finished runs side by side"),
     "visualize": ("visualize", "draw clouds, patches, saliency, mistakes and more"),
     "data": ("prepare_data", "inspect, verify, pack or download a data set"),
     "study": ("study", "train arms x seeds, and report the differences"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pointewa
 from pointewa.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +75,9 @@ def test_the_folder_of_data_sets_hides_no_package_of_its_name(tmp_path):
     (tmp_path / "datasets" / "__init__.py").write_text("mine = True")
     code = "import datasets, pointewa.datasets; print(datasets.mine, sorted(pointewa.datasets.NAMES)[0])"
     assert call(code, cwd=ROOT, path=tmp_path, program=("-c",))[1] == "True folder\n"
+
+
+def test_the_version_is_the_same_wherever_it_is_said():
+    places = {"CITATION.cff": r"^version: (.*)$", "CHANGELOG.md": r"^## (.*)$"}
+    said = (re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)[1] for file, pattern in places.items())
+    assert {*said} == {pointewa.__version__}

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,21 +17,27 @@ import pytest
 import torch
 import trimesh
 from pointewa.datasets.layouts.modelnet40 import OFFICIAL
+from safetensors.torch import save_file
 from torch.nn.functional import gelu, linear
 
 from pointewa import datasets, tasks
+from pointewa.__main__ import COMMANDS
 from pointewa.datasets import registry
 from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
 from pointewa.models import registry as models_registry
+from pointewa.models.foreign.published import PUBLISHED
+from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
 from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
 
+theirs = pytest.importorskip("torch_pointcloud.models")
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
-START = r"(?:make|python|torchrun|\.venv/bin/\w+) "
+HUB = ("point-mae-base.modelnet40.yatian-pang", "point-mae-base.pretrain.yatian-pang")
+START = r"(?:make|pointewa|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
     "train": ["train.epochs=1", "train.device=cpu", "train.batch_size=32", "run.report=false", "run.dir=new"],
@@ -103,7 +110,15 @@ def home(place):
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
         Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
-        torch.save({"base_model": load_model("runs/x").model.state_dict()}, "ckpt.pth")
+        for name in ("a", "b"):  # as compare names them
+            shutil.copytree("runs/x", f"runs/{name}")
+        model = load_model("runs/x").model
+        torch.save({"base_model": model.state_dict()}, "ckpt.pth")
+        for url in (theirs.model_info(name)["weights"]["url"] for name in HUB):  # a cache of published models
+            (path := theirs._registry.cache_path(url)).parent.mkdir(parents=True)
+            save_file(
+                {key: v.contiguous() for key, v in to_theirs(model.state_dict(), model.architecture).items()}, path
+            )
     return home
 
 
@@ -113,10 +128,16 @@ def shrink(patch):
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
+    patch.setattr(theirs._registry, "MODELS_DIR", "cache")  # in the current folder
+    for name in HUB:
+        patch.setitem(PUBLISHED, name, replace(PUBLISHED[name], architecture=PRESETS["point_mae"]))
 
 
 def lines(command, home):
     """What a command comes to: make's own lines, as lists of words."""
+    if command.startswith("pointewa"):
+        _, name, *arguments = shlex.split(command)
+        return [["python", "-m", f"tools.{COMMANDS[name][0]}", *arguments]]
     if not command.startswith("make"):
         return [shlex.split(command)]
     command = ["make", "-n", *shlex.split(command)[1:]]

@@ -31,7 +31,7 @@ FOLDERS = {
 RULES = {
     **{f"pointewa.{room}": ({f"pointewa.{one}" for one in (room, *below)}, others)
        for room, (below, others) in BELOW.items()},
-    "pointewa": ({f"pointewa.{one}" for one in ("models", "safe", "errors", "clone", "tools")}, None),  # modules
+    "pointewa": ({f"pointewa.{one}" for one in ("models", "safe", "errors", "clone", "tools", "__version__")}, None),
     "pointewa.datasets.splits": ({"pointewa"}, None),  # these two know the library and the data
     "pointewa.datasets.subjects": ({"pointewa"}, None),
     "pointewa.tools": ({"pointewa"}, None),

@@ -18,7 +18,7 @@ from pointewa.errors import ConfigError
 from pointewa.inference.corruptions import SEVERITIES
 from pointewa.tasks.classification import Evaluation
 from pointewa.tools import cli
-from pointewa.viz.clouds import save_figure
+from pointewa.viz.clouds import check_suffix, save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
 
 
@@ -78,12 +78,14 @@ def main(argv: list[str] | None = None) -> None:
         "--confusion",
         nargs="?",
         const="",
-        metavar="PNG",
-        help="print the confusion matrix, and draw it to PNG",
+        metavar="FILE",
+        help="print the confusion matrix, and draw it to a .png, .pdf or .svg",
     )
     args = parser.parse_intermixed_args(argv)
     if args.votes < 0:
         raise ConfigError(f"--votes: expected at least 1, found {args.votes}")
+    if args.confusion:
+        check_suffix("--confusion", Path(args.confusion))
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
     if not subjects.task.predicts_classes:
         if args.votes or args.corrupt or args.confusion is not None:
@@ -101,7 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         title = f"{dataset}, test split, plain"
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, names, title), dpi=150)
     if args.json:
-        per_class = dict(zip(names, (100 * plain.per_class).tolist(), strict=True))
+        # A class without objects has no accuracy, and JSON no NaN.
+        accuracies_ = [value if value == value else None for value in (100 * plain.per_class).tolist()]
+        per_class = dict(zip(names, accuracies_, strict=True))
         report = {"dataset": dataset, "objects": len(plain.labels), **plain.metrics, "per_class": per_class,
                    "restricted": evaluator.shared is not None}  # fmt: skip
         if args.votes:

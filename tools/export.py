@@ -1,9 +1,10 @@
-"""Export the folded dense model of a run: safetensors, TorchScript, torch.export, ONNX, Point-MAE's layout.
+"""Export the folded dense model of a run: safetensors, TorchScript, torch.export, ONNX, other codebases' layouts.
 
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.onnx --format onnx --fuse-batch-norm
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
+python -m tools.export runs/shapes-tiny-ewa-seed0 model.safetensors --format torch_pointcloud
 
 The exported programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how),
 and return logits; the patch embedding is part of them. Each file is read back and compared with the model.
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
     parser.add_argument("out", type=Path, help="file to write")
-    parser.add_argument("--format", choices=SUFFIXES, required=True, help=" ".join(SUFFIXES.values()))
+    parser.add_argument("--format", choices=SUFFIXES, required=True, help=" ".join(dict.fromkeys(SUFFIXES.values())))
     parser.add_argument(
         "--fuse-batch-norm", action="store_true", help="merge batch norms into the layers before them: faster"
     )

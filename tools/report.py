@@ -15,6 +15,7 @@ from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
 from pointewa.tools import cli
+from pointewa.viz.clouds import PAGES, check_suffix
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     if args.count < 1:
         raise ConfigError(f"--count: expected at least 1, found {args.count}")
+    if args.out:
+        check_suffix("--out", args.out, PAGES)
     if not (args.run / CONFIG).is_file():
         raise CheckpointError(f"{args.run}: expected a run folder, found no {CONFIG} in it")
     numbers = page.write(args.run, Subjects(args.run, "test", args.config, args.overrides), args.out, args.count)

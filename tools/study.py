@@ -16,7 +16,8 @@ A study file:
     seeds: [0, 1, 2]
 
 Each run has its folder runs/STUDY/ARM-seedK, and its output is in runs/STUDY/ARM-seedK.log. Whatever ends the tool ends
-its trainings too, and the same command resumes it. The report of all finished runs is in results/STUDY.
+its trainings too, and the same command resumes it. The report of all finished runs is in runs/STUDY/report; --publish
+writes it to results/STUDY, unless a report of more runs is there.
 """
 
 import json
@@ -28,31 +29,28 @@ from rich.table import Table
 
 from pointewa.errors import ConfigError, Stopped
 from pointewa.runs.folder import Lock
-from pointewa.study.definition import Study, load_study
+from pointewa.study.definition import Study, StudyRun, load_study
 from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
-from pointewa.study.report import table, write_report
+from pointewa.study.report import check_place, table, write_report
 from pointewa.tools import cli
 from pointewa.train.progress import say
 
 TRAIN = (sys.executable, "-m", "pointewa", "train")
 
 
-def train(study: Study, console: Console, only: list[str], jobs: int, budget: float | None) -> Outcome:
-    """Train the runs that are not finished.
+def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None) -> Outcome:
+    """Train those of the runs that are not finished.
 
     Raises:
-        ConfigError: unknown arms, no jobs, a negative budget.
+        ConfigError: no jobs, a negative budget.
         CheckpointError: another process works on this study.
         Stopped: by SIGTERM or SIGINT; the trainings have saved and ended.
     """
-    if unknown := [arm for arm in only if arm not in study.arms]:
-        raise ConfigError(f"--only: expected some of {', '.join(study.arms)}, found {unknown[0]!r}")
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, found {jobs}")
     if budget is not None and not budget >= 0:
         raise ConfigError(f"--budget: expected seconds, found {budget}")
-    runs = [run for run in study.runs if not only or run.arm in only]
     study.folder.mkdir(parents=True, exist_ok=True)
     with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")
@@ -74,19 +72,34 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop after so long; the same command resumes")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="train only these; the report has all")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the report (default results/STUDY)")
+    parser.add_argument("--pdf", action="store_true", help="also write the plots of the report as PDF")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--publish", action="store_true", help="write the report to results/STUDY")
+    place.add_argument("--out", type=Path, metavar="FOLDER", help="of the report (default runs/STUDY/report)")
     args = parser.parse_intermixed_args(argv)
     # What follows --only is taken for arms, and no arm's name has a '='.
     overrides = args.overrides + [word for word in args.only if "=" in word]
+    only = [word for word in args.only if "=" not in word]
     study = load_study(args.study, overrides)
-    console, out = Console(stderr=args.json), args.out or Path("results", study.name)
+    if unknown := [arm for arm in only if arm not in study.arms]:
+        raise ConfigError(f"--only: expected some of {', '.join(study.arms)}, found {unknown[0]!r}")
+    beside = study.folder / "report"
+    out = args.out or (Path("results", study.name) if args.publish else beside)
+    wanted = [] if args.report_only else [run for run in study.runs if not only or run.arm in only]
+    if out != beside:  # with all of these trained
+        check_place(out, sum(run in wanted or run.summary() is not None for run in study.runs))
+    console = Console(stderr=args.json)
     if not console.is_terminal:
         console.width = 140  # output that goes to a file or a pipe has no width of its own
-    outcome = Outcome()
-    if not args.report_only:
-        outcome = train(study, console, [arm for arm in args.only if "=" not in arm], args.jobs, args.budget)
-    some = args.report_only or any(run.summary() for run in study.runs)
-    arms = write_report(study, out) if some else []
+    outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs, args.budget)
+    finished, problems = sum(run.summary() is not None for run in study.runs), []
+    try:
+        if finished and out != beside:
+            check_place(out, finished)
+    except ConfigError as error:
+        problems.append(f"{error}; the report is in {beside}")
+        out = beside
+    arms = write_report(study, out, args.pdf) if finished or args.report_only else []
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
     elif arms:
@@ -101,7 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         say(console, f"report: {out / 'README.md'}")
     if outcome.failures:
         lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
-        raise ConfigError(f"{len(lines)} of {len(study.runs)} runs failed:\n" + "\n".join(lines))
+        problems.append("\n".join([f"{len(lines)} of {len(study.runs)} runs failed:", *lines]))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 if __name__ == "__main__":

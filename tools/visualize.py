@@ -1,4 +1,4 @@
-"""Draw clouds, patches and what a model does with them: as PNG, as a page for any browser, or in a window.
+"""Draw clouds, patches and what a model does with them: as PNG, PDF or SVG, as a page for any browser, or in a window.
 
 python -m tools.visualize cloud --config configs/shapes.yaml --html clouds.html
 python -m tools.visualize cloud --object chair --object 17 --object my_mesh.obj --up z --out clouds.png
@@ -32,7 +32,7 @@ from pointewa.inference import page
 from pointewa.ops import UP_AXES
 from pointewa.tools import cli
 from pointewa.viz import drawings, offscreen
-from pointewa.viz.clouds import clouds_figure, save_figure
+from pointewa.viz.clouds import FIGURES, PAGES, check_suffix, clouds_figure, save_figure
 from pointewa.viz.drawings import Drawing
 from pointewa.viz.embedding import METHODS
 from pointewa.viz.html import clouds_html, save_page, svg_html
@@ -104,7 +104,7 @@ def _figure(found: Any, renderer: str) -> tuple[Any, str]:
 
 
 def _write(drawing: Drawing, what: str, out: Path | None, html: Path | None, renderer: str) -> str:
-    """Write the PNG and the HTML page, if wanted; returns what drew the PNG."""
+    """Write the picture and the HTML page, if wanted; returns what drew the picture."""
     drawer = ""
     if out:
         figure, drawer = _figure(drawing.of("png"), renderer)
@@ -132,10 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group-size", type=int, metavar="K", help="patches: points in each")
     parser.add_argument("--method", choices=METHODS, default="tsne", help="embedding: how (default tsne)")
     parser.add_argument("--columns", type=int, metavar="N", help="of the grid of cloud and errors")
-    parser.add_argument("--out", metavar="FILE", help="PNG; or HTML where it ends in .html (default WHAT.png)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="a picture: .png, .pdf or .svg; or a page: .html (default WHAT.png)"
+    )
     parser.add_argument("--html", metavar="FILE", help="a page for any browser, in addition to --out or instead of it")
     parser.add_argument("--renderer", choices=("auto", "open3d", "matplotlib"), default="auto",
-                        help="for the clouds of a PNG (default auto: Open3D where it can render)")  # fmt: skip
+                        help="for the clouds of a picture (default auto: Open3D where it can render)")  # fmt: skip
     parser.add_argument("--show", action="store_true", help="open a window of Open3D, where there is a display")
     return parser
 
@@ -149,23 +151,29 @@ def main(argv: list[str] | None = None) -> None:
     if args.run is None and args.what not in _WITHOUT_RUN:
         raise ConfigError(f"--run: {args.what} needs a run, such as --run runs/x")
     out, html = args.out and Path(args.out), args.html and Path(args.html)
-    if out and out.suffix.lower() in (".html", ".htm"):
+    if out:
+        check_suffix("--out", out, (*FIGURES, *PAGES))
+    if html:
+        check_suffix("--html", html, PAGES)
+    if out and out.suffix.lower() in PAGES:
+        if html:
+            raise ConfigError(f"--out and --html: both are pages, {out} and {html}: leave one out")
         out, html = None, out
     if not (out or html or args.show):
         out = Path(f"{args.what}.png")
-    if out and out.suffix.lower() != ".png":
-        raise ConfigError(f"--out: expected a name ending in .png or .html, found {out}")
     if args.renderer == "open3d" and not offscreen.available():
         raise ConfigError(f"--renderer open3d: Open3D is not installed: {offscreen.REMEDY}, or leave the option out")
     drawing = KINDS[args.what](Subjects(args.run, args.split, args.config, args.overrides, args.up), args)
     drawer = _write(drawing, args.what if not args.run else f"{args.what} of {args.run}", out, html, args.renderer)
-    written = {"png": str(out) if out else None, "html": str(html) if html else None}
+    written = {"png": None, "html": str(html) if html else None}
+    if out:
+        written[out.suffix.lower()[1:]] = str(out)
     if args.json:
         print(json.dumps({"what": args.what, **written, **drawing.numbers}))
     stream = sys.stderr if args.json else sys.stdout
     for kind, path in written.items():
         if path:
-            print(f"wrote {path} ({f'drawn by {drawer}' if kind == 'png' else 'open it in any browser'})", file=stream)
+            print(f"wrote {path} ({'open it in any browser' if kind == 'html' else f'drawn by {drawer}'})", file=stream)
     if args.show:
         found = drawing.of("html")
         if not isinstance(found, Picture):

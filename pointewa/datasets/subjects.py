@@ -20,10 +20,12 @@ from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models import MaskedAutoencoder
+from pointewa.models.foreign.published import PUBLISHED, published_name
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
-from pointewa.runs.weights import load_any, load_foreign
+from pointewa.runs.hub import located
+from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
 from pointewa.tasks.base import Batch, Task, evaluating
 from pointewa.tasks.classification import Evaluation
@@ -47,8 +49,8 @@ class Subjects:
     configuration says otherwise. Clouds are scaled as the model's were in training.
 
     Args:
-        run: a run folder, a model file in one, or a .pth of Point-MAE or Point-BERT, whose architecture the
-            configuration says; None: no model, clouds only.
+        run: a run folder, a model file in one, a published model (``hub:NAME``), or a file of another codebase that
+            does not say its architecture, which the configuration then says; None: no model, clouds only.
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
@@ -67,16 +69,17 @@ class Subjects:
         up: str = "y",
     ) -> None:
         self.run, self.split, self.up, self._loaded = run, split, up, None
-        if run is None:
+        path = None if run is None else located(run)
+        if path is None:
             self.config = load_config(files, overrides)
-        elif Path(run).suffix in (".pth", ".pt"):
+        elif not is_described(path):
             self.config = load_config(files, overrides)
             names, data = self.clouds.class_names, self.config.data
-            model = load_foreign(run, build_architecture(self.config.model), len(names))
+            model = load_foreign(path, build_architecture(self.config.model), len(names))
             self._loaded = LoadedModel(model, names, data.num_points, data.name, "none")
         else:
-            self._loaded = load_any(run)
-            self.config = _config_of(self._loaded, Path(run), files, overrides)
+            self._loaded = load_any(path)
+            self.config = _config_of(self._loaded, path, files, overrides)
 
     @property
     def num_points(self) -> int:
@@ -178,19 +181,29 @@ class Subjects:
         clouds = self.clouds
         index = torch.as_tensor(list(indices), device=clouds.labels.device)
         ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
-        labels = clouds.labels[index].tolist()
-        return [Item(one[: self.num_points], clouds.object_names[i], clouds.class_names[label])
-                for i, one, label in zip(indices, self._scaled(points), labels, strict=True)]  # fmt: skip
+        labels, points = clouds.labels[index].tolist(), self._sampled(self._scaled(points))
+        return [Item(one, clouds.object_names[i], clouds.class_names[label])
+                for i, one, label in zip(indices, points, labels, strict=True)]  # fmt: skip
 
     def _scaled(self, points: Tensor) -> Tensor:
         """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""
         return unit_sphere(points) if self._scale else points
+
+    def _sampled(self, points: Tensor) -> Tensor:
+        """What the model is given of a batch of the pool: the first points, in farthest-point order."""
+        points = points[:, : self.num_points]
+        return unit_sphere(points) if self._scale_sample else points
 
     @property
     def _scale(self) -> bool:
         """Whether the model's clouds were scaled in training, and those of the split are not."""
         model = self._loaded
         return model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
+
+    @property
+    def _scale_sample(self) -> bool:
+        """Whether the model's clouds were scaled in training by the points that it was given."""
+        return self._loaded is not None and self._loaded.normalize == "unit_sphere_of_sample"
 
     def _file(self, path: Path) -> Item:
         points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
@@ -199,8 +212,8 @@ class Subjects:
             raise DataError(f"{path}: {problem}")
         points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
         points = points.to(device)
-        count = min(self.num_points, points.shape[1])
-        return Item(points[0, farthest_point_sample(points, count)[0]], path.name)
+        points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
+        return Item(self._sampled(points)[0], path.name)
 
     def batches(
         self, transform: Transform | None = None, title: str = "", clouds: Clouds | None = None
@@ -216,10 +229,12 @@ class Subjects:
 
         def prepared(pool: Tensor) -> Tensor:
             pool = self._scaled(pool)
-            return transform(pool) if transform else pool[:, : self.num_points]
+            if transform is None:
+                return self._sampled(pool)
+            return transform(unit_sphere(pool) if self._scale_sample else pool)
 
         # Without a change the points keep their labels.
-        change = prepared if transform or self._scale else None
+        change = prepared if transform or self._scale or self._scale_sample else None
         loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, change)
         return progress(loader, title) if title else loader
 
@@ -244,7 +259,7 @@ class Subjects:
         if loaded.normalize == "none" and clouds.normalized and loaded.dataset != self.config.data.name:
             print("note: the model was trained on clouds as they come, these are scaled to norm 1", file=sys.stderr)
         return Evaluator(loaded, self.batches, self.config.data.name, clouds.class_names, self.num_points,
-                         clouds.normalized or loaded.normalize == "unit_sphere", progress)  # fmt: skip
+                         clouds.normalized or loaded.normalize != "none", progress)  # fmt: skip
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -273,7 +288,9 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
     # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
     overrides = [f"data.num_points={loaded.num_points}", *overrides]
     config = load_config(files, overrides, {"data": base})
-    folder = run if run.is_dir() else run.parent
+    folder, name = run if run.is_dir() else run.parent, published_name(run)
+    if name and config.data.name == loaded.dataset:
+        return load_config(files, overrides, {"data": base | {"variant": PUBLISHED[name].variant}})
     if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():
         return config
     try:

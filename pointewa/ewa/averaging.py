@@ -7,13 +7,14 @@ With N experts, share rate b and the weights W_i after the optimizer step,
 In terms of their mean m that is  W_i <- W_i + s (m - W_i)  with  s = b N/(N-1): one lerp towards the mean.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pointewa.ewa.experts import moe_layers
+from pointewa.ewa.wrappers import further_weights, stepping_optimizer
 
 
 def _check_share_rate(share_rate: float, num_experts: int) -> None:
@@ -96,9 +97,11 @@ def until(schedule: ShareRate, fraction: float, total_steps: int) -> ShareRate:
 class ExpertAveraging:
     """Applies Eq. 6 to all MoE layers of a model after each step of an optimizer.
 
-    Optimizer state is left alone. With gradient accumulation it runs once per optimizer step. It changes nothing after
-    a skipped step: `torch.amp.GradScaler` does not make the step at all, or sets ``found_inf`` of a fused optimizer.
-    Several processes (DDP) average locally: their weights stay equal.
+    Optimizer state is left alone, except for the weights that schedule-free optimizers (Defazio et al., arXiv
+    2405.15682) keep there: what their ``eval()`` puts into the model is averaged too. With gradient accumulation it
+    runs once per optimizer step. It changes nothing after a skipped step: `torch.amp.GradScaler` does not make the step
+    at all, or sets ``found_inf`` of a fused optimizer. Several processes (DDP) average locally: their weights stay
+    equal.
 
     Args:
         model: what `to_moe` returned.
@@ -135,10 +138,13 @@ class ExpertAveraging:
         Args:
             skip: one element, 1 to average nothing, 0 to average.
         """
+        self._average(self._parameters(), skip)
+
+    def _average(self, stacked: Iterable[Tensor], skip: Tensor | None) -> None:
         share_rate = self.share_rate
         if share_rate != 0:
-            for parameter in self._parameters():
-                average_experts_(parameter, share_rate, skip)
+            for one in stacked:
+                average_experts_(one, share_rate, skip)
         self.steps += 1
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -148,15 +154,16 @@ class ExpertAveraging:
     def attach(self, optimizer: torch.optim.Optimizer) -> "ExpertAveraging":
         """Run after every step of ``optimizer`` from now on; returns self.
 
+        Of a wrapper (accelerate's, SAM, Lookahead, ...) it takes the optimizer within, which steps once an iteration.
+
         Raises:
-            ValueError: attached already, or the optimizer does not hold the experts (it was built before `to_moe`).
+            ValueError: attached already; the optimizer does not hold the experts (it was built before `to_moe`), or not
+                all of them; no optimizer in it; or a Muon that takes the experts of a layer for one matrix.
         """
         if self._handle is not None:
             raise ValueError("attached already: detach first, or the experts would be averaged twice per step")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if any(parameter.requires_grad and id(parameter) not in held for parameter in self._parameters()):
-            raise ValueError("the optimizer does not hold the experts' parameters: build it after ewa.to_moe")
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        inner = stepping_optimizer(optimizer, [one for one in self._parameters() if one.requires_grad])
+        self._handle = inner.register_step_post_hook(self._after_step)
         return self
 
     def detach(self) -> None:
@@ -166,7 +173,8 @@ class ExpertAveraging:
             self._handle = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self.step(getattr(optimizer, "found_inf", None))
+        parameters = list(self._parameters())
+        self._average([*parameters, *further_weights(optimizer, parameters)], getattr(optimizer, "found_inf", None))
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to resume: the number of averagings done."""

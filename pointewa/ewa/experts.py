@@ -209,7 +209,7 @@ def stacked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     layers = moe_layers(model).items()
     return {
-        f"{layer}.experts.{name}": parameter
+        f"{layer}.experts.{name}".lstrip("."): parameter
         for layer, moe in layers
         for name, parameter in moe.experts.named_parameters()
     }

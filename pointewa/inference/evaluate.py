@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
+from pointewa.errors import DataError
 from pointewa.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pointewa.inference.shared_classes import shared_classes
 from pointewa.runs.description import LoadedModel
@@ -110,4 +111,10 @@ class Evaluator:
         return evaluate(self.model, self.batches(transform, title))
 
     def _restricted(self, result: Evaluation) -> Evaluation:
-        return result.restricted([(one.model, one.data) for one in self.shared]) if self.shared else result
+        if not self.shared:
+            return result
+        restricted = result.restricted([(one.model, one.data) for one in self.shared])
+        if not len(restricted.labels):
+            raise DataError(f"none of the {len(result.labels)} objects is of a class that the model knows too "
+                            f"({', '.join(self.class_names[:3])}, ...): choose another split or data set")  # fmt: skip
+        return restricted

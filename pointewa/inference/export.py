@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.inference.portable import PortableClassifier
 from pointewa.models import fuse_batch_norm
+from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
 from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
@@ -24,7 +26,7 @@ from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
 
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "torch_export": ".pt2", "onnx": ".onnx",
-            "point_mae": ".pth"}  # fmt: skip
+            "point_mae": ".pth", "torch_pointcloud": ".safetensors"}  # fmt: skip
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of logits that is accepted
 
@@ -53,15 +55,17 @@ class Exported:
 def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
     """Write a classifier for others.
 
-    "safetensors" (with a ``.json`` beside it) is what `load_model` takes, "point_mae" a checkpoint as Point-MAE's and
-    Point-BERT's code write it. The others are programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B,
-    patches included; they contain the description of the model, as ``description.json`` or ONNX metadata.
+    "safetensors" (with a ``.json`` beside it) is what `load_model` takes, and "torch_pointcloud" the same by that
+    package's parameter names; "point_mae" is a checkpoint as Point-MAE's and Point-BERT's code write it. The others are
+    programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B, patches included; they contain the
+    description of the model, as ``description.json`` or ONNX metadata.
 
     Args:
         loaded: the model, on the CPU, in evaluation mode.
         path: file to write, with the format's suffix.
         format: a key of `SUFFIXES`.
-        fuse: make batch norms part of the layers before them. Not for "point_mae", whose parameters they are.
+        fuse: make batch norms part of the layers before them. Not for "point_mae" and "torch_pointcloud", whose
+            parameters they are.
 
     Raises:
         ConfigError: an unknown format, a wrong suffix, a missing package, a combination that does not exist.
@@ -79,16 +83,19 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             f"gated experts (moe.router=top_k) cannot be folded, and {format} has no place for them: --format "
             "safetensors keeps them, for this library only"
         )
-    plain, notes = loaded.model, ()
+    plain, notes, names = loaded.model, (), dict
+    if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
+        raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
     if format == "point_mae":
-        if fuse or loaded.description()["fused_batch_norm"]:
-            raise ConfigError("point_mae has batch norms of its own: export it from the run, without --fuse-batch-norm")
         notes = _for_point_mae(loaded)
+    elif format == "torch_pointcloud":
+        names = partial(to_theirs, architecture=plain.architecture)
+        notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     with torch.no_grad():
-        if format == "safetensors":
-            difference = _safetensors(loaded, plain, path)
+        if path.suffix == ".safetensors":
+            difference = _safetensors(loaded, plain, path, names)
         else:
             with atomic_write(path) as temporary:
                 difference = _compare(_WRITERS[format](loaded, temporary), plain, loaded.num_points, path)
@@ -116,12 +123,12 @@ def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> flo
     )
 
 
-def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path) -> float:
+def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Callable[[dict], dict]) -> float:
     """Both files are compared before either takes the place of what may be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder, path.name)
-        save_model(written, loaded)
+        save_model(written, loaded, names)
         difference = _compare(load_model(written).model, model, loaded.num_points, path)
         for suffix in (".json", ".safetensors"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))

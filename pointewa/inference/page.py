@@ -1,12 +1,18 @@
 """The page of a finished run: its result, curves, experts, what its task shows, and how it was made."""
 
+import json
+import shlex
+import warnings
 from dataclasses import asdict
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pointewa.config import Config, load_config
-from pointewa.errors import CheckpointError
+from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.log import read_metrics
@@ -70,7 +76,8 @@ def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: t
     """The page from top to bottom."""
     again = ", ".join(f"{one.label} {one.text(shown.metrics[key])}"
                       for key, one in task.metrics.items() if key in shown.metrics)  # fmt: skip
-    what = f"{subjects.what}, {len(subjects.clouds)} objects, after the last of {summary['epochs']} epochs."
+    what = f"{subjects.what}, {len(subjects.clouds)} objects, after the last of {summary['epochs']} epochs. "
+    what += f"Finished {_finished(folder, summary)}."
     text = f"<p>{escape(what)}{again and f' Evaluated again for this page: {escape(again)}.'}</p>\n"
     columns, rows = task.result(summary)
     page = [section_html("Result", text, table_html(rows, columns))]
@@ -79,6 +86,8 @@ def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: t
     if drawn := experts(folder):
         page.append(section_html("Experts", svg_html(drawn.of("html"))))
     page += shown.sections
+    if command := _command(folder, summary):
+        page.append(section_html("The same training again", text_html(command)))
     environment = summary.get("environment")
     if isinstance(environment, dict) and environment:
         page.append(section_html("Environment", table_html(list(environment.items()))))
@@ -86,14 +95,45 @@ def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: t
     return page
 
 
+def _finished(folder: Path, summary: dict[str, Any]) -> str:
+    """When the run ended; of one of version 0.2 or earlier, when its summary was last written."""
+    try:
+        ended = datetime.fromisoformat(summary["finished"])
+    except (KeyError, TypeError, ValueError):
+        ended = datetime.fromtimestamp((folder / SUMMARY).stat().st_mtime, UTC)
+    return f"{ended:%Y-%m-%d %H:%M} {ended.tzname() or ''}".strip()
+
+
+def _command(folder: Path, summary: dict[str, Any]) -> str:
+    """A command that trains as the run was trained, wherever the files of its configuration are now; empty for a run
+    whose configuration is not valid."""
+    try:
+        config = load_config([folder / CONFIG])
+    except ConfigError:
+        return ""
+    processes, ours, theirs = summary.get("processes", 1), _flat(config), _flat(Config())
+    nproc = ["--nproc", str(processes)] if processes != 1 else []
+    keys = [f"{key}={_plain(value)}" for key, value in ours.items()
+            if value != theirs[key] and not key.startswith("run.")]  # fmt: skip
+    return shlex.join(["python", "-m", "tools.train", *nproc, *keys])
+
+
+def _plain(value: Any) -> str:
+    """As YAML on one line: text as it is where that is read as the same text."""
+    if isinstance(value, str) and OmegaConf.from_dotlist([f"key={value}"]).key == value:
+        return value
+    return json.dumps(value)
+
+
 def _diagrams(task: type[Task]) -> list[Curves]:
-    """The loss, the metrics, and the optimizer's curves."""
+    """The loss, the metrics, the optimizer's curves, and the share rate of experts that are averaged."""
     metrics = [Curves(one.axis, {"training": f"train/{key}", "validation": f"val/{key}"})
                for key, one in task.metrics.items() if key != "loss"]  # fmt: skip
     return [
         Curves("loss", {"training": "train/loss", "validation": "val/loss"}),
         *metrics,
         Curves("learning rate", {"learning rate": "train/lr"}, logarithmic=True),
+        Curves("share rate", {"share rate": "ewa/share_rate"}),
         Curves("norm of the gradient", {"norm of the gradient": "train/grad_norm"}, logarithmic=True),
     ]
 
@@ -114,11 +154,17 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
         for tag, figure in shown.figures.items():
             board.add_figure(tag, figure, step)
         if hasattr(model, "features"):
-            add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
+            try:
+                add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
+            except ValueError as error:  # too few objects, or features that are not finite
+                warnings.warn(f"TensorBoard's projector is left out: {first_line(error)}", stacklevel=2)
         add_hyperparameters(board, _hyperparameters(load_config([folder / CONFIG])), summary["test"], step)
 
 
 def _hyperparameters(config: Config) -> dict[str, Any]:
-    flat = {f"{group}.{key}": value for group, keys in asdict(config).items() for key, value in keys.items()}
-    return {key: value for key, value in flat.items()
+    return {key: value for key, value in _flat(config).items()
             if value is not None and not key.startswith("run.") and key not in _PLACES}  # fmt: skip
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {f"{group}.{key}": value for group, keys in asdict(config).items() for key, value in keys.items()}

@@ -1,6 +1,7 @@
 """A trained model, ready to classify clouds of any kind."""
 
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from pointewa.errors import CheckpointError
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, unit_sphere
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.weights import load_model
+from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
+from pointewa.runs.weights import as_classifier, load_model
 from pointewa.train.device import select_device
 
 _BATCH = 64  # clouds that go through the model at a time
@@ -26,12 +28,14 @@ class Predictor:
     Attributes:
         class_names: C names, in the order of the probabilities.
         num_points: how many points of a cloud the model sees.
+        loaded: the model and its description.
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
+        self.loaded = loaded
         self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
         self.class_names, self.num_points = loaded.class_names, loaded.num_points
-        self.normalize = loaded.normalize == "unit_sphere"
+        self.normalize = loaded.normalize
 
     def predict(
         self, points: np.ndarray | Tensor, *, normalized: bool = False
@@ -61,6 +65,43 @@ class Predictor:
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
         return (names[0] if probabilities.ndim == 1 else names), probabilities
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto", **options: Any) -> Self:
+        """A classifier from a folder of `save_pretrained`, or from Hugging Face's hub.
+
+        Args:
+            name: a folder, or a repository ``"owner/name"``.
+            device: as in `load`.
+            **options: see `pointewa.runs.pretrained.from_pretrained`.
+
+        Raises:
+            CheckpointError: nothing of that name, or no classifier of ours.
+            ConfigError: huggingface_hub is missing, or a device that does not exist.
+        """
+        loaded = from_pretrained(name, **options)
+        return cls(as_classifier(loaded, name), select_device(device))
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> str | None:
+        """Write ``model.safetensors`` and ``config.json``, and on request upload them: see `push_to_hub`.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload the model too.
+            repo_id: where to; by default the folder's name.
+            **options: of `push_to_hub`.
+
+        Returns:
+            The address of the commit, if it was uploaded.
+        """
+        save_pretrained(self.loaded, save_directory)
+        return self.push_to_hub(repo_id or Path(save_directory).name, **options) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to Hugging Face's hub; see `pointewa.runs.pretrained.push_to_hub`."""
+        return push_to_hub(self.loaded, repo_id, **options)
+
     @torch.no_grad()
     def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
@@ -72,22 +113,24 @@ class Predictor:
         if not (clouds.double().abs() <= _LARGEST).all():  # nor NaN
             raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
         for number, cloud in enumerate(() if normalized else clouds):
-            if problem := flaw(cloud if self.normalize else cloud.float()):  # which is what the model is going to see
+            if problem := flaw(
+                cloud.float() if self.normalize == "none" else cloud
+            ):  # which is what the model is going to see
                 raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
         parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
 
     def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
-        points = points.double()
+        points = points.to(self.device, torch.float64)
         if not normalized:
             points = group(points, canonical_order(points))
-            if self.normalize:
+            if self.normalize != "none":
                 # By all points, as the training's clouds were, before any is left out; far from the origin, float32
                 # would not hold their shape before they are centred.
                 points = unit_sphere(points)
         points = points.to(self.device, torch.float32)
-        picks = farthest_point_sample(points, self.num_points, check_finite=False)
-        return group(points, picks)
+        points = group(points, farthest_point_sample(points, self.num_points, check_finite=False))
+        return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
@@ -101,7 +144,8 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
     Args:
         path: a run folder, finished or not, its ``last.ckpt``, or a ``.safetensors`` file with its ``.json``. An EWA
-            run is folded on the way.
+            run is folded on the way. Or a published model of Point-BERT or Point-MAE, such as
+            ``"hub:point-mae-base.modelnet40.yatian-pang"``; see `pointewa.runs.hub`.
         device: "auto" is CUDA if there is a GPU, else the CPU.
 
     Raises:

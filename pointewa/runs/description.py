@@ -18,6 +18,7 @@ from pointewa.models.registry import KINDS, Kind, kind_of
 # The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
 # no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
+NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "none")
 
 
 @dataclass
@@ -29,7 +30,8 @@ class LoadedModel:
         class_names: C names; none for a model without classes.
         num_points: P in its training.
         dataset: name of the set it was trained on.
-        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1) or "none".
+        normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1),
+            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), or "none".
         task: what it has learned, a name in `pointewa.tasks`.
     """
 
@@ -115,7 +117,7 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
     for one in description["class_names"]:
         expect(one, str, "class_names")
     expect(description.get("task", ""), str, "task")  # version 0.1 had no such key
-    if description["num_points"] < 1 or description["normalize"] not in ("unit_sphere", "none"):
+    if description["num_points"] < 1 or description["normalize"] not in NORMALIZE:
         raise ValueError("num_points or normalize is out of range")
     values = {key: description.get(key) for key in KINDS[name].fields}
     for key, field_type in KINDS[name].fields.items():

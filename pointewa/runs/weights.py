@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,41 +10,62 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
+from pointewa.models.foreign.published import published_name
+from pointewa.models.foreign.torch_pointcloud import is_theirs
 from pointewa.models.registry import kind_of
 from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
-from pointewa.safe.files import atomic_write
+from pointewa.runs.hub import located, own_names, published_model
+from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
 MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
+CONFIG = "config.json"  # what the description is called beside a model for Hugging Face's hub
 
 
-def save_model(path: Path, loaded: LoadedModel) -> None:
+def save_model(
+    path: Path, loaded: LoadedModel, names: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict, beside: str = ""
+) -> None:
     """Write a dense model: its weights as safetensors to ``path``, the rest as JSON beside it.
+
+    Args:
+        path: of the weights.
+        loaded: the model.
+        names: from its state to the one that is written, for other codebases' layouts.
+        beside: name of the JSON file; by default that of the weights, with the suffix .json.
 
     Raises:
         CheckpointError: a file cannot be written.
     """
     try:
         with atomic_write(path) as temporary:
-            safetensors.torch.save_file(loaded.model.state_dict(), temporary)
-        with atomic_write(path.with_suffix(".json")) as temporary:
+            safetensors.torch.save_file(names(loaded.model.state_dict()), temporary)
+        with atomic_write(path.with_name(beside) if beside else path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from error
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The classifier of a run folder, a ``.safetensors`` file of ours, or a ``last.ckpt`` (which is folded).
+    """The classifier of a run folder, a ``.safetensors`` file, a ``last.ckpt`` (which is folded), or ``hub:NAME``.
 
     Raises:
         CheckpointError: no model of ours, damaged files, weights of another architecture, or a pre-training run.
     """
-    loaded = load_any(path)
+    return as_classifier(load_any(path), path)
+
+
+def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
+    """The same model.
+
+    Raises:
+        CheckpointError: it is no classifier; ``path`` is where it came from.
+    """
     if (kind := kind_of(loaded.model)) != "classifier":
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
@@ -54,18 +75,24 @@ def load_model(path: str | Path) -> LoadedModel:
 def load_any(path: str | Path) -> LoadedModel:
     """As `load_model`, but for any kind of model, such as the autoencoder of a pre-training run.
 
+    A ``.safetensors`` file is one of ours, with its description beside it, or one of torch-pointcloud's, of which the
+    name of a file or folder on its path says which published model it is.
+
     Raises:
-        CheckpointError: no model of ours, damaged files, weights of another architecture.
+        CheckpointError: no model of ours, damaged files, weights of another architecture, or without a description.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_dir():
         found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
         if not found and not has_state(path):
             raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
         path = found[0] if found else path
     if path.suffix == ".safetensors":
-        description = _read_description(path.with_suffix(".json"))
-        weights = read_weights(path)
+        if beside := _beside(path):
+            description = _read_description(beside)
+            weights = own_names(read_weights(path), path)
+        else:
+            description, weights = published_model(path, read_weights(path))
         loaded = described_model(description, weights, path)
         _load_state(loaded.model, weights, path)
         return loaded
@@ -80,8 +107,18 @@ def load_any(path: str | Path) -> LoadedModel:
     return loaded
 
 
+def is_described(path: str | Path) -> bool:
+    """Whether `load_any` is to load a file; if not, it says nothing but the weights, which is for `load_foreign`."""
+    path = Path(path)
+    if path.suffix in (".pth", ".pt"):
+        return False
+    if path.suffix != ".safetensors" or not path.is_file() or _beside(path) or published_name(path):
+        return True
+    return not is_theirs(read_weights(path))
+
+
 def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:
-    """The classifier of a Point-MAE or Point-BERT file, which does not describe its architecture.
+    """The classifier of a file of another codebase, which does not describe its architecture.
 
     Raises:
         CheckpointError: missing, damaged, of another architecture, or without a head for as many classes.
@@ -169,7 +206,7 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: missing or damaged.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_dir() or path.name in (LAST, PREVIOUS):
         return load_any(path).model.state_dict()
     if path.suffix != ".safetensors":
@@ -177,6 +214,9 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        with open(path, "rb") as file:
+            if other := stands_for(file.read(1024)):
+                raise CheckpointError(f"{path}: {other}")
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from error
@@ -200,9 +240,14 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
         raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from error
 
 
+def _beside(path: Path) -> Path | None:
+    """The description beside a file of weights."""
+    of_ours = path.name == MODEL and not published_name(path)  # beside theirs it describes their model
+    places = [path.with_suffix(".json"), *([path.with_name(CONFIG)] if of_ours else [])]
+    return next((place for place in places if place.is_file()), None)  # reading a pipe would wait
+
+
 def _read_description(path: Path) -> Any:
-    if not path.is_file():  # reading a pipe would wait
-        raise CheckpointError(f"{path}: missing: it says of which architecture the weights beside it are")
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

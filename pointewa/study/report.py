@@ -13,7 +13,7 @@ from pointewa.errors import ConfigError
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import Study
 from pointewa.study.figures import Arm, Result, disagreement, gather, mixed_precision
-from pointewa.study.plots import PICTURES, save_plots
+from pointewa.study.plots import save_plots
 from pointewa.study.statistics import mean_std
 
 AID = """\
@@ -26,8 +26,11 @@ once a run, after the last epoch. *Best on validation* is the best of all epochs
 was chosen by it."""
 
 
-def write_report(study: Study, out: Path) -> list[Arm]:
-    """Write README.md, results.csv, curves.csv, the pictures, study.yaml; and costs.md and costs.csv.
+RESULTS = "results.csv"
+
+
+def write_report(study: Study, out: Path, pdf: bool = False) -> list[Arm]:
+    """Write README.md, results.csv, curves.csv, study.yaml, the pictures (with ``pdf`` also as PDF), and costs.
 
     Raises:
         ConfigError: no run is finished.
@@ -36,11 +39,9 @@ def write_report(study: Study, out: Path) -> list[Arm]:
     arms = gather(study)
     if not any(arm.results for arm in arms):
         raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
-    pictures = save_plots(out, arms)
-    for name in set(PICTURES) - set(pictures):  # of an earlier report
-        (out / name).unlink(missing_ok=True)
+    pictures = save_plots(out, arms, pdf)
     texts = {
-        "results.csv": _csv(_result_row(result) for arm in arms for result in arm.results.values()),
+        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.results.values()),
         "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),
         "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.results.values()),
         "costs.md": _costs(study, arms),
@@ -51,6 +52,23 @@ def write_report(study: Study, out: Path) -> list[Arm]:
         with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return arms
+
+
+def check_place(out: Path, finished: int) -> None:
+    """Refuse a folder whose content is worth more than a report of ``finished`` runs.
+
+    Raises:
+        ConfigError: it has the report of more runs, or a README.md that is no report.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO((out / RESULTS).read_text(encoding="utf-8", errors="replace"))))
+    except FileNotFoundError as error:
+        if (out / "README.md").exists():
+            raise ConfigError(f"{out}: has a README.md that is no study's report: choose another folder") from error
+        return
+    if (there := len(rows) - 1) > finished:
+        raise ConfigError(f"{out}: has the table of {there} finished runs, and this one would have {finished}: finish "
+                          "more of them, publish elsewhere by --out, or remove that folder")  # fmt: skip
 
 
 def table(arms: Sequence[Arm]) -> list[dict[str, str]]:

@@ -130,21 +130,40 @@ class Classification(Task):
         from pointewa.viz import drawings
         from pointewa.viz.confusion import confusion_figure
         from pointewa.viz.html import clouds_html
-        from pointewa.viz.report import confusion_html, section_html
+        from pointewa.viz.report import confusion_html, section_html, table_html
 
         names, result = subjects.loaded.class_names, evaluate(subjects.loaded.model, subjects.batches())
         what, chosen = f"{subjects.what}, {len(result.labels)} objects", [0, len(result.labels) // 2]
-        sections = [section_html("Confusion matrix", confusion_html(result.confusion, names, what))]
+        sections = [
+            section_html("Classes", table_html(_by_class(result, names), _CLASS_COLUMNS)),
+            section_html("Confusion matrix", confusion_html(result.confusion, names, what)),
+        ]
         numbers = {}
         if result.accuracy < 100:
             wrong = drawings.mistakes(result.logits, result.labels, names, subjects.at, count, model=str(subjects.run))
             sections.append(section_html(wrong.picture.heading, clouds_html(wrong.picture)))
             numbers["mistakes"] = wrong.numbers["mistakes"]
             chosen = [wrong.numbers["shown"][0]["index"], *chosen]
-        drawn = drawings.saliencies(subjects.loaded.model, names, subjects.at(chosen))
+        drawn = drawings.saliencies(subjects.loaded.model, names, subjects.at(list(dict.fromkeys(chosen))))
         sections.append(section_html("What predictions rest on", clouds_html(drawn.picture)))
         figures = {"confusion matrix": confusion_figure(result.confusion, names, subjects.what)}
         return Shown(sections, result.metrics, numbers, figures)
+
+
+_CLASS_COLUMNS = ("class", "objects", "correct", "accuracy", "most often taken for")
+
+
+def _by_class(result: Evaluation, names: Sequence[str]) -> list[list[str]]:
+    """A row for each class: its objects, how many are correct, and what the others are most often taken for."""
+    rows = []
+    for number, (name, counts) in enumerate(zip(names, result.confusion.tolist(), strict=True)):
+        objects, correct = sum(counts), counts[number]
+        counts[number] = 0
+        wrong = max(counts)
+        taken = f"{names[counts.index(wrong)]} ({wrong})" if wrong else "-"
+        accuracy = f"{100 * correct / objects:.1f} %" if objects else "no objects"
+        rows.append([name, str(objects), str(correct), accuracy, taken])
+    return rows
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:

@@ -24,11 +24,11 @@ def no_decay(model: nn.Module) -> set[str]:
     counts without its stacking dimension: a stacked bias is 2-D.
     """
     stacked = ewa.stacked_parameters(model)
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim - (name in stacked) <= 1 or name.endswith(".bias") or "token" in name
-    }
+    return {name for name, one in model.named_parameters() if not _decays(name, one.ndim - (name in stacked))}
+
+
+def _decays(name: str, ndim: int) -> bool:
+    return ndim > 1 and not name.endswith(".bias") and "token" not in name
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -40,27 +40,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     Raises:
         ConfigError: ``layer_decay`` for a model without blocks under the classifier's names.
     """
-    excluded, stacked = no_decay(model), ewa.stacked_parameters(model)
+
+    def is_matrix(name: str, ndim: int) -> bool:
+        return config.optimizer == "muon" and bool(_BLOCK.search(name)) and ndim == 2 and "router" not in name
+
     layer = _layers(model, config.layer_decay)
-    groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            matrix = _BLOCK.search(name) and parameter.ndim - (name in stacked) == 2 and "router" not in name
-            kind = "adamw" if config.optimizer == "muon" and not matrix else config.optimizer
-            decay = 0.0 if name in excluded else config.weight_decay
-            groups.setdefault((layer(name), decay, kind), []).append(parameter)
-    ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    settings = [
-        {"params": parameters, "lr_scale": scale, "weight_decay": decay, "kind": kind}
-        for (scale, decay, kind), parameters in ordered
-    ]
+    settings = ewa.param_groups(model, config.weight_decay, decays=_decays, lr_scale=layer, muon=is_matrix)
     if config.optimizer == "sgd":
+        settings = [group | {"kind": "sgd"} for group in settings]
         return torch.optim.SGD(
             settings, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
         )
     betas = (config.betas[0], config.betas[1])
     if config.optimizer == "muon":
-        return MuonAndAdamW(settings, config.lr, betas, config.momentum, {id(one) for one in stacked.values()})
+        return ewa.MuonAndAdamW(settings, config.lr, betas, config.momentum)
     return torch.optim.AdamW(settings, lr=config.lr, betas=betas, fused=True)
 
 
@@ -81,71 +74,6 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
         return decay ** (depth - int(block[1]) if block else 0 if last else depth + 1)
 
     return factor
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon for the groups of kind "muon", its AdamW for the others, as one optimizer.
-
-    Muon orthogonalises matrices, so each expert of a stacked parameter ``[N, out, in]`` is one matrix. Updates are
-    scaled to AdamW's size ("match_rms_adamw", Liu et al., arXiv 2502.16982): one learning rate serves both.
-
-    A step with a non-zero ``found_inf`` changes nothing; Muon has no fused form, so reading it waits for the device.
-
-    Args:
-        groups: with "params", "weight_decay", "kind".
-        lr: learning rate.
-        betas: of AdamW.
-        momentum: of Muon.
-        stacked: the `id` of each of the experts' parameters.
-    """
-
-    found_inf: Tensor | None = None
-
-    def __init__(
-        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float, stacked: set[int]
-    ) -> None:
-        super().__init__(groups, {"lr": lr})
-        self._parts: list[torch.optim.Optimizer] = []  # one for each group
-        self._slices: dict[nn.Parameter, list[nn.Parameter]] = {}
-        for group in self.param_groups:
-            if group["kind"] == "adamw":
-                part = torch.optim.AdamW(group["params"], lr, betas, weight_decay=group["weight_decay"], fused=True)
-                part.state = self.state
-            else:
-                for one in group["params"]:
-                    rows = one.data.unbind() if id(one) in stacked else [one.data]
-                    self._slices[one] = [nn.Parameter(row, requires_grad=False) for row in rows]  # in the same memory
-                matrices = [row for one in group["params"] for row in self._slices[one]]
-                part = torch.optim.Muon(matrices, lr, group["weight_decay"], momentum, adjust_lr_fn="match_rms_adamw")
-            self._parts.append(part)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One step of both."""
-        if self.found_inf is not None and self.found_inf.item():
-            return
-        for group, part in zip(self.param_groups, self._parts, strict=True):
-            part.param_groups[0]["lr"] = group["lr"]
-            if group["kind"] == "muon":
-                for one in group["params"]:
-                    self._prepare(part, one)
-            part.step()
-
-    def _prepare(self, part: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-        """Make the slices views of the whole parameter's gradient and momentum, and keep the momentum as its state."""
-        slices = self._slices[parameter]
-        if parameter.grad is None:
-            for row in slices:
-                row.grad = None
-            return
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        whole = len(slices) == 1 and slices[0].shape == parameter.shape
-        views = [[one] if whole else one.unbind() for one in (parameter.data, parameter.grad, state["momentum_buffer"])]
-        for row, data, grad, momentum in zip(slices, *views, strict=True):
-            row.data, row.grad = data, grad
-            part.state[row]["momentum_buffer"] = momentum
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ class Trainer(Training):
             "test": self._rounded(self.task.measure(after)),
             "test_before_folding": self._rounded(self.task.measure(before)) if self.foldable else None,
             "evaluation_seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.task.compare(before, after),
         }
         if self.world.first:

@@ -1,4 +1,4 @@
-"""Pictures of clouds as PNG: no display, no GPU, the same camera and the same drawing as in the HTML page."""
+"""Pictures of clouds as files: no display, no GPU, the same camera and the same drawing as in the HTML page."""
 
 import io
 import math
@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from pointewa.errors import ConfigError
 from pointewa.safe.files import atomic_write
 from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, INK, PITCH, Panel, Picture, dot, rgb, view_matrix
 
 _SIDE, _LINE = 2.3, 0.19  # inches: a panel, and a line of text
 _SHADES = 224  # in a file
+FIGURES, PAGES = (".png", ".pdf", ".svg"), (".html", ".htm")
+# The same bytes each time; letters as outlines, and in a PDF as TrueType, since publishers refuse Type 3.
+VECTOR = {"svg.hashsalt": "pointewa", "svg.fonttype": "path", "pdf.fonttype": 42}
 REACH = 1.06  # of a panel, from its middle: a fitted cloud and half a point
 
 
@@ -100,16 +104,37 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.scatter(*places[order].T, s=diameter[order] ** 2, c=colours[order], linewidths=0)
 
 
-def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
-    """Write any matplotlib figure as PNG, the same bytes each time, with few colours: a third of the size.
+def check_suffix(option: str, path: Path, suffixes: Sequence[str] = FIGURES) -> None:
+    """Refuse the name of a picture or page that cannot be written, before any work is done.
 
     Raises:
+        ConfigError: naming ``option``.
+    """
+    if path.suffix.lower() not in suffixes:
+        expected = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise ConfigError(f"{option}: expected a name ending in {expected}, found {path}")
+
+
+def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
+    """Write any matplotlib figure as its name says: as PNG, with few colours, which makes it a third as large, or, for
+    papers, as PDF or SVG; the same bytes each time.
+
+    Raises:
+        ConfigError: a name with another ending.
         OSError: it cannot be written.
     """
+    import matplotlib
     from PIL import Image  # matplotlib needs it itself
 
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi, format="png", facecolor=BACKGROUND, metadata={"Software": None})
-    image = Image.open(drawn).convert("RGB").quantize(_SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    check_suffix("picture", path)
+    kind, drawn = path.suffix.lower()[1:], io.BytesIO()
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    with matplotlib.rc_context(VECTOR):
+        figure.savefig(drawn, dpi=dpi, format=kind, facecolor=BACKGROUND, metadata=undated)
     with atomic_write(path) as temporary:
-        image.save(temporary, format="png", optimize=True)
+        if kind == "png":
+            image = Image.open(drawn).convert("RGB")
+            image = image.quantize(_SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            image.save(temporary, format="png", optimize=True)
+        else:
+            temporary.write_bytes(drawn.getvalue())

@@ -37,7 +37,8 @@ def disagreements(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[
 
 
 def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[str, Tensor], title: str) -> Any:
-    """A matplotlib figure: disagreement over training on the left, a matrix of distances a layer on the right.
+    """A matplotlib figure: disagreement over training on the left, on the right the distances of each layer, in shades,
+    under the smallest and the largest.
 
     Args:
         series: of `disagreements`.
@@ -72,16 +73,13 @@ def experts_figure(series: dict[str, list[tuple[int, float]]], distances: dict[s
         one.set_axis_off()
     for one, (name, matrix) in zip(grid.flat, distances.items(), strict=False):
         image = one.imshow(matrix.cpu().numpy() / factor, cmap="Blues", vmin=0, vmax=largest / factor)
-        one.set_title(_short(name), fontsize=9, color=INK)
-        ticks = range(len(matrix))
+        others = matrix[~torch.eye(len(matrix), dtype=torch.bool)] / factor
+        low, high = (f"{value:.{decimals}f}" for value in (others.min(), others.max()))
+        found = "all equal" if not others.any() else low if low == high else f"{low} to {high}"
+        one.set_title(f"{_short(name)}: {found}", fontsize=9, color=INK)
+        ticks = range(0, len(matrix), -(-len(matrix) // 12))
         one.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=8)
         one.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=8)
-        size = 9 if len(matrix) <= 4 else 7
-        for row, line in enumerate(matrix.tolist() if len(matrix) <= 8 else []):
-            for column, value in enumerate(line):
-                shade = "white" if value > 0.6 * largest else INK
-                text = f"{value / factor:.{decimals}f}" if value else "0"
-                one.text(column, row, text, ha="center", va="center", fontsize=size, color=shade)
     bar = right.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, aspect=30)
     bar.set_label(f"distance of two experts /\nnorm of their mean{unit and f', {unit}'}", fontsize=8)
     bar.ax.tick_params(labelsize=8)

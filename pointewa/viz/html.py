@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pointewa.safe.files import atomic_write
-from pointewa.viz.clouds import REACH, upright
-from pointewa.viz.panels import BACKGROUND, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
+from pointewa.viz.clouds import REACH, VECTOR, upright
+from pointewa.viz.panels import BACKGROUND, DARK, DISTANCE, FOG, PITCH, YAW, Panel, Picture, dot, rgb
 
 HINT = "Drag to turn, use the wheel or two fingers to zoom, double-click to reset; the arrow keys, + and - work too."
 _HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def clouds_html(picture: Picture) -> str:
     """The clouds of a picture as a part of a page made by `page`. All of them turn together. A row is as high as its
     clouds need."""
     view = {"yaw": math.radians(YAW), "pitch": math.radians(PITCH), "distance": DISTANCE, "fog": FOG,
-            "background": rgb(BACKGROUND).tolist()}  # fmt: skip
+            "background": rgb(BACKGROUND).tolist(), "dark": rgb(DARK).tolist()}  # fmt: skip
     legend = "".join(f'<li><i style="background:{escape(colour)}"></i>{escape(text)}</li>'
                      for colour, text in picture.legend)  # fmt: skip
     fitted = [panel.fitted() for panel in picture.panels]
@@ -67,7 +67,7 @@ def svg_html(figure: Any) -> str:
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "pointewa", "svg.fonttype": "path"}):  # the same bytes each time
+    with matplotlib.rc_context(VECTOR):
         figure.savefig(text, format="svg", facecolor=BACKGROUND, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pointewa.ops import farthest_point_sample
 
 BACKGROUND, INK, FAINT = "#ffffff", "#1f2933", "#c9ced6"
+DARK = "#1a1a1a"  # the background of a page in dark mode, and what its style sheet makes of white in a figure
 # Degrees about the up axis (ModelNet40's chairs have their backs at z > 0: they are seen from the front), degrees from
 # above, radii of the cloud.
 YAW, PITCH, DISTANCE = 145.0, 22.0, 4.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pointewa.viz.clouds import save_figure
 from pointewa.viz.confusion import confusion_figure
-from pointewa.viz.panels import BACKGROUND, COLOURS, FAINT
+from pointewa.viz.panels import BACKGROUND, FAINT, palette
 
 
 class Curves(NamedTuple):
@@ -37,7 +37,7 @@ def table_html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str
     """A table; in one with a header numbers are aligned to the right."""
 
     def cell(value: Any) -> str:
-        number = str(value)[:1].isdigit() and bool(header)
+        number = str(value).lstrip("+-< ")[:1].isdigit() and bool(header)
         return f"<td{' class=number' if number else ''}>{escape(str(value))}</td>"
 
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
@@ -63,7 +63,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], diagrams: Sequence[Curve
         found = {name: [(one["epoch"] + 1, one[key]) for one in records if isinstance(one.get(key), int | float)]
                  for name, key in diagram.series.items()}  # fmt: skip
         if any(found.values()):
-            panels.append((diagram, {name: values for name, values in found.items() if values}))
+            panels.append((diagram, found))
     if not panels:
         return None
     figure = Figure((10, 3.1 * -(-len(panels) // 2)), facecolor=BACKGROUND, layout="constrained")
@@ -71,7 +71,10 @@ def curves_figure(records: Sequence[Mapping[str, Any]], diagrams: Sequence[Curve
     for one in grid[len(panels) :]:
         one.set_axis_off()
     for one, (diagram, found) in zip(grid, panels, strict=False):
-        for (name, values), colour in zip(found.items(), COLOURS, strict=False):
+        # In all diagrams a name has the same colour, also where others have no values.
+        for (name, values), colour in zip(found.items(), palette(len(found)), strict=True):
+            if not values:
+                continue
             marker = "o" if len(values) < 3 else None
             one.plot(*zip(*values, strict=True), color=colour, label=name, linewidth=1.6, marker=marker)
         if diagram.logarithmic and all(value > 0 for values in found.values() for _, value in values):
@@ -80,7 +83,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], diagrams: Sequence[Curve
         one.grid(color=FAINT, alpha=0.5)
         one.spines[["top", "right"]].set_visible(False)
         one.set(xlabel="epoch", ylabel=diagram.label)
-        if len(found) > 1:
+        if len(one.lines) > 1:
             one.legend(frameon=False)
     return figure
 

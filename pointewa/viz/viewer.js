@@ -36,7 +36,7 @@
     }
 
     // `span` is the lowest and the highest place of all clouds of the row: they stay of one size.
-    draw(view, camera, span) {
+    draw(view, camera, span, background) {
       const dots = Math.min(2, window.devicePixelRatio || 1);
       const side = Math.max(1, Math.round(this.canvas.clientWidth * dots));
       const high = Math.max(1, Math.round(this.canvas.clientHeight * dots));
@@ -49,7 +49,7 @@
       const room = 2 * (1.06 * high / side - 0.06), fit = Math.min(1, room / Math.max(1e-6, span[1] - span[0]));
       const out = this.image.data;
       for (let i = 0; i < out.length; i += 4) {
-        out[i] = view.background[0], out[i + 1] = view.background[1], out[i + 2] = view.background[2], out[i + 3] = 255;
+        out[i] = background[0], out[i + 1] = background[1], out[i + 2] = background[2], out[i + 3] = 255;
       }
       const [cy, sy] = [Math.cos(camera.yaw), Math.sin(camera.yaw)];
       const [cp, sp] = [Math.cos(camera.pitch), Math.sin(camera.pitch)];
@@ -68,13 +68,17 @@
         this.keys[i] = near;
       }
       this.order.sort((a, b) => this.keys[a] - this.keys[b]); // far ones first
-      for (const i of this.order) this.splat(out, side, high, i, flat, view.background);
+      for (const i of this.order) this.splat(out, side, high, i, flat, background);
       context.putImageData(this.image, 0, 0);
     }
 
     splat(out, side, high, i, flat, background) {
       const [x, y, radius, fog] = [flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3]];
-      const colour = [0, 1, 2].map((k) => this.colours[3 * i + k] * (1 - fog) + background[k] * fog);
+      const lift = background[0] < 128 ? 0.2 : 0; // dark colours have to be seen on dark too
+      const colour = [0, 1, 2].map((k) => {
+        const own = this.colours[3 * i + k];
+        return (own + (255 - own) * lift) * (1 - fog) + background[k] * fog;
+      });
       const [left, right] = [Math.max(0, Math.floor(x - radius)), Math.min(side - 1, Math.ceil(x + radius))];
       const [top, bottom] = [Math.max(0, Math.floor(y - radius)), Math.min(high - 1, Math.ceil(y + radius))];
       for (let row = top; row <= bottom; row++) {
@@ -93,16 +97,17 @@
     const clouds = [...block.querySelectorAll("canvas")].map((canvas) => new Cloud(canvas));
     const first = { yaw: view.yaw, pitch: view.pitch, zoom: 1 };
     const camera = { ...first }, fingers = new Map();
+    const dark = window.matchMedia("(prefers-color-scheme: dark)");
     let waiting = false, spread = 0, pitch, spans;
 
-    const draw = (chosen) => {
+    const draw = (chosen, background = dark.matches ? view.dark : view.background) => {
       if (pitch !== camera.pitch) spans = {};
       for (const cloud of pitch !== camera.pitch ? clouds : []) {
         const [low, high] = cloud.upright(view, camera.pitch), [l, h] = spans[cloud.row] || [low, high];
         spans[cloud.row] = [Math.min(l, low), Math.max(h, high)];
       }
       pitch = camera.pitch;
-      for (const cloud of chosen) cloud.draw(view, camera, spans[cloud.row]);
+      for (const cloud of chosen) cloud.draw(view, camera, spans[cloud.row], background);
     };
     const redraw = () => {
       if (waiting) return;
@@ -174,7 +179,9 @@
       for (const { canvas } of clouds) observer.observe(canvas);
     }
     window.addEventListener("resize", redraw);
-    window.addEventListener("beforeprint", () => draw(clouds));
+    dark.addEventListener("change", redraw);
+    window.addEventListener("beforeprint", () => draw(clouds, view.background));
+    window.addEventListener("afterprint", redraw);
     draw(clouds);
   }
 

@@ -259,14 +259,15 @@ def test_layers_that_are_not_there_are_refused(layers):
 
 def test_every_other_of_a_single_ffn_is_refused():
     with pytest.raises(ValueError, match=r"every_other.*1 FFNs"):
-        ewa.to_moe(nn.Sequential(Mlp(D)))
+        ewa.to_moe(nn.Sequential(Mlp(D)), predicate=ewa.is_ffn)
 
 
 def test_known_forms_and_the_callers_predicate():
     assert ewa.is_ffn("mlp", Mlp(D))
     assert ewa.is_ffn("mlp", MLPBlock(D, 32, 0.0))
     assert ewa.is_ffn("0", nn.TransformerEncoderLayer(D, 2))
-    assert not ewa.is_ffn("up_down", UpDown())
+    assert ewa.is_ffn("up_down", UpDown())
+    assert not ewa.is_ffn("block", Block(Mlp(D)))  # its FFN is within
     assert not ewa.is_ffn("attn", nn.MultiheadAttention(D, 2))
     assert not ewa.is_ffn("se", timm.layers.SEModule(D))  # fc1 and fc2 too, but convolutions
 
@@ -283,8 +284,8 @@ def test_known_forms_and_the_callers_predicate():
 
 
 def test_models_that_cannot_be_converted_are_refused():
-    with pytest.raises(ValueError, match=r"no FFN of a known form.*predicate="):
-        ewa.to_moe(nn.Sequential(UpDown()))
+    with pytest.raises(ValueError, match=r"no FFN found: looked for modules of two linear layers.*predicate="):
+        ewa.to_moe(nn.Sequential(UpDown()))  # neither repeated nor beside an attention
     moe = ewa.to_moe(encoder())
     with pytest.raises(ValueError, match="MoE layers already"):
         ewa.to_moe(moe)
@@ -310,7 +311,12 @@ def test_a_refused_conversion_in_place_leaves_the_model_as_it_was():
     model = nn.Sequential(encoder(), Mlp(D, 8, norm_layer=nn.BatchNorm1d))
     before = classes(model)
     with pytest.raises(ValueError, match="BatchNorm1d"):
-        ewa.to_moe(model, layers="all", inplace=True)
+        ewa.to_moe(
+            model,
+            layers="all",
+            inplace=True,
+            predicate=lambda _, one: isinstance(one, (Mlp, nn.TransformerEncoderLayer)),
+        )
     assert classes(model) == before
 
 
@@ -321,6 +327,9 @@ def test_the_numbers_of_the_moe_layers_are_those_that_were_chosen(layers, mixtur
         def __init__(self):
             super().__init__()
             self.fc1, self.fc2 = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc2(self.fc1(x).relu())
 
     flat, nested = (torch.nn.Sequential(*(Ffn() for _ in range(2))) for _ in range(2))
     model = ewa.to_moe(torch.nn.Sequential(flat, torch.nn.Linear(4, 4), nested), 2, layers, mixture=mixture)

@@ -29,7 +29,7 @@ def test_disagreement_of_copies_and_of_independent_experts(num_experts):
 
 def test_disagreement_against_its_definition():
     torch.manual_seed(0)
-    moe = ewa.to_moe(nn.Sequential(Mlp(D, 32)).double(), 3, layers="all")
+    moe = ewa.to_moe(nn.Sequential(Mlp(D, 32)).double(), 3, layers="all", predicate=ewa.is_ffn)
     vectors = torch.cat([p.detach().flatten(1) for p in moe[0].parameters()], dim=1)  # (N, P)
     mean = vectors.mean(0)
     expected = sum((vector - mean).norm() for vector in vectors) / mean.norm()
@@ -41,7 +41,7 @@ def test_disagreement_against_its_definition():
 def test_fold_gap_against_its_definition():
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(D, D), Mlp(D, 32)).double().eval()
-    moe, x = ewa.to_moe(dense, 3, layers="all"), torch.randn(2, TOKENS, D, dtype=torch.float64)
+    moe, x = ewa.to_moe(dense, 3, layers="all", predicate=ewa.is_ffn), torch.randn(2, TOKENS, D, dtype=torch.float64)
     outputs = []
     for i in range(3):
         expert = copy.deepcopy(dense[1])

@@ -13,6 +13,24 @@ from pointewa.ewa.stacked import stack, unstack
 D = 6
 
 
+class OwnLinear(nn.Module):
+    """As torch_geometric's: a linear layer that is none of torch's by its class."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+class Cosine(OwnLinear):
+    """It only looks like a linear layer."""
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(self.weight, dim=-1).T + self.bias
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -22,6 +40,9 @@ D = 6
         lambda: nn.LayerNorm(D, bias=False),
         lambda: nn.LayerNorm(D, elementwise_affine=False),
         lambda: LayerNorm(D),
+        lambda: nn.RMSNorm(D, eps=1e-2),
+        lambda: nn.RMSNorm(D),
+        lambda: OwnLinear(D, 5),
     ],
 )
 def test_each_row_is_one_layer_a_single_row_is_their_mean_and_unstacking_gives_it(layer):
@@ -58,6 +79,7 @@ class RawParameter(nn.Module):
         (nn.Conv1d(D, D, 1), r"Conv1d.*weight.*bias"),
         (nn.BatchNorm1d(D), r"BatchNorm1d.*running_mean"),
         (RawParameter(), r"RawParameter.*gamma"),
+        (Cosine(D, 5), r"Cosine.*weight.*bias"),
     ],
 )
 def test_an_ffn_that_cannot_be_stacked_is_refused_by_name(layer, named):

@@ -1,8 +1,10 @@
 """Ways of evaluating a classifier, on a model that anyone can compute by hand."""
 
+import pytest
 import torch
 from torch import nn
 
+from pointewa.errors import DataError
 from pointewa.inference.corruptions import CORRUPTIONS
 from pointewa.inference.evaluate import Evaluator
 from pointewa.runs.description import LoadedModel
@@ -72,6 +74,12 @@ def test_on_other_classes_the_shared_ones_are_evaluated():
     assert len(result.labels) == 9
     assert result.labels.tolist() == list(range(9))
     assert result.accuracy == 100  # the cloud of radius 0, now a "b", is nearest to b among the classes that are left
+
+
+def test_a_split_without_an_object_of_the_shared_classes_is_refused():
+    judge = evaluator(class_names=(*"0123456789", "a", "b"))
+    with pytest.raises(DataError, match=r"none of the 10 objects is of a class .* too \(a, b, \.\.\.\)"):
+        judge.plain()
 
 
 def test_a_bar_is_shown_for_what_takes_long():

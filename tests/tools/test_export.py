@@ -1,11 +1,13 @@
 """Models for others: every format gives the folded model's logits, and what does not fit is refused."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import pointewa.ewa as ewa
@@ -13,6 +15,7 @@ from pointewa import datasets
 from pointewa.datasets.layouts import shapes
 from pointewa.inference import export
 from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
+from pointewa.models.patch_embed import make_patches
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
 from pointewa.tools import cli, evaluate, train
@@ -53,7 +56,7 @@ def read_back(path, kind, loaded):
         return torch.jit.load(str(path))
     if kind == "torch_export":
         return torch.export.load(path).module()
-    if kind == "safetensors":
+    if kind in ("safetensors", "torch_pointcloud"):
         return load_model(path).model
     return load_foreign(path, loaded.model.architecture, len(loaded.class_names))
 
@@ -79,7 +82,7 @@ def test_every_format_gives_the_folded_model_s_logits(run, clouds, tmp_path, cap
     if kind == "onnx":
         for package in ONNX:
             pytest.importorskip(package)
-    if kind == "point_mae" and fuse:
+    if kind in ("point_mae", "torch_pointcloud") and fuse:
         pytest.skip("has batch norms of its own")
     path = tmp_path / f"model{export.SUFFIXES[kind]}"
     tool.main([str(run), str(path), "--format", kind, "--json", *["--fuse-batch-norm"] * fuse])
@@ -97,7 +100,7 @@ def test_every_format_gives_the_folded_model_s_logits(run, clouds, tmp_path, cap
     assert torch.equal(found.argmax(1), expected.argmax(1))
     if kind == "onnx":
         check_what_onnx_tells(path, run, fuse)
-    left = {path.name} | ({"model.json"} if kind == "safetensors" else set())
+    left = {path.name} | ({"model.json"} if path.suffix == ".safetensors" else set())
     assert {one.name for one in tmp_path.iterdir()} == left
 
 
@@ -162,6 +165,25 @@ def test_point_mae_s_layout_key_for_key(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == expected
 
 
+def test_torch_pointcloud_s_layout_loads_strictly(run, tmp_path, capsys, monkeypatch, clouds):
+    """Into the model that the note says how to build; `tests/models/test_torch_pointcloud.py` compares more logits."""
+    models = pytest.importorskip("torch_pointcloud.models")
+    path = tmp_path / "model.safetensors"
+    tool.main([str(run), str(path), "--format", "torch_pointcloud"])
+    (call,) = re.findall(r"its model: (PointMAEClassification\(.*\))$", capsys.readouterr().out, re.M)
+    model = eval(call, {"PointMAEClassification": models.PointMAEClassification}).eval()  # what the user would type
+    model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+
+    def patches(points, batch, num_groups, group_size, random_start):
+        cut = make_patches(points.unflatten(0, (-1, POINTS)), num_groups, group_size)
+        return cut.patches, cut.centers
+
+    monkeypatch.setattr("torch_pointcloud.models.point_mae.group", patches)  # its own needs pyg-lib
+    with torch.no_grad():
+        found = model(None, clouds.flatten(0, 1), torch.arange(len(clouds)).repeat_interleave(POINTS))
+        torch.testing.assert_close(found, load_model(run).model(clouds), rtol=0, atol=1e-5)
+
+
 def fails(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.run(lambda: tool.main([str(one) for one in arguments]))
@@ -173,13 +195,18 @@ def fails(arguments, capsys):
 def test_what_is_refused(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert "ending in .onnx for onnx" in fails([run, out / "m.pt", "--format", "onnx"], capsys)
-    arguments = [run, out / "m.pth", "--format", "point_mae", "--fuse-batch-norm"]
-    assert "has batch norms of its own" in fails(arguments, capsys)
+    for kind in ("point_mae", "torch_pointcloud"):
+        arguments = [run, out / f"m{export.SUFFIXES[kind]}", "--format", kind, "--fuse-batch-norm"]
+        assert f"{kind} has batch norms of its own" in fails(arguments, capsys)
+    wide = PointTransformerClassifier(Architecture(24, 2, 2, 8, 8, patch_width=8, patch_out=16), 2).eval()
+    save_model(tmp_path / "wide.safetensors", LoadedModel(wide, ("a", "b"), 32, "shapes", "none"))
+    arguments = [tmp_path / "wide.safetensors", out / "m.safetensors", "--format", "torch_pointcloud"]
+    assert "found head=point_mae, patch_out=16, width=24" in fails(arguments, capsys)
 
     small = Architecture(24, 2, 2, 8, 8, patch_width=8, patch_out=24)
     gated = ewa.to_moe(PointTransformerClassifier(small, 2), 2, "all", mixture=ewa.TopKMoE).eval()
     save_model(tmp_path / "gated.safetensors", LoadedModel(gated, ("a", "b"), 32, "shapes", "none"))
-    for kind in ("torchscript", "torch_export", "onnx", "point_mae"):
+    for kind in ("torchscript", "torch_export", "onnx", "point_mae", "torch_pointcloud"):
         arguments = [tmp_path / "gated.safetensors", out / f"m{export.SUFFIXES[kind]}", "--format", kind]
         assert "gated experts (moe.router=top_k) cannot be folded" in fails(arguments, capsys)
     tool.main([str(tmp_path / "gated.safetensors"), str(tmp_path / "again.safetensors"), "--format", "safetensors"])

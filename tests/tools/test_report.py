@@ -1,15 +1,23 @@
 """`python -m tools.report`: one whole page of a run, which a browser opens without a complaint."""
 
+import html
 import json
+import os
 import re
+import shlex
+import shutil
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from pointewa.config import differences, load_config, to_yaml
 from pointewa.datasets.layouts import shapes
 from pointewa.inference import page
-from pointewa.tools import cli, report, train
+from pointewa.tasks.classification import Classification
+from pointewa.tools import cli, evaluate, report, train
+from pointewa.viz.report import curves_figure
 from tests.tools.test_visualize import FAST, runs  # noqa: F401, a fixture
 from tests.viz.conftest import browser  # noqa: F401, a fixture
 
@@ -33,6 +41,84 @@ def test_the_page_tells_what_the_run_found(runs, capsys, name):  # noqa: F811
     assert f"of {found['mistakes']} mistakes on 68 objects" in text
     report.main([str(runs / name), "--count", "3", "--out", str(runs / "again.html")])
     assert (runs / "again.html").read_text().count("<canvas") == 3 + 3 * 3
+
+
+def test_the_page_says_when_and_by_which_command(runs, tmp_path):  # noqa: F811
+    report.main([str(runs / "ewa"), "--out", str(tmp_path / "x.html")])
+    text = html.unescape((tmp_path / "x.html").read_text())
+    ended = datetime.fromisoformat(json.loads((runs / "ewa/summary.json").read_text())["finished"])
+    assert datetime.now(UTC) - timedelta(hours=1) < ended <= datetime.now(UTC)
+    assert f"Finished {ended:%Y-%m-%d %H:%M} UTC." in text
+    (command,) = re.findall(r"<h2>The same training again</h2>\n<pre>(.*?)</pre>", text)
+    python, _, module, *keys = shlex.split(command)
+    assert (python, module) == ("python", "tools.train")
+    trained, again = load_config([runs / "ewa/config.yaml"]), load_config(overrides=keys)
+    assert not differences(trained, again, ["run.name", "run.dir", "run.report"])
+    assert not any(key.startswith("run.") for key in keys)
+
+
+@pytest.mark.parametrize("value", ["a b", "yes", "1e3", "null", "it's", "$HOME", "a: b", "[1]", "x,y", ""])
+def test_the_command_quotes_what_has_to_be(runs, tmp_path, value):  # noqa: F811
+    shutil.copytree(runs / "dense", tmp_path / "x")
+    config = load_config([runs / "dense/config.yaml"])
+    config.train.init_from, config.data.augment = value, ["jitter", "scale_shift"]
+    (tmp_path / "x/config.yaml").write_text(to_yaml(config))
+    words = shlex.split(page._command(tmp_path / "x", {"processes": 2}))
+    assert words[3:5] == ["--nproc", "2"]
+    assert not differences(config, load_config(overrides=words[5:]), ["run.name", "run.dir", "run.report"])
+
+
+def test_the_page_of_an_older_run_or_one_of_a_damaged_configuration(runs, tmp_path):  # noqa: F811
+    """The date is that of the summary; there is no command."""
+    folder = tmp_path / "x"
+    shutil.copytree(runs / "dense", folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["finished"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    os.utime(folder / "summary.json", (0, 1_000_000_000))
+    (folder / "config.yaml").write_text("data: [")
+    report.main([str(folder)])
+    text = (folder / "report.html").read_text()
+    assert "Finished 2001-09-09 01:46 UTC." in text
+    assert "The same training again" not in text
+
+
+def test_the_page_has_a_table_of_the_classes_and_the_share_rate(runs, capsys, tmp_path):  # noqa: F811
+    evaluate.main([str(runs / "ewa"), "--confusion", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    report.main([str(runs / "ewa"), "--out", str(tmp_path / "x.html")])
+    table = re.search(r"<h2>Classes</h2>\n<table>(.*?)</table>", (tmp_path / "x.html").read_text(), re.DOTALL)[1]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == list(found["per_class"])
+    for number, (row, counts) in enumerate(zip(rows, found["confusion"], strict=True)):
+        assert row[1:4] == ["4", str(counts[number]), f"{25 * counts[number]:.1f} %"]
+        others = [count for other, count in enumerate(counts) if other != number]
+        assert row[4] == "-" if not any(others) else row[4].endswith(f" ({max(others)})")
+    records = [{"epoch": 0, "ewa/share_rate": 0.1}, {"epoch": 1, "ewa/share_rate": 0.2}]
+    (axes,) = [axes for axes in curves_figure(records, page._diagrams(Classification)).axes if axes.get_ylabel()]
+    assert axes.get_ylabel() == "share rate"
+    assert axes.lines[0].get_xydata().tolist() == [[1, 0.1], [2, 0.2]]
+
+
+def test_the_page_is_dark_where_the_reader_s_pages_are(runs, browser, tmp_path):  # noqa: F811
+    report.main([str(runs / "ewa"), "--out", str(tmp_path / "x.html")])
+    corner = """(() => { const canvas = document.querySelector("canvas");
+        return [...canvas.getContext("2d").getImageData(0, 0, 1, 1).data]; })()"""
+    looks = "((one) => [one.backgroundColor, one.color, one.filter])(getComputedStyle(document.querySelector('{}')))"
+    browser.open(tmp_path / "x.html")
+    browser.run("document.querySelector('canvas').scrollIntoView()")
+    browser.pixels()
+    try:
+        for mode, shade, ink in (("light", 255, "rgb(31, 41, 51)"), ("dark", 26, "rgb(230, 230, 230)")):
+            browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": mode}])
+            browser.pixels()  # the page is open: it follows
+            assert browser.run(corner) == [shade, shade, shade, 255]
+            assert browser.run(looks.format("body"))[:2] == [f"rgb({shade}, {shade}, {shade})", ink]
+            for picture in ("svg", "img"):
+                inverted = browser.run(looks.format(picture))[2]
+                assert inverted == ("none" if mode == "light" else "invert(0.9) hue-rotate(180deg)")
+    finally:
+        browser.ask("Emulation.setEmulatedMedia", features=[])
 
 
 def test_the_page_of_a_pretraining_shows_reconstructions(runs, capsys):  # noqa: F811

@@ -78,7 +78,8 @@ def stubs(monkeypatch, tmp_path):
     def arguments(arms, *options, seeds="[0, 1]"):
         own = "".join(f"  {arm}: {{train: {{epochs: {number}}}}}\n" for number, arm in enumerate(arms, 1))
         (tmp_path / "s.yaml").write_text(f"settings: {{train: {{warmup_epochs: 0}}}}\narms:\n{own}seeds: {seeds}\n")
-        return [str(tmp_path / "s.yaml"), f"run.dir={tmp_path}", "--out", str(tmp_path / "out"), *options]
+        where = [] if "--publish" in options else ["--out", str(tmp_path / "out")]
+        return [str(tmp_path / "s.yaml"), f"run.dir={tmp_path}", *where, *options]
 
     return arguments
 
@@ -205,6 +206,58 @@ def test_only_some_arms_by_two_at_a_time(stubs, tmp_path, capsys):
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| c | 1 | 53.00 | 40.00 | - | - | - |" in text
     assert f"python -m tools.study {tmp_path}/s.yaml train.lr=1e-3\n" in text
+
+
+def test_the_report_goes_beside_the_runs_unless_it_is_published(stubs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [word for word in stubs(["a", "b"]) if word not in ("--out", str(tmp_path / "out"))]
+    study.main(arguments)
+    report = tmp_path / "s/report"
+    assert "All 4 runs are finished." in (report / "README.md").read_text()
+    assert f"report: {report}/README.md" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+    full = {file.name: file.read_bytes() for file in report.iterdir()}
+    for path in (tmp_path / "s").glob("[ab]-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    study.main([*arguments, "--only", "a"])  # beside the runs it follows them
+    assert "2 of 4 runs are finished; missing: b-seed0, b-seed1." in (report / "README.md").read_text()
+    shutil.rmtree(tmp_path / "s")
+    study.main([*arguments, "--publish"])
+    assert not report.exists()
+    assert {file.name: file.read_bytes() for file in (tmp_path / "results/s").iterdir()} == full
+
+
+def test_a_fuller_table_is_not_replaced(stubs, tmp_path, capsys, monkeypatch):
+    """Not by a report of fewer runs, whether that is clear before the trainings or only after them."""
+    monkeypatch.chdir(tmp_path)
+    study.main(stubs(["a", "b"], "--publish"))
+    published = tmp_path / "results/s"
+    before = {file: file.read_bytes() for file in published.iterdir()}
+    shutil.rmtree(tmp_path / "s")
+    capsys.readouterr()
+    line = "results/s: has the table of 4 finished runs, and this one would have {}: "
+    assert line.format(2) in fails(stubs(["a", "b"], "--publish", "--only", "a"), capsys)
+    assert line.format(2) in fails([*stubs(["a", "b"], "--out", "results/s"), "--only", "a"], capsys)
+    assert line.format(2) in fails(stubs(["a", "b"], "--publish", seeds="[5]"), capsys)
+    assert line.format(0) in fails(stubs(["a", "b"], "--publish", "--report-only"), capsys)
+    assert not (tmp_path / "s").exists()  # nothing was trained
+    error = fails(stubs(["a", "bad"], "--publish"), capsys, out=True)
+    assert line.format(2) in error
+    assert "; the report is in s/report\n2 of 4 runs failed:\n" in error.replace(f"{tmp_path}/", "")
+    assert "2 of 4 runs are finished" in (tmp_path / "s/report/README.md").read_text()
+    assert {file: file.read_bytes() for file in published.iterdir()} == before
+    shutil.rmtree(tmp_path / "s")
+    study.main(stubs(["a", "b"], "--publish"))  # as many as there
+    assert {file: file.read_bytes() for file in published.iterdir()} == before
+
+
+def test_what_is_no_report_is_not_replaced(stubs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    error = fails(stubs(["a"]), capsys)
+    assert f"{tmp_path}/out: has a README.md that is no study's report: choose another folder" in error
+    assert not (tmp_path / "s").exists()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["README.md"]
 
 
 def test_signals_and_the_budget_stop_the_trainings(stubs, tmp_path, capsys):

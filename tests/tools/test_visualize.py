@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from pointewa.datasets.layouts import shapes
 from pointewa.runs.weights import load_model
-from pointewa.tools import cli, evaluate, train, visualize
+from pointewa.tools import cli, evaluate, report, theory, train, visualize
 from pointewa.viz import window
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +179,10 @@ MISTAKES = [
     (["cloud", "--object", "teapot"], "found 'teapot'"),
     (["cloud", "--object", "no/such.ply"], "no/such.ply"),
     (["cloud", "--count", "0"], "--count: expected at least 1"),
-    (["cloud", "--out", "x.jpg"], "expected a name ending in .png or .html"),
+    (["cloud", "--out", "x.jpg"], "--out: expected a name ending in .png, .pdf, .svg, .html or .htm, found x.jpg"),
+    (["cloud", "--out", "x"], "--out: expected a name ending in"),
+    (["errors", "--run", "nowhere", "--html", "x.png"], "--html: expected a name ending in .html or .htm, found x.png"),
+    (["cloud", "--out", "x.html", "--html", "y.html"], "--out and --html: both are pages, x.html and y.html"),
     (["patches", "--num-groups", "65", "data.num_points=64"], "1 to 64"),
     (["errors", "--run", "pre"], "predicts no classes"),
     (["reconstruction", "--run", "ewa"], "reconstructs nothing"),
@@ -201,6 +204,37 @@ def test_mistakes_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments, m
     assert error.count("\n") == 1
     assert error.startswith("error: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["cloud", "embedding"])
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_pictures_for_papers(runs, tmp_path, capsys, what, suffix, start):
+    """The same bytes each time, and in a PDF fonts that publishers take."""
+    for name in ("a", "B"):
+        out = tmp_path / f"{name}.{suffix.upper() if name == 'B' else suffix}"
+        visualize.main([what, "--run", str(runs / "ewa"), "--count", "1", "--renderer", "matplotlib", "--out", str(out),
+                        "--method", "pca", "--json"])  # fmt: skip
+        assert json.loads(capsys.readouterr().out)[suffix] == str(out)
+    first, second = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert first == second
+    assert first.startswith(start)
+    assert b"/Type3" not in first
+    assert b"<dc:date>" not in first
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        (evaluate, ["nowhere", "--confusion", "x.jpg"], "--confusion: expected a name ending in .png, .pdf or .svg, "),
+        (report, ["nowhere", "--out", "x.pdf"], "--out: expected a name ending in .html or .htm, found x.pdf"),
+        (theory, ["--out", "x.gif"], "--out: expected a name ending in .png, .pdf or .svg, found x.gif"),
+    ],
+)
+def test_other_tools_check_names_before_they_work(tool, arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: tool.main(arguments))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_a_window_needs_a_display(tmp_path, monkeypatch, capsys):

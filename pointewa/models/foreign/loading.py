@@ -1,4 +1,4 @@
-"""Loading weights: checkpoints of Point-BERT and Point-MAE, of classifiers and of pre-training, and our own."""
+"""Loading weights into a classifier: ours, and Point-BERT's and Point-MAE's in their files or torch-pointcloud's."""
 
 import re
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pointewa.errors import CheckpointError
 from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.foreign.torch_pointcloud import is_theirs, to_ours
 
 # The prefix under which a pre-training file keeps the encoder, and what else it keeps there that a classifier does not
 # need. Everything outside the prefix (decoder, dVAE, momentum encoder, queue) is ignored.
@@ -37,7 +38,7 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
     """The state of a classifier, by Point-MAE's names, from the content of a checkpoint file of these codebases.
 
     Raises:
-        CheckpointError: it holds no mapping of names to tensors.
+        CheckpointError: it holds no mapping of names to tensors, or torch-pointcloud's of a model that is none of ours.
     """
     for container in ("base_model", "model"):
         if isinstance(checkpoint.get(container), Mapping):
@@ -50,6 +51,8 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
             "no named tensors in the checkpoint: expected parameters by name, at the top or under 'base_model' or "
             f"'model', found {sorted(map(str, checkpoint))[:6]}"
         )
+    if is_theirs(state):
+        state = to_ours(state)
     for prefix, leave in _PRETRAINING.items():
         if any(key.startswith(prefix) for key in state):
             inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
