@@ -169,6 +169,9 @@ class Config:
         return names.get(self.router, "moe_ewa" if self.ewa.enabled else "moe")
 
 
+_FOLDERS = ("data.root", "run.dir")
+
+
 def load_config(
     files: Iterable[str | Path] = (), overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
@@ -189,6 +192,10 @@ def load_config(
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r}: expected key=value, such as train.epochs=10")
+        if key in _FOLDERS and value and value[0] not in "'\"":  # any name, though # and : mean something in YAML
+            group, name = key.split(".")
+            layers.append(("command line", OmegaConf.create({group: {name: value}})))
+            continue
         try:
             layers.append(("command line", OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -1,4 +1,6 @@
-"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb; or images: jpg, png, webp.
+"""Classify clouds and meshes from disk: ply, pcd, las, txt, npy, off, obj, stl, glb, and their like; or images.
+
+docs/data.md lists what is read.
 
 python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
 python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
@@ -20,7 +22,7 @@ from pointewa.datasets.source import progress
 from pointewa.errors import ConfigError, DataError, counted, first_line
 from pointewa.inference.predict import ImagePredictor
 from pointewa.ops import UP_AXES
-from pointewa.safe.files import reading
+from pointewa.safe.files import printable, reading
 from pointewa.tools import cli
 
 TOP = 3
@@ -57,7 +59,7 @@ def as_table(predictions: list[dict[str, Any]]) -> Table:
         table.add_column(place)
     for one in predictions:
         best = list(one["probabilities"].items())[:TOP]
-        table.add_row(escape(one["file"]), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
+        table.add_row(escape(printable(one["file"])), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
     return table
 
 
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud or mesh")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud, mesh or image")
     parser.add_argument("--up", choices=UP_AXES, help="axis of the files that points up (default: as in training)")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)

@@ -46,6 +46,7 @@ class Images(Clouds):
     object_names: tuple[str, ...]
     source: str
     normalized = False  # to the unit sphere
+    up = "y"
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.class_names, self.object_names, self.source)

@@ -1,6 +1,8 @@
 """The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
 
-from pointewa.config import Config
+import sys
+
+from pointewa.config import Config, TrainConfig
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.images import Images, ImageTrainLoader
 from pointewa.datasets.loader import EvalLoader, TrainLoader
@@ -68,6 +70,18 @@ def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
     return train, held_out
 
 
+def _batch_size(config: Config, objects: int, world: World) -> int:
+    """``train.batch_size``, or what a set has that is smaller than the default."""
+    size, parts = config.train.batch_size, config.train.accumulate * world.size
+    if size <= objects or size != TrainConfig.batch_size or objects < parts:
+        return size
+    fitting = objects // parts * parts
+    if world.first:
+        print(f"note: {objects} training objects are fewer than train.batch_size={size}: {fitting} is used",
+              file=sys.stderr)  # fmt: skip
+    return fitting
+
+
 def training_data(config: Config, world: World = ALONE) -> Data:
     """The batches of training, validation (if ``data.val_fraction``) and test, this process's part of them.
 
@@ -80,7 +94,9 @@ def training_data(config: Config, world: World = ALONE) -> Data:
     val = None if held_out is None else EvalLoader(held_out, EVAL_BATCH, data.num_points, None, *share)
     train_loader = ImageTrainLoader if isinstance(train, Images) else TrainLoader
     return Data(
-        train_loader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
+        train_loader(
+            train, _batch_size(config, len(train), world), data.num_points, data.augment, config.train.seed, *share
+        ),
         val,
         EvalLoader(test, EVAL_BATCH, data.num_points, None, *share),
         train.class_names,

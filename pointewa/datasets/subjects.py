@@ -17,12 +17,12 @@ from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
 from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models import MaskedAutoencoder
 from pointewa.models.foreign.published import PUBLISHED, published_name
-from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
@@ -232,7 +232,10 @@ class Subjects:
         up = self.up or (self._loaded and self._loaded.up) or "y"
         points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), up)
         device = select_device(self.config.train.device)
-        points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
+        if problem := flaw(points):
+            raise DataError(f"{path}: {problem}")
+        points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
+        points = points.to(device)
         points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
         return Item(self._sampled(points)[0], path.name)
 
