@@ -113,9 +113,8 @@ class Predictor:
         if not (clouds.double().abs() <= _LARGEST).all():  # nor NaN
             raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
         for number, cloud in enumerate(() if normalized else clouds):
-            if problem := flaw(
-                cloud.float() if self.normalize == "none" else cloud
-            ):  # which is what the model is going to see
+            # A model of clouds as they come is going to see them in float32.
+            if problem := flaw(cloud.float() if self.normalize == "none" else cloud):
                 raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
         parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
