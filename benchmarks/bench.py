@@ -26,7 +26,6 @@ from pointewa.config import load_config
 from pointewa.datasets.base import PointClouds
 from pointewa.datasets.loader import TrainLoader
 from pointewa.datasets.transforms import scale_shift
-from pointewa.errors import ConfigError
 from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import linear_max, make_patches
 from pointewa.ops import backend, farthest_point_sample, knn
@@ -304,16 +303,15 @@ def main(argv: list[str] | None = None) -> None:
     sections = ("machine", "train", "parts", "inference", "operators", "memory", "epochs")
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--preset", default="point_mae")
-    parser.add_argument("--batch-size", type=int, default=32)
+    cli.add_number(parser, "--batch-size", 2, default=32, help="default 32; batch norm needs two objects")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--budget", type=float, default=60, help="seconds per section (default 60); at least 3 rounds")
+    seconds = "seconds per section (default 60); at least 3 rounds"
+    cli.add_number(parser, "--budget", 0, float, default=60, help=seconds)
     parser.add_argument("--compile", action="store_true", help="our models through torch.compile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections; default: all")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and bench.json there")
     args = parser.parse_args(argv)
-    if args.batch_size < 2 or args.budget < 0:
-        raise ConfigError("--batch-size and --budget: expected at least 2 and 0 (batch norm needs two objects)")
     console = Console(stderr=args.json)
     bench = Bench(args, console)
     figures = {}

@@ -324,7 +324,7 @@ def shares(kills: int, scenarios: int) -> list[list[Signals]]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
-    parser.add_argument("--kills", type=int, default=30, help="over all scenarios (default 30)")
+    cli.add_number(parser, "--kills", default=30, help="over all scenarios (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the waits (default 0)")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default: all")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and soak.json there")

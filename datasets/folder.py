@@ -34,17 +34,19 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
         num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
-        variant: "y_up", or "z_up" for clouds to be turned so that y is up, as in the field's data sets.
+        variant: "y_up" (the default), or "z_up" for clouds to be turned so that y is up, as in the field's data sets;
+            the clouds of a packed file are turned already.
 
     Raises:
         DataError: no classes, a class without files, classes whose names differ by case only, a file that cannot be
             read.
     """
-    variant, folder = variant or "y_up", Path(root)
-    if variant not in _UP:
+    folder = Path(root)
+    if variant not in (None, *_UP):
         raise DataError(f"data.variant: expected y_up or z_up for folder, found {variant!r}")
     if folder.is_file():
-        return packed.source(folder, split)
+        return packed.source(folder, split, up=_UP.get(variant))
+    variant = variant or "y_up"
     left_out: dict[str, list[str]] = defaultdict(list)
     by_split = _by_split(folder)
     places = _classes(folder, left_out, by_split) if by_split else _classes(folder, left_out)
@@ -80,7 +82,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
     objects = tuple(f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True))
     return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
-                  left_out=dict(left_out))  # fmt: skip
+                  up=_UP[variant], left_out=dict(left_out))  # fmt: skip
 
 
 def _by_split(folder: Path) -> bool:

@@ -114,8 +114,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     raise DataError(
         f"ModelNet40 was not found.\nLooked in {Path(root).resolve()} and its folders {', '.join(_FOLDERS[1:])} for "
         f"{'one of' if variant is None else f'data.variant={variant} of'}\n{ACCEPTED}\n"
-        "Point DATA_ROOT (data.root) at the folder or file that you have, or try make data DATASET=modelnet40. "
-        "Without any data: make train DATASET=shapes"
+        "Point DATA_ROOT (data.root) at the folder or file that you have, or try make data DATASET=modelnet40 "
+        "WHAT=download. Without any data: make train DATASET=shapes"
     )
 
 
@@ -289,7 +289,8 @@ def _open_off(folder: Path, split: str) -> Source:
         yield from map(Cloud, in_parallel(functools.partial(_sample_off, samples=max(10_000, 2 * count)), files))
 
     labels = _labels([file.parent.parent.name for file in files], names, folder)
-    return Source("meshes", folder, files, names, tuple(file.stem for file in files), labels, None, clouds)
+    return Source("meshes", folder, files, names, tuple(file.stem for file in files), labels, None, clouds,
+                  up="z")  # fmt: skip
 
 
 def _sample_off(file: Path, samples: int) -> np.ndarray:

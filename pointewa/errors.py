@@ -49,6 +49,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """A number of things for people: "1 epoch", "2 epochs", "0 patches" (``ending`` "es")."""
+    return f"{count} {noun}{ending if count != 1 else ''}"
+
+
 def is_bug(error: BaseException) -> bool:
     """Whether it is a mistake of a programmer's in this repository, as opposed to what a damaged file made of a parser:
     an AttributeError, TypeError or NameError that our own code raised."""

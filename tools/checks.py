@@ -19,7 +19,7 @@ from pointewa import datasets
 from pointewa.config import Config
 from pointewa.datasets.prepare import cache_dir
 from pointewa.datasets.source import cores
-from pointewa.errors import ConfigError, DataError, first_line
+from pointewa.errors import ConfigError, DataError, counted, first_line
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import backend
 from pointewa.train.device import keep_freed_memory, select_device, select_precision
@@ -27,9 +27,10 @@ from pointewa.train.device import keep_freed_memory, select_device, select_preci
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
 SECONDS = 8.0  # to look for data sets
 _GET = {
-    "modelnet40": "make data DATASET=modelnet40, or data.root=FOLDER",
+    "modelnet40": "make data DATASET=modelnet40 WHAT=download, or data.root=FOLDER",
     "scanobjectnn": "ask at https://hkust-vgd.github.io/scanobjectnn/, then data.root=FOLDER",
     "shapenet55": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "images": "train/<class>/* and test/<class>/*, or a zip file of them, then data.root=FOLDER",
     "folder": "a folder a class of clouds or meshes, then data.root=FOLDER",
 }
 
@@ -49,7 +50,7 @@ def machine(config: Config) -> Iterator[Finding]:
     threads, limit = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     few = bool(limit) and threads < cores() and device.type == "cpu"
     remedy = f"unset OMP_NUM_THREADS (it is {limit}), unless the cores have other work" if few else ""
-    yield Finding("machine", "threads", NOTE if few else OK, f"{threads} on {cores()} cores", remedy)
+    yield Finding("machine", "threads", NOTE if few else OK, f"{threads} on {counted(cores(), 'core')}", remedy)
     yield _operators()
     yield _step(device)
 
@@ -151,7 +152,7 @@ def data_sets(config: Config) -> Iterator[Finding]:
             try:
                 variant = chosen.variant if name == chosen.name else None
                 source = datasets.open_source(name, chosen.root, "test", 1, variant)
-                found[name] = True, f"{source.layout}, {len(source)} test objects, {source.path}"
+                found[name] = True, f"{source.layout}, {counted(len(source), 'test object')}, {source.path}"
             except Exception as error:  # unexpected files of one set must not hide the others
                 known = isinstance(error, DataError)
                 found[name] = False, first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"

@@ -1,17 +1,20 @@
 """Shared parts of the command lines."""
 
 import argparse
+import math
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
 from pointewa.config import Config, load_config
-from pointewa.errors import Stopped, UserError
+from pointewa.errors import ConfigError, Stopped, UserError
+from pointewa.safe.files import NO_ROOM
 from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
 
@@ -41,6 +44,49 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_number(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    least: float = 1,
+    kind: Callable[[str], float] = int,
+    above: bool = False,
+    **options: Any,
+) -> None:
+    """Add an option that takes a number, a whole one unless ``kind`` is float.
+
+    Anything else, such as one below ``least`` (or, with ``above``, at it), raises a ConfigError when it is parsed.
+    """
+    noun, bound = "a whole number" if kind is int else "a number", f"{'more than' if above else 'at least'} {least:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: expected {noun}, {bound}, found {text!r}") from error
+        if not (least < value if above else least <= value) or value == math.inf:  # nor NaN
+            raise ConfigError(f"{flag}: expected {bound}, found {text}")
+        return value
+
+    parser.add_argument(flag, type=parse, **options)
+
+
+def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Container[str]]) -> None:
+    """Refuse options that were given and have no effect.
+
+    Args:
+        args: in which an option that was not given is None, False or empty.
+        what: what is done.
+        uses: options, as they are in ``args``, and what uses each.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name, users in uses.items():
+        value = getattr(args, name)
+        if value is not None and value is not False and value != [] and what not in users:  # 0 is something
+            raise ConfigError(f"--{name.replace('_', '-')}: {what} does not use it: leave it out")
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and overrides."""
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later ones win")
@@ -50,6 +96,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:
     """The configuration given by the arguments."""
     return load_config(args.config, args.overrides, base)
+
+
+def _told(error: UserError | OSError) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    remedy = ": free some space, then give the same command again" if error.errno in NO_ROOM else ""
+    return f"{error.filename}: {error.strerror}{remedy}"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -67,7 +120,13 @@ def run(main: Callable[[], None]) -> None:
             os._exit(code)
         sys.exit(code)
 
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writer: whoever uses it is told, and reports it.
+        if not issubclass(args.exc_type, OSError):
+            threading.__excepthook__(args)
+
     keep_freed_memory()
+    threading.excepthook = in_thread
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: world.first and print(f"warning: {message}", file=sys.stderr)
     try:
@@ -77,7 +136,7 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, OSError) as error:  # OSError: a full disk or a forbidden folder, wherever it occurs
         if os.environ.get("POINTEWA_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        print(f"{process}error: {error}", file=sys.stderr, flush=True)
+        print(f"{process}error: {_told(error)}", file=sys.stderr, flush=True)
         leave(2)
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pointewa.datasets.subjects import Subjects
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, counted
 from pointewa.inference.corruptions import SEVERITIES
 from pointewa.tasks.classification import Evaluation
 from pointewa.tools import cli
@@ -61,7 +61,7 @@ def show_metrics(subjects: Subjects, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"dataset": dataset, "objects": objects, **metrics}))
         return
-    table = Table("", "", title=f"{dataset}, test split, {objects} objects", show_header=False)
+    table = Table("", "", title=f"{dataset}, test split, {counted(objects, 'object')}", show_header=False)
     for key, metric in subjects.task.metrics.items():
         table.add_row(metric.label, metric.text(metrics[key]))
     Console().print(table)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE or Point-BERT")
     cli.add_config(parser)
-    parser.add_argument("--votes", type=int, default=0, metavar="N", help="also evaluate with N votes")
+    cli.add_number(parser, "--votes", metavar="N", help="also evaluate with N votes")
     parser.add_argument("--corrupt", action="store_true", help="also evaluate under corruptions")
     parser.add_argument(
         "--confusion",
@@ -82,8 +82,6 @@ def main(argv: list[str] | None = None) -> None:
         help="print the confusion matrix, and draw it to a .png, .pdf or .svg",
     )
     args = parser.parse_intermixed_args(argv)
-    if args.votes < 0:
-        raise ConfigError(f"--votes: expected at least 1, found {args.votes}")
     if args.confusion:
         check_suffix("--confusion", Path(args.confusion))
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
@@ -92,11 +90,13 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"--votes, --corrupt, --confusion: {args.checkpoint} predicts no classes: leave them out")
         show_metrics(subjects, args.json)
         return
+    if args.votes or args.corrupt:
+        subjects.need_clouds("--votes, --corrupt")
     evaluator, dataset = subjects.evaluator, subjects.config.data.name
     names = evaluator.class_names
     results = {"plain": evaluator.plain()}
     if args.votes:
-        results[f"{args.votes} votes"] = evaluator.voted(args.votes, subjects.draw, subjects.config.train.seed)
+        results[counted(args.votes, "vote")] = evaluator.voted(args.votes, subjects.draw, subjects.config.train.seed)
     errors = evaluator.corrupted() if args.corrupt else None
     plain = results["plain"]
     if args.confusion:
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         report = {"dataset": dataset, "objects": len(plain.labels), **plain.metrics, "per_class": per_class,
                    "restricted": evaluator.shared is not None}  # fmt: skip
         if args.votes:
-            report["voted"] = {"votes": args.votes, **results[f"{args.votes} votes"].metrics}
+            report["voted"] = {"votes": args.votes, **results[counted(args.votes, "vote")].metrics}
         if args.confusion is not None:
             report["confusion"] = plain.confusion.tolist()
         if errors:
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             report["mean_corruption_error"] = _mean([_mean(row) for row in errors.values()])
         print(json.dumps(report))
         return
-    console, what = Console(), f"{dataset}, test split, {len(plain.labels)} objects"
+    console, what = Console(), f"{dataset}, test split, {counted(len(plain.labels), 'object')}"
     if evaluator.shared:
         what += f" of the {len(names)} classes that the model has too, argmax over these"
     console.print(accuracies(what, names, results))

@@ -6,14 +6,16 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_expor
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.safetensors --format torch_pointcloud
 
-The exported programs take points float32 [B, num_points, 3], prepared as in the model's training (model.json says how),
-and return logits; the patch embedding is part of them. Each file is read back and compared with the model.
+The exported programs take points float32 [B, num_points, 3], prepared as in the model's training: turned so that the
+axis `up` of model.json becomes y, then normalised as its `normalize` says. They return logits; the patch embedding is
+part of them. Each file is read back and compared with the model.
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+from pointewa.errors import counted
 from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
 from pointewa.runs.weights import load_model
 from pointewa.tools import cli
@@ -36,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(asdict(written) | opset))
         return
     kind = f"onnx, opset {OPSET}" if args.format == "onnx" else args.format
-    print(f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {loaded.num_points} points")
+    print(
+        f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {counted(loaded.num_points, 'point')}"
+    )
     print(f"read back: largest difference of logits {written.difference:.1e}, accepted up to {TOLERANCE:.0e}")
     for note in written.notes:
         print(f"note: {note}")

@@ -7,7 +7,7 @@ python -m tools.fold runs/shapes-tiny-ewa-seed0 for_inference.safetensors --fuse
 import json
 from pathlib import Path
 
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.models import fuse_batch_norm
 from pointewa.runs.weights import load_model, restore, save_model
 from pointewa.tools import cli
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         loaded.model = fuse_batch_norm(loaded.model)
     save_model(args.out, loaded)
     figures = {"out": str(args.out), "experts": state["ewa"]["num_experts"], "step": state["step"]}
-    print(json.dumps(figures) if args.json else f"folded {path} after {state['step']} steps into {args.out}")
+    print(json.dumps(figures) if args.json else f"folded {path} after {counted(state['step'], 'step')} into {args.out}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ PACKAGES = {
     "mapbox-earcut": ("mapbox_earcut", "meshes with concave polygons"),
     "scipy": ("scipy", "paired tests in studies"),
     "scikit-learn": ("sklearn", "SVMs on features"),
+    "timm": ("timm", "image classification"),
+    "torchvision": ("torchvision", "image classification"),
     "open3d-cpu": ("open3d", "windows and rendered pictures"),
     "onnx": ("onnx", "ONNX export"),
     "onnxscript": ("onnxscript", "ONNX export"),

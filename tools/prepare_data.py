@@ -25,25 +25,37 @@ from pointewa.datasets.inspect.download import download
 from pointewa.datasets.layouts import scanobjectnn
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
-from pointewa.errors import ConfigError, DataError
+from pointewa.errors import ConfigError, DataError, counted
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
+SECONDS = 120  # of inspect's search for objects that occur twice
+_ABOUT = {
+    "folder": "your own clouds and meshes, a folder for each class",
+    "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
+    "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
+    "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "shapes": "made on the spot: there is nothing to fetch",
+}
 _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {
+    found = {
         split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
         for split in ("train", "test")
     }
+    if found["train"].images:
+        raise DataError(f"data.name: {data.name} has images, which training reads as they are: choose a set of clouds")
+    return found
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """Show what is on disk."""
-    found = report.inspect(sources(config), args.seconds or math.inf)
+    seconds = SECONDS if args.seconds is None else args.seconds
+    found = report.inspect(sources(config), seconds or math.inf)
     splits = found["splits"]
     table = Table(title=f"{config.data.name} as it is on disk")
     for column in ("", *splits):
@@ -91,14 +103,15 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
             console.print(f"{name}: left out, {kind}: {len(files)}, {', '.join(files[:5])}{', ...' * (len(files) > 5)}",
                           highlight=False, soft_wrap=True, markup=False)  # fmt: skip
     for kind, twice in found["in_train_and_test"].items():
-        text = f"{twice['pairs']} pairs of a training and a test object ({kind.replace('_', ' ')})"
+        text = f"{counted(twice['pairs'], 'pair')} of a training and a test object ({kind.replace('_', ' ')})"
         if twice["pairs"]:
-            text += f": {twice['objects_of_test']} test objects, {twice['of_two_classes']} pairs under two classes"
+            text += f": {counted(twice['objects_of_test'], 'test object')}, "
+            text += f"{counted(twice['of_two_classes'], 'pair')} under two classes"
             text += f", such as {' and '.join(twice['such_as'])}"
         console.print(text, highlight=False, soft_wrap=True)
     if left_out := found["pairs_not_compared"]:
         console.print(
-            f"{left_out} pairs that look less alike were not compared within {args.seconds:g} s: --seconds allows more",
+            f"left out within {seconds:g} s: {counted(left_out, 'pair')} that look less alike; --seconds allows more",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     up = found["up"]
@@ -116,7 +129,13 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
     if bad:
         raise DataError(
-            "\n".join([f"{config.data.name}: {len(bad)} problems", *bad, "get the data again, or use them as they are"])
+            "\n".join(
+                [
+                    f"{config.data.name}: {counted(len(bad), 'problem')}",
+                    *bad,
+                    "get the data again, or use them as they are",
+                ]
+            )
         )
     return {"ok": good}
 
@@ -149,7 +168,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
             if done == min(total, 256):  # by then the first objects have been read, ordered and written
                 seconds = (time.perf_counter() - started) / done * total
                 console.print(
-                    f"{total} objects of {points} points will take about {duration(seconds)}", highlight=False
+                    f"{counted(total, 'object')} of {counted(points, 'point')} will take about {duration(seconds)}",
+                    highlight=False,
                 )
 
     splits = {
@@ -166,8 +186,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
         "bytes": out.stat().st_size,
     }
     console.print(
-        f"{out}: {total} objects of {points} points, {out.stat().st_size / 2**20:.0f} MiB, in {seconds:.0f} s, "
-        f"{total / seconds * 3600:,.0f} objects an hour", highlight=False, soft_wrap=True,
+        f"{out}: {counted(total, 'object')} of {counted(points, 'point')}, {out.stat().st_size / 2**20:.0f} MiB, "
+        f"in {seconds:.0f} s, {total / seconds * 3600:,.0f} objects an hour", highlight=False, soft_wrap=True,
     )  # fmt: skip
     return figures
 
@@ -183,29 +203,44 @@ def fetch(args: argparse.Namespace, config: Config, console: Console) -> dict[st
 ACTIONS = {"inspect": inspect, "verify": verify, "pack": pack, "download": fetch}
 
 
+def explain(config: Config, console: Console) -> dict[str, Any]:
+    """Say what can be done, and with which sets; looks at no data and fetches none."""
+    name, purposes = config.data.name, {action: what.__doc__ for action, what in ACTIONS.items()}
+    lines = ["Say what to do with a data set:", ""]
+    lines += [f"  make data WHAT={action:<10} {purpose}" for action, purpose in purposes.items()]
+    lines += ["", "and with which one, as it is at DATA_ROOT:", ""]
+    lines += [f"  DATASET={one:<14} {_ABOUT.get(one, '')}".rstrip() for one in sorted(datasets.NAMES)]
+    where = "" if name == "shapes" else " DATA_ROOT=/your/data"
+    lines += ["", f"such as: make data WHAT=inspect DATASET={name}{where}"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    return {"dataset": name, "what": purposes}
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
-    parser.add_argument("what", choices=ACTIONS)
+    parser.add_argument("what", nargs="?", help=f"{', '.join(ACTIONS)}; without it, what these are")
     cli.add_config(parser)
     parser.add_argument("--out", type=Path, help="pack: file to write; default: beside the data")
-    parser.add_argument("--points", type=int, help="pack: points of an object; default: all that the source has")
+    cli.add_number(parser, "--points", help="pack: points of an object; default: all that the source has")
     parser.add_argument(
         "--int16", action="store_true", help="pack: coordinates on a grid of 1/32767, in half the space"
     )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=120,
-        help="inspect: limit for finding objects that occur twice (120; 0: none)",
-    )
+    limit = f"inspect: limit for finding objects that occur twice ({SECONDS}; 0: none)"
+    cli.add_number(parser, "--seconds", 0, float, help=limit)
     args = parser.parse_intermixed_args(argv)
-    if args.points is not None and args.points < 1:
-        raise ConfigError(f"--points: expected at least 1, found {args.points}")
-    if not args.seconds >= 0:
-        raise ConfigError(f"--seconds: expected at least 0, found {args.seconds}")
+    if args.what and "=" in args.what:  # a key, and nothing that is to be done
+        args.overrides, args.what = [args.what, *args.overrides], None
+    if args.what not in (None, *ACTIONS):
+        raise ConfigError(f"WHAT: expected one of {', '.join(ACTIONS)}, found {args.what!r}")
+    cli.refuse_unused(
+        args,
+        args.what or "data without WHAT",
+        {"out": ["pack"], "points": ["pack"], "int16": ["pack"], "seconds": ["inspect"]},
+    )
     console = Console(stderr=args.json)
-    figures = ACTIONS[args.what](args, cli.config_from(args), console)
+    config = cli.config_from(args)
+    figures = ACTIONS[args.what](args, config, console) if args.what else explain(config, console)
     if args.json:
         print(json.dumps(figures))
 

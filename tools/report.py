@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pointewa.datasets.subjects import Subjects
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError
 from pointewa.inference import page
 from pointewa.runs.folder import CONFIG
 from pointewa.tools import cli
@@ -23,11 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("run", type=Path, help="run folder of a finished training")
     cli.add_config(parser)
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="mistakes or reconstructions (default 8)")
+    cli.add_number(parser, "--count", default=8, metavar="N", help="mistakes or reconstructions (default 8)")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default {page.HTML} in the run folder)")
     args = parser.parse_intermixed_args(argv)
-    if args.count < 1:
-        raise ConfigError(f"--count: expected at least 1, found {args.count}")
     if args.out:
         check_suffix("--out", args.out, PAGES)
     if not (args.run / CONFIG).is_file():

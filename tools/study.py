@@ -13,7 +13,7 @@ A study file:
       dense: {ewa: {enabled: false}}
       ewa:
       ewa-all: {moe: {layers: all}}
-    seeds: [0, 1, 2]
+    seeds: [0, 1, 2]  # or for some arms others: {default: [0, 1, 2], dense: [0, 1, 2, 3, 4]}
 
 Each run has its folder runs/STUDY/ARM-seedK, and its output is in runs/STUDY/ARM-seedK.log. Whatever ends the tool ends
 its trainings too, and the same command resumes it. The report of all finished runs is in runs/STUDY/report; --publish
@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pointewa.errors import ConfigError, Stopped
+from pointewa.errors import ConfigError, Stopped, counted
 from pointewa.runs.folder import Lock
 from pointewa.study.definition import Study, StudyRun, load_study
 from pointewa.study.figures import mixed_precision
@@ -43,14 +43,9 @@ def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budge
     """Train those of the runs that are not finished.
 
     Raises:
-        ConfigError: no jobs, a negative budget.
         CheckpointError: another process works on this study.
         Stopped: by SIGTERM or SIGINT; the trainings have saved and ended.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs: expected at least 1, found {jobs}")
-    if budget is not None and not budget >= 0:
-        raise ConfigError(f"--budget: expected seconds, found {budget}")
     study.folder.mkdir(parents=True, exist_ok=True)
     with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")
@@ -68,8 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("study", metavar="STUDY.yaml", help="the study file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every run")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default 1)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop after so long; the same command resumes")
+    cli.add_number(parser, "--jobs", metavar="N", help="trainings at a time (default 1)")
+    again = "stop after so long; the same command resumes"
+    cli.add_number(parser, "--budget", 0, float, metavar="SECONDS", help=again)
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="train only these; the report has all")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     parser.add_argument("--pdf", action="store_true", help="also write the plots of the report as PDF")
@@ -80,6 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     # What follows --only is taken for arms, and no arm's name has a '='.
     overrides = args.overrides + [word for word in args.only if "=" in word]
     only = [word for word in args.only if "=" not in word]
+    if args.report_only:
+        cli.refuse_unused(args, "--report-only", dict.fromkeys(("jobs", "budget"), ()))
+        if only:
+            raise ConfigError("--only: the report has all runs: leave it out")
     study = load_study(args.study, overrides)
     if unknown := [arm for arm in only if arm not in study.arms]:
         raise ConfigError(f"--only: expected some of {', '.join(study.arms)}, found {unknown[0]!r}")
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(stderr=args.json)
     if not console.is_terminal:
         console.width = 140  # output that goes to a file or a pipe has no width of its own
-    outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs, args.budget)
+    outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs or 1, args.budget)
     finished, problems = sum(run.summary() is not None for run in study.runs), []
     try:
         if finished and out != beside:
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         say(console, f"report: {out / 'README.md'}")
     if outcome.failures:
         lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
-        problems.append("\n".join([f"{len(lines)} of {len(study.runs)} runs failed:", *lines]))
+        problems.append("\n".join([f"{len(lines)} of {counted(len(study.runs), 'run')} failed:", *lines]))
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -12,7 +12,6 @@ import json
 from rich.console import Console
 
 from pointewa.datasets.subjects import Subjects
-from pointewa.errors import ConfigError
 from pointewa.inference import svm
 from pointewa.tools import cli
 
@@ -21,12 +20,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("checkpoint", help="run folder, or a model file in it")
-    parser.add_argument("--c", type=float, default=0.01, help="inverse strength of the regularisation (default 0.01)")
+    strength = "inverse strength of the regularisation (default 0.01)"
+    cli.add_number(parser, "--c", 0, float, above=True, default=0.01, help=strength)
     cli.add_config(parser)
     args = parser.parse_intermixed_args(argv)
-    if not args.c > 0:
-        raise ConfigError(f"--c: expected more than 0, found {args.c}")
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
+    subjects.need_clouds("svm")
     data = subjects.config.data
     test = subjects.features(), subjects.clouds.labels.cpu()
     result = svm.fit(subjects.training_features(), test, len(subjects.clouds.class_names), args.c)

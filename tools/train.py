@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +22,8 @@ from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
-from pointewa.runs.summary import SUMMARY, read_summary
-from pointewa.tasks import task_of
+from pointewa.runs.summary import SUMMARY, after_training, read_summary
+from pointewa.tasks import task_class, task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, launch, launched, process_group
@@ -44,8 +45,10 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     if summary:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
+    task_class(config.train.task)(config)  # refuses what does not fit before the data is read
     trainer = world.first_then_others(lambda: Trainer(config, training_data(config, world), folder, console, world))
-    if trainer.total_steps < SETTLED and not trainer.resumed:
+    settles = any(isinstance(module, torch.nn.BatchNorm1d) for module in trainer.model.modules())
+    if settles and trainer.total_steps < SETTLED and not trainer.resumed:
         advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
         enough = -(-SETTLED // trainer.steps_per_epoch)
         say(console, f"{advice}, and these are {trainer.total_steps}: try EPOCHS={enough}", style="yellow")
@@ -74,7 +77,7 @@ def show_run(trainer: Trainer) -> None:
 def table(summary: dict[str, Any]) -> Table:
     """The result as a table."""
     columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
-    table = Table(title=f"{summary['dataset']}, test split, after the last of {summary['epochs']} epochs")
+    table = Table(title=f"{summary['dataset']}, test split, {after_training(summary)}")
     for name in columns:
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
@@ -86,10 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, by torchrun")
+    cli.add_number(parser, "--nproc", default=1, metavar="N", help="processes on this machine, by torchrun")
     args = parser.parse_intermixed_args(argv)
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc: expected at least 1 process, found {args.nproc}")
     if args.nproc > 1 and launched().size == 1:
         cli.config_from(args)  # an error is reported once, and at once
         given = sys.argv[1:] if argv is None else argv

@@ -27,7 +27,7 @@ from typing import Any
 
 from pointewa.config import build_architecture
 from pointewa.datasets.subjects import Subjects
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.inference import page
 from pointewa.ops import UP_AXES
 from pointewa.tools import cli
@@ -42,7 +42,7 @@ from pointewa.viz.window import show
 
 def _cloud(subjects: Subjects, args: argparse.Namespace) -> Drawing:
     items = subjects.items(args.object, args.count or 12)
-    return drawings.clouds(items, f"{subjects.what}, {subjects.num_points} points", args.columns)
+    return drawings.clouds(items, f"{subjects.what}, {counted(subjects.num_points, 'point')}", args.columns)
 
 
 def _patches(subjects: Subjects, args: argparse.Namespace) -> Drawing:
@@ -67,10 +67,10 @@ def _reconstruction(subjects: Subjects, args: argparse.Namespace) -> Drawing:
 
 
 def _embedding(subjects: Subjects, args: argparse.Namespace) -> Drawing:
-    clouds, method = subjects.clouds, {"pca": "PCA", "tsne": "t-SNE"}[args.method]
-    title = f"features of {args.run} on {subjects.what}, {method}"
+    clouds, method = subjects.clouds, args.method or "tsne"
+    title = f"features of {args.run} on {subjects.what}, {({'pca': 'PCA', 'tsne': 't-SNE'})[method]}"
     seed = subjects.config.train.seed
-    return drawings.embedding(subjects.features(), clouds.labels, clouds.class_names, args.method, seed, title)
+    return drawings.embedding(subjects.features(), clouds.labels, clouds.class_names, method, seed, title)
 
 
 def _experts(subjects: Subjects, args: argparse.Namespace) -> Drawing:
@@ -87,6 +87,11 @@ KINDS: dict[str, Callable[[Subjects, argparse.Namespace], Drawing]] = {
     "embedding": _embedding, "experts": _experts,
 }  # fmt: skip
 _WITHOUT_RUN = ("cloud", "patches")
+_OF_OBJECTS = ("cloud", "patches", "saliency", "reconstruction")
+_USED_BY = {
+    "object": _OF_OBJECTS, "up": _OF_OBJECTS, "count": (*_OF_OBJECTS, "errors"), "columns": ("cloud", "errors"),
+    "num_groups": ("patches",), "group_size": ("patches",), "method": ("embedding",),
+}  # fmt: skip
 
 
 def _figure(found: Any, renderer: str) -> tuple[Any, str]:
@@ -125,13 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="RUN", help="run folder, .safetensors, .ckpt, or a .pth of Point-MAE")
     parser.add_argument("--object", action="append", default=[], metavar="X",
                         help="index, object name, class or file; may be repeated")  # fmt: skip
-    parser.add_argument("--count", type=int, metavar="N", help="at most N objects; of a class its first N")
+    cli.add_number(parser, "--count", metavar="N", help="at most N objects; of a class its first N")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the data set (default test)")
-    parser.add_argument("--up", choices=UP_AXES, default="y", help="axis of a file that points up (default y)")
-    parser.add_argument("--num-groups", type=int, metavar="G", help="patches: how many")
-    parser.add_argument("--group-size", type=int, metavar="K", help="patches: points in each")
-    parser.add_argument("--method", choices=METHODS, default="tsne", help="embedding: how (default tsne)")
-    parser.add_argument("--columns", type=int, metavar="N", help="of the grid of cloud and errors")
+    parser.add_argument("--up", choices=UP_AXES, help="axis of a file that points up (default: as in training, else y)")
+    cli.add_number(parser, "--num-groups", metavar="G", help="patches: how many")
+    cli.add_number(parser, "--group-size", metavar="K", help="patches: points in each")
+    parser.add_argument("--method", choices=METHODS, help="embedding: how (default tsne)")
+    cli.add_number(parser, "--columns", metavar="N", help="of the grid of cloud and errors")
     parser.add_argument(
         "--out", metavar="FILE", help="a picture: .png, .pdf or .svg; or a page: .html (default WHAT.png)"
     )
@@ -145,9 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     args = _parser().parse_intermixed_args(argv)
-    for name in ("count", "num_groups", "group_size", "columns"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(args, name)}")
+    cli.refuse_unused(args, args.what, _USED_BY)
     if args.run is None and args.what not in _WITHOUT_RUN:
         raise ConfigError(f"--run: {args.what} needs a run, such as --run runs/x")
     out, html = args.out and Path(args.out), args.html and Path(args.html)
@@ -163,7 +166,10 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(f"{args.what}.png")
     if args.renderer == "open3d" and not offscreen.available():
         raise ConfigError(f"--renderer open3d: Open3D is not installed: {offscreen.REMEDY}, or leave the option out")
-    drawing = KINDS[args.what](Subjects(args.run, args.split, args.config, args.overrides, args.up), args)
+    subjects = Subjects(args.run, args.split, args.config, args.overrides, args.up)
+    if args.what != "experts":
+        subjects.need_clouds(args.what)
+    drawing = KINDS[args.what](subjects, args)
     drawer = _write(drawing, args.what if not args.run else f"{args.what} of {args.run}", out, html, args.renderer)
     written = {"png": None, "html": str(html) if html else None}
     if out:

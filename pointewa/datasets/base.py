@@ -31,6 +31,7 @@ class Clouds(ABC):
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
         num_points: P, the points that each cloud has.
+        up: the axis that points up in the files that they were read from; in the clouds it is y.
     """
 
     labels: Tensor
@@ -39,9 +40,15 @@ class Clouds(ABC):
     source: str
     normalized: bool
     num_points: int
+    up: str
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def normalize(self) -> str:
+        """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
+        return "unit_sphere" if self.normalized else "none"
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
@@ -106,6 +113,7 @@ class PointClouds(Clouds):
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
+        up: the axis that points up in the files that they were read from.
 
     Raises:
         DataError: wrong shapes, a label out of range, a coordinate that is not finite.
@@ -118,6 +126,7 @@ class PointClouds(Clouds):
     source: str
     normalized: bool = False
     point_labels: Tensor | None = None
+    up: str = "y"
 
     def __post_init__(self) -> None:
         points = self.points

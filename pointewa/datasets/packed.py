@@ -2,20 +2,22 @@
 
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
 ``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
-Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order) and
-``normalized``; of a group ``sha256`` of its contents and ``distinct``, the most points that an object has before they
-start over.
+Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order),
+``normalized``, and ``up``, the axis that points up in the files that they were made of (in the clouds it is y); of a
+group ``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
 
 Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
 1 (the object) and 0 (its background).
 """
 
 import hashlib
+import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,6 +27,7 @@ from torch import Tensor
 from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels
 from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
+from pointewa.ops import UP_AXES
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
@@ -47,6 +50,7 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
     with atomic_write(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as h5:
         for split, (source, count, clouds) in splits.items():
             h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
+            h5.attrs["up"] = source.up
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
             # Each cloud is a chunk of its own, so that it can be read alone; checksums make damage noticeable.
@@ -111,6 +115,7 @@ class Split:
     point_labels: str | None  # the dataset that holds them
     distinct: int  # most points of an object before they start over
     trusted: bool
+    up: str | None  # the axis that points up in the files that it was made of; None if it does not say
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Points ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
@@ -182,16 +187,31 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             point_labels,
             int(group.attrs.get("distinct", shape[1])),
             trusted,
+            _up(path, h5.attrs.get("up")),
         )
 
 
-def source(path: Path, split: str, normalize: bool = True) -> Source:
+def _up(path: Path, found: Any) -> str | None:
+    if found is not None and str(found) not in UP_AXES:
+        raise DataError(f"{path}: attribute up: expected one of {', '.join(UP_AXES)}, found {reprlib.repr(found)}")
+    return found and str(found)
+
+
+def source(path: Path, split: str, normalize: bool = True, up: str | None = None) -> Source:
     """A split of a packed file as a source.
 
+    Args:
+        path: the file.
+        split: "train" or "test".
+        normalize: clouds are to be centred and scaled.
+        up: the axis that is said to point up in the files that it was made of; None for what it says, else y.
+
     Raises:
-        DataError: as `open_split`.
+        DataError: as `open_split`, or the file says another axis.
     """
     packed = open_split(path, split)
+    if up and packed.up not in (None, up):
+        raise DataError(f"data.variant: {path} was packed as {packed.up}_up, found {up}_up: leave it out")
 
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
@@ -210,6 +230,7 @@ def source(path: Path, split: str, normalize: bool = True) -> Source:
         normalize,
         ordered=packed.ordered and packed.normalized == normalize,
         point_labels=packed.point_labels is not None,
+        up=packed.up or up or "y",
     )
 
 
@@ -224,6 +245,7 @@ def resident(packed: Split, count: int) -> PointClouds:
         str(packed.path),
         packed.normalized,
         None if point_labels is None else torch.from_numpy(point_labels),
+        packed.up or "y",
     )
 
 
@@ -275,6 +297,11 @@ class StreamedClouds(Clouds):
     def num_points(self) -> int:
         """P, the points that each cloud has."""
         return self.packed.shape[1]
+
+    @property
+    def up(self) -> str:
+        """The axis that points up in the files that they were made of."""
+        return self.packed.up or "y"
 
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
         """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds.

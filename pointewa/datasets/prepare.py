@@ -18,7 +18,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
-from pointewa.errors import DataError
+from pointewa.errors import DataError, counted
 from pointewa.ops import flaw, unit_sphere
 
 _LARGEST = 1e18  # the square of a distance must fit float32
@@ -61,7 +61,8 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
             yield Cloud(mine[order], labels, min(len(mine), count))
     asked = count if asked is None else asked
     if few := sum(size < asked for size in sizes):
-        note = f"{few} of {len(sizes)} objects have fewer than {asked} points, the fewest {min(sizes)}"
+        have = f"{few} of {counted(len(sizes), 'object')} {'has' if few == 1 else 'have'}"
+        note = f"{have} fewer than {counted(asked, 'point')}, the fewest {min(sizes)}"
         print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)
     if some := sum(share > 0 for share in left_out):
         note = f"{some} of {len(sizes)} objects have points that are not finite, up to {100 * max(left_out):.0f} %"
@@ -161,13 +162,14 @@ def load(
     asked = asked or count
     if stream is None:
         size = 12 * len(source) * count
-        stream = size > _free_memory(device) / 2
+        stream = size > free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
     if source.ordered:
         made = packed.open_split(source.path, split)
     else:
         made = prepared(name, split, source, count, asked)
+    made = replace(made, up=source.up)  # a cache of an older version does not say it
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
@@ -180,10 +182,12 @@ def load(
             raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
-        return packed.resident(prepared(name, split, source, count, asked), kept).to(device)
+        made = replace(prepared(name, split, source, count, asked), up=source.up)
+        return packed.resident(made, kept).to(device)
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
+    """Bytes of a device's memory that are free; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

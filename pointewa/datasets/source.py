@@ -47,6 +47,9 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
+            `pointewa.datasets.images`.
+        up: the axis that points up in the files; in the clouds it is y.
         left_out: what is there and is not read: names of files and folders by their kind.
 
     Raises:
@@ -64,6 +67,8 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    images: bool = False
+    up: str = "y"
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 from pointewa.config import Config, build_architecture, load_config
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
-from pointewa.datasets.splits import EVAL_BATCH, load_split, training_split
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
@@ -39,6 +40,7 @@ _OF_THE_RUN = (
     "background",
     "val_fraction",
     "train_fraction",
+    "img_size",
 )  # as long as the data set is the run's
 
 
@@ -54,7 +56,7 @@ class Subjects:
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
-        up: the axis of files on disk that points up: "x", "y" or "z".
+        up: the axis of files on disk that points up: "x", "y" or "z"; None: that of the model's training.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -66,7 +68,7 @@ class Subjects:
         split: str = "test",
         files: Sequence[str | Path] = (),
         overrides: Sequence[str] = (),
-        up: str = "y",
+        up: str | None = None,
     ) -> None:
         self.run, self.split, self.up, self._loaded = run, split, up, None
         path = None if run is None else located(run)
@@ -74,9 +76,12 @@ class Subjects:
             self.config = load_config(files, overrides)
         elif not is_described(path):
             self.config = load_config(files, overrides)
+            if not files and not any(one.startswith("data.name=") for one in overrides):
+                name = self.config.data.name
+                print(f"note: {run} does not say of which data set it is: {name} is assumed", file=sys.stderr)
             names, data = self.clouds.class_names, self.config.data
             model = load_foreign(path, build_architecture(self.config.model), len(names))
-            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none")
+            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", up=self.clouds.up)
         else:
             self._loaded = load_any(path)
             self.config = _config_of(self._loaded, path, files, overrides)
@@ -93,8 +98,15 @@ class Subjects:
 
     @cached_property
     def clouds(self) -> Clouds:
-        """The split."""
-        return load_split(self.config, self.split)
+        """The split.
+
+        Raises:
+            ConfigError: images for a model of clouds, or clouds for one of images.
+        """
+        found = load_split(self.config, self.split)
+        if self._loaded is not None:
+            check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+        return found
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -116,6 +128,17 @@ class Subjects:
             ConfigError: a task that is not known here, or keys that do not go with it.
         """
         return task_class(self.loaded.task)(self.config)
+
+    def need_clouds(self, what: str) -> None:
+        """Refuse images.
+
+        Raises:
+            ConfigError: naming what needs clouds.
+        """
+        of_points = self.task.of_points if self._loaded else not isinstance(self.clouds, Images)
+        if not of_points:
+            found = self.run or f"data.name={self.config.data.name}"
+            raise ConfigError(f"{what}: works on clouds, and {found} is of images; make report draws such a run's page")
 
     @property
     def classifier(self) -> LoadedModel:
@@ -206,7 +229,8 @@ class Subjects:
         return self._loaded is not None and self._loaded.normalize == "unit_sphere_of_sample"
 
     def _file(self, path: Path) -> Item:
-        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), self.up)
+        up = self.up or (self._loaded and self._loaded.up) or "y"
+        points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), up)
         device = select_device(self.config.train.device)
         if problem := flaw(points):
             raise DataError(f"{path}: {problem}")
@@ -286,7 +310,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
     """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
     base: dict[str, Any] = {"name": loaded.dataset}
     # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
-    overrides = [f"data.num_points={loaded.num_points}", *overrides]
+    size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
+    overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
     config = load_config(files, overrides, {"data": base})
     folder, name = run if run.is_dir() else run.parent, published_name(run)
     if name and config.data.name == loaded.dataset:
@@ -295,7 +320,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
         return config
     try:
         recorded = load_config([folder / CONFIG]).data
-    except ConfigError:  # of another version of this library: what matters is in the model's own description
+    except ConfigError as error:  # of another version of this library: the model's own description has the most
+        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
         return config
     if recorded.name != loaded.dataset:
         return config

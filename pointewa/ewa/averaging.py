@@ -7,14 +7,25 @@ With N experts, share rate b and the weights W_i after the optimizer step,
 In terms of their mean m that is  W_i <- W_i + s (m - W_i)  with  s = b N/(N-1): one lerp towards the mean.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pointewa.ewa.experts import moe_layers
 from pointewa.ewa.wrappers import further_weights, stepping_optimizer
+
+
+def _check_number(name: str, value: Any, low: float, high: float = math.inf, kind: type = Real) -> None:
+    """Refuse what is no number (``kind`` Integral: no whole one) from ``low`` to ``high``; NaN is none."""
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high or value == math.inf:
+        noun = "a whole number" if kind is Integral else "a number"
+        bound = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {noun} {bound}, got {value!r}")
 
 
 def _check_share_rate(share_rate: float, num_experts: int) -> None:
@@ -62,11 +73,21 @@ class ShareRate:
         peak: the largest value, from the start or at the end of the rise.
         rise_steps: number of averagings over which b rises linearly from 0 to ``peak``; 0 for no rise.
         stop_step: b is 0 from this averaging on; None to never stop.
+
+    Raises:
+        ValueError: a value out of range or of a wrong type. The limit of ``peak`` depends on the number of experts, and
+            is below 1 for any.
     """
 
     peak: float
     rise_steps: int = 0
     stop_step: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("share_rate", self.peak, 0, 1)
+        _check_number("rise_steps", self.rise_steps, 0, kind=Integral)
+        if self.stop_step is not None:
+            _check_number("stop_step", self.stop_step, 0, kind=Integral)
 
     def __call__(self, step: int) -> float:
         """b for the averaging number ``step``, counted from 0."""
@@ -82,15 +103,16 @@ def constant(share_rate: float) -> ShareRate:
 
 def linear(share_rate: float, total_steps: int) -> ShareRate:
     """From 0 at the first of ``total_steps`` steps to ``share_rate`` at the last."""
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+    _check_number("total_steps", total_steps, 1, kind=Integral)
     return ShareRate(share_rate, rise_steps=total_steps)
 
 
 def until(schedule: ShareRate, fraction: float, total_steps: int) -> ShareRate:
     """``schedule`` for the first ``fraction`` of ``total_steps``, then no averaging (the paper's "Early EWA")."""
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be between 0 and 1, got {fraction:g}")
+    if not isinstance(schedule, ShareRate):
+        raise ValueError(f"schedule must be a ShareRate, such as ewa.linear(...), got {schedule!r}")
+    _check_number("fraction", fraction, 0, 1)
+    _check_number("total_steps", total_steps, 1, kind=Integral)
     return replace(schedule, stop_step=round(fraction * total_steps))
 
 
@@ -108,22 +130,27 @@ class ExpertAveraging:
         share_rate: a constant b, a `ShareRate`, or any function from the number of averagings done to b.
 
     Raises:
-        ValueError: no MoE layers in ``model``, or a share rate above (N-1)/N.
+        ValueError: no model, no MoE layers in it, or a share rate that is no number from 0 to (N-1)/N. Of a function
+            the first value is looked at, the others when they are used.
 
     Example:
         >>> averaging = ExpertAveraging(model, linear(0.3, total_steps)).attach(optimizer)
     """
 
     def __init__(self, model: nn.Module, share_rate: float | Callable[[int], float]) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be what ewa.to_moe returned, got {type(model).__name__}")
         self._layers = list(moe_layers(model).values())
         if not self._layers:
             raise ValueError("the model has no MoE layers: convert it with ewa.to_moe first")
         self._share_rate = share_rate if callable(share_rate) else constant(share_rate)
         self._handle = None
         self.steps = 0
-        if isinstance(self._share_rate, ShareRate):  # before training, not once the rise gets there
-            for moe in self._layers:
-                _check_share_rate(self._share_rate.peak, moe.num_experts)
+        # Before training, not once the rise gets there.
+        largest = self._share_rate.peak if isinstance(self._share_rate, ShareRate) else self._share_rate(0)
+        _check_number("share_rate", largest, 0, 1)
+        for moe in self._layers:
+            _check_share_rate(largest, moe.num_experts)
 
     @property
     def share_rate(self) -> float:

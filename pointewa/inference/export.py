@@ -19,6 +19,7 @@ from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.inference.portable import PortableClassifier
 from pointewa.models import fuse_batch_norm
 from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
+from pointewa.models.registry import kind_of
 from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
@@ -83,6 +84,11 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             f"gated experts (moe.router=top_k) cannot be folded, and {format} has no place for them: --format "
             "safetensors keeps them, for this library only"
         )
+    if kind_of(loaded.model) != "classifier":
+        raise CheckpointError(
+            "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
+            "in its run folder has the weights by timm's names, for any export of timm's and torch's"
+        )
     plain, notes, names = loaded.model, (), dict
     if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
         raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
@@ -95,6 +101,7 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
+    notes += _turned(loaded.up)
     with torch.no_grad():
         if path.suffix == ".safetensors":
             difference = _safetensors(loaded, plain, path, names)
@@ -141,7 +148,9 @@ def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
     with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
         portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
         traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={"description.json": _description(loaded)})
+        buffer = BytesIO()  # of a full disk torch would abort the process
+        torch.jit.save(traced, buffer, _extra_files={"description.json": _description(loaded)})
+        path.write_bytes(buffer.getvalue())
         return torch.jit.load(str(path))
 
 
@@ -182,7 +191,9 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
     state = loaded.model.state_dict()
-    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, path)
+    buffer = BytesIO()
+    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, buffer)
+    path.write_bytes(buffer.getvalue())
     found = read_state(path)["base_model"]
     wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
     if wrong or len(found) != len(state):
@@ -201,6 +212,18 @@ def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, d
 
 def _description(loaded: LoadedModel) -> str:
     return json.dumps(loaded.description())
+
+
+def _turned(up: str | None) -> tuple[str, ...]:
+    """What whoever uses the file must do first; in this library `pointewa.Predictor` does it."""
+    if up == "y":
+        return ()
+    if up is None:
+        return ("the clouds need y up; the model's description does not say how the files of its training were",)
+    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
+    return (
+        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
+    )
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import json
 import shlex
 import warnings
-from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pointewa.config import Config, load_config
-from pointewa.errors import CheckpointError, ConfigError, first_line
+from pointewa.config import Config, flat, load_config
+from pointewa.errors import CheckpointError, ConfigError, counted, first_line
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.log import read_metrics
-from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.runs.summary import SUMMARY, after_training, read_summary
 from pointewa.runs.weights import has_state, restore
 from pointewa.tasks import task_of
 from pointewa.tasks.base import Shown, Subjects, Task
@@ -76,7 +75,7 @@ def _sections(folder: Path, summary: dict[str, Any], subjects: Subjects, task: t
     """The page from top to bottom."""
     again = ", ".join(f"{one.label} {one.text(shown.metrics[key])}"
                       for key, one in task.metrics.items() if key in shown.metrics)  # fmt: skip
-    what = f"{subjects.what}, {len(subjects.clouds)} objects, after the last of {summary['epochs']} epochs. "
+    what = f"{subjects.what}, {counted(len(subjects.clouds), 'object')}, {after_training(summary)}. "
     what += f"Finished {_finished(folder, summary)}."
     text = f"<p>{escape(what)}{again and f' Evaluated again for this page: {escape(again)}.'}</p>\n"
     columns, rows = task.result(summary)
@@ -111,7 +110,7 @@ def _command(folder: Path, summary: dict[str, Any]) -> str:
         config = load_config([folder / CONFIG])
     except ConfigError:
         return ""
-    processes, ours, theirs = summary.get("processes", 1), _flat(config), _flat(Config())
+    processes, ours, theirs = summary.get("processes", 1), flat(config), flat(Config())
     nproc = ["--nproc", str(processes)] if processes != 1 else []
     keys = [f"{key}={_plain(value)}" for key, value in ours.items()
             if value != theirs[key] and not key.startswith("run.")]  # fmt: skip
@@ -144,16 +143,16 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
     from torch.utils.tensorboard import SummaryWriter
 
     clouds, model = subjects.clouds, subjects.loaded.model
-    arch = getattr(model, "architecture", None)
+    task, arch = task_of(summary), getattr(model, "architecture", None)
     with SummaryWriter(str(folder)) as board:
-        for item in subjects.items([], 4):
+        for item in subjects.items([], 4) if task.of_points else ():
             add_cloud(board, f"clouds/{item.name}", plain_panel(item.points, item.name), step)
             if arch:
                 patches = cut(item.points, arch.num_groups, arch.group_size)
                 add_cloud(board, f"patches/{item.name}", patch_panels(item.points, patches, item.name)[1], step)
         for tag, figure in shown.figures.items():
             board.add_figure(tag, figure, step)
-        if hasattr(model, "features"):
+        if task.of_points and hasattr(model, "features"):
             try:
                 add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
             except ValueError as error:  # too few objects, or features that are not finite
@@ -162,9 +161,5 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
 
 
 def _hyperparameters(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in _flat(config).items()
+    return {key: value for key, value in flat(config).items()
             if value is not None and not key.startswith("run.") and key not in _PLACES}  # fmt: skip
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return {f"{group}.{key}": value for group, keys in asdict(config).items() for key, value in keys.items()}

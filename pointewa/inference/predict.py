@@ -1,5 +1,6 @@
 """A trained model, ready to classify clouds of any kind."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
 from pointewa.runs.weights import as_classifier, load_model
@@ -28,17 +30,26 @@ class Predictor:
     Attributes:
         class_names: C names, in the order of the probabilities.
         num_points: how many points of a cloud the model sees.
+        up: the axis that pointed up in the files of the training, which were turned so that y is up.
         loaded: the model and its description.
     """
+
+    def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu") -> Self:
+        """Of a model of images an `ImagePredictor`."""
+        return super().__new__(ImagePredictor if loaded.normalize == "minus_one_to_one" else cls)
 
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
         self.loaded = loaded
         self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
         self.class_names, self.num_points = loaded.class_names, loaded.num_points
         self.normalize = loaded.normalize
+        self.up = loaded.up or "y"
+        if loaded.up is None:
+            text = "the model's description does not say which axis points up in files like those of its training"
+            warnings.warn(f"{text}: y is assumed, up= (--up) names another one", stacklevel=2)
 
     def predict(
-        self, points: np.ndarray | Tensor, *, normalized: bool = False
+        self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None
     ) -> tuple[str, np.ndarray] | tuple[list[str], np.ndarray]:
         """The most probable class, and the probabilities of all classes.
 
@@ -53,15 +64,17 @@ class Predictor:
             normalized: the clouds are those of `pointewa.datasets.load`, which are prepared: centred, scaled to largest
                 norm 1, and sampled from their first point on, as published. They are taken as they are, in the order
                 that they have, and so give exactly what the evaluation of the run computes.
+            up: the axis that points up in the clouds; None: that of the training's files. They are turned so that y
+                is up, unless they are ``normalized``.
 
         Returns:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
 
         Raises:
-            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, a cloud whose points
-                are all in one place, or were rounded to float32 far from the origin.
+            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, an unknown axis, or a
+                cloud whose points are all in one place, or were rounded to float32 far from the origin.
         """
-        probabilities = self.logits(points, normalized=normalized).softmax(-1).numpy()
+        probabilities = self.logits(points, normalized=normalized, up=up).softmax(-1).numpy()
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
         return (names[0] if probabilities.ndim == 1 else names), probabilities
 
@@ -103,7 +116,7 @@ class Predictor:
         return push_to_hub(self.loaded, repo_id, **options)
 
     @torch.no_grad()
-    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False) -> Tensor:
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
         if not isinstance(points, Tensor):
             points = torch.from_numpy(np.array(points, np.float64))  # a copy: it may be read-only or big-endian
@@ -113,15 +126,17 @@ class Predictor:
         if not (clouds.double().abs() <= _LARGEST).all():  # nor NaN
             raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
         for number, cloud in enumerate(() if normalized else clouds):
-            # A model of clouds as they come is going to see them in float32.
-            if problem := flaw(cloud.float() if self.normalize == "none" else cloud):
+            seen = cloud.float() if self.normalize == "none" else cloud  # by the model
+            if problem := flaw(seen):
                 raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
-        parts = [self.model(self._prepared(part, normalized)).float().cpu() for part in clouds.split(_BATCH)]
+        prepared = (self._prepared(part, normalized, up or self.up) for part in clouds.split(_BATCH))
+        parts = [self.model(part).float().cpu() for part in prepared]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
 
-    def _prepared(self, points: Tensor, normalized: bool) -> Tensor:
+    def _prepared(self, points: Tensor, normalized: bool, up: str) -> Tensor:
         points = points.to(self.device, torch.float64)
         if not normalized:
+            points = turn_up(points, up)
             points = group(points, canonical_order(points))
             if self.normalize != "none":
                 # By all points, as the training's clouds were, before any is left out; far from the origin, float32
@@ -132,8 +147,35 @@ class Predictor:
         return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
 
+class ImagePredictor(Predictor):
+    """Classifies images, after preparing them as those of the training were prepared.
+
+    `predict` and `logits` take images uint8 ``[H, W, 3]``, as numpy makes them of a picture in RGB, or many of one size
+    ``[B, H, W, 3]``, of any size; or, with ``normalized``, batches of `pointewa.datasets.images`, float32
+    ``[3, S, S]`` or ``[B, 3, S, S]`` in [-1, 1].
+    """
+
+    @torch.no_grad()
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
+        """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        if up is not None:
+            raise ValueError("the axis that points up is for point clouds, and this model classifies images")
+        images, size = torch.as_tensor(points), self.model.architecture.img_size
+        shape, kind = ([3, size, size], torch.float32) if normalized else ([3], torch.uint8)
+        if images.ndim not in (3, 4) or list(images.shape[-len(shape) :]) != shape or 0 in images.shape:
+            wanted = f"[{', '.join(map(str, shape))}]" if normalized else "[H, W, 3]"
+            raise ValueError(f"expected images {wanted} or a batch of them, found {list(images.shape)}")
+        if images.dtype != kind:
+            raise ValueError(f"expected images of type {kind}, found {images.dtype}")
+        batch = images if images.ndim == 4 else images[None]
+        if not normalized:
+            batch = scaled(torch.stack([fitted(one.permute(2, 0, 1), size) for one in batch]))
+        parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(_BATCH)]
+        return torch.cat(parts) if images.ndim == 4 else torch.cat(parts)[0]
+
+
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of this library, ready to classify.
+    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")

@@ -40,6 +40,8 @@ class Architecture:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        if not 0 < self.mlp_ratio <= 100 or self.width * self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio must be above 0 and at most 100, got {self.mlp_ratio}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
         if self.head not in ("point_mae", "point_bert", "linear"):

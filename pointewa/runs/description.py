@@ -14,11 +14,12 @@ from pointewa.errors import CheckpointError, first_line
 from pointewa.models import Architecture, fuse_batch_norm
 from pointewa.models.patch_embed import PatchEncoder
 from pointewa.models.registry import KINDS, Kind, kind_of
+from pointewa.ops import UP_AXES
 
 # The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
 # no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
-NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "none")
+NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "none", "minus_one_to_one")
 
 
 @dataclass
@@ -28,11 +29,14 @@ class LoadedModel:
     Args:
         model: of a kind in `pointewa.models.registry`, in evaluation mode.
         class_names: C names; none for a model without classes.
-        num_points: P in its training.
+        num_points: P in its training; of no meaning to a model of images.
         dataset: name of the set it was trained on.
         normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1),
-            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), or "none".
+            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), or "none"; of
+            images "minus_one_to_one" (bytes divided by 127.5, minus 1).
         task: what it has learned, a name in `pointewa.tasks`.
+        up: the axis that pointed up in the files of its training: clouds like these are turned by
+            `pointewa.ops.turn_up`, so that y is up, before anything else. None: not recorded.
     """
 
     model: nn.Module
@@ -41,6 +45,7 @@ class LoadedModel:
     dataset: str
     normalize: str
     task: str = "classification"
+    up: str | None = "y"
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights, as plain values."""
@@ -54,6 +59,7 @@ class LoadedModel:
             "num_points": self.num_points,
             "dataset": self.dataset,
             "normalize": self.normalize,
+            "up": self.up,
             "task": self.task,
             "fused_batch_norm": batch_norms_are_fused(self.model),
             "experts": gated and {
@@ -99,7 +105,8 @@ def described_model(description: Any, weights: Any, path: Path) -> LoadedModel:
     except ValueError as error:  # a value out of range; anything else that the model raises is a fault in its code
         raise CheckpointError(f"{path}: its description of the model is not valid ({first_line(error)})") from error
     task = description.get("task", "classification" if kind is KINDS["classifier"] else "masked_autoencoding")
-    return LoadedModel(model, names, *(description[name] for name in ("num_points", "dataset", "normalize")), task)
+    values = [description[name] for name in ("num_points", "dataset", "normalize")]
+    return LoadedModel(model, names, *values, task, description.get("up"))
 
 
 def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
@@ -119,6 +126,10 @@ def _kind(description: Any, num_weights: int) -> tuple[Kind, dict[str, Any]]:
     expect(description.get("task", ""), str, "task")  # version 0.1 had no such key
     if description["num_points"] < 1 or description["normalize"] not in NORMALIZE:
         raise ValueError("num_points or normalize is out of range")
+    if (up := description.get("up")) is not None:  # older files do not say
+        expect(up, str, "up")
+        if up not in UP_AXES:
+            raise ValueError(f"up: expected one of {', '.join(UP_AXES)}")
     values = {key: description.get(key) for key in KINDS[name].fields}
     for key, field_type in KINDS[name].fields.items():
         if field_type is Architecture:
@@ -136,8 +147,6 @@ def _architecture(values: Any, num_weights: int) -> Architecture:
     for name, field in known.items():
         _expect_small(values.get(name, field.default), field.type, name)
     architecture = Architecture(**values)
-    if not 0 < architecture.mlp_ratio <= 100:
-        raise ValueError("mlp_ratio is out of range")
     if architecture.depth > num_weights:
         raise ValueError(f"depth {architecture.depth}, but {num_weights} tensors")
     if architecture.num_groups * architecture.group_size > _MOST:  # the weights do not depend on it

@@ -9,14 +9,13 @@ from typing import Self
 
 from pointewa.config import Config, TrainConfig, differences, load_config, to_yaml
 from pointewa.errors import CheckpointError, ConfigError, first_line
+from pointewa.runs.weights import RUN_CONFIG as CONFIG
 from pointewa.runs.weights import has_state
 from pointewa.safe.files import atomic_write, remove_temporary
 
-CONFIG = "config.yaml"
-
 # What may differ between a run and its continuation, since it does not change the result.
 _FREE = (
-    "run.name", "run.dir", "run.overwrite", "run.report", "data.root", "data.stream",
+    "run.name", "run.dir", "run.overwrite", "run.report", "run.tracker", "data.root", "data.stream",
     "train.device", "train.save_every", "train.max_skipped", "train.activation_checkpointing",
 )  # fmt: skip
 
@@ -34,7 +33,9 @@ def find_run(config: Config) -> Path:
     root, name = Path(config.run.dir), config.run.name
     if name is None:
         task = "" if config.train.task == TrainConfig.task else f"{config.train.task}-"
-        base = f"{config.data.name}-{config.model.preset}-{task}{config.scheme}-seed{config.train.seed}"
+        base = (
+            f"{config.data.name}-{config.model.preset.replace(':', '-')}-{task}{config.scheme}-seed{config.train.seed}"
+        )
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name
@@ -68,6 +69,11 @@ def find_run(config: Config) -> Path:
 def can_resume(folder: Path, config: Config) -> bool:
     """Whether the run in a folder of `find_run` is to resume from a checkpoint."""
     return not config.run.overwrite and has_state(folder)
+
+
+def again(folder: Path) -> str:
+    """How a run goes on once there is room on the disk."""
+    return f"free some space, then resume with the same command and RUN={folder.name} (run.name={folder.name})"
 
 
 class Lock:

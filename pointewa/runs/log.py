@@ -2,13 +2,15 @@
 
 import json
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from pointewa.errors import CheckpointError
-from pointewa.safe.files import atomic_write
+from pointewa.safe.files import append, atomic_write, naming
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.out.tfevents"  # how the names of TensorBoard's files begin
 
 
 class Logbook:
@@ -30,25 +32,31 @@ class Logbook:
             kept = [record for record in read_metrics(folder) if record["epoch"] < first_epoch]
             with atomic_write(self._path) as temporary:
                 temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-        self._board = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._folder = folder
+        with naming(folder / EVENTS):
+            self._board = SummaryWriter(str(folder), purge_step=first_step or None)
+            self._board.flush()  # so that a full disk is noticed here, and not by a thread of its own
 
     def write(self, epoch: int, step: int, scalars: dict[str, float]) -> None:
         """Add a line for an epoch, counted from 0."""
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"epoch": epoch, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        with naming(self._path):
+            append(self._path, json.dumps({"epoch": epoch, **scalars}) + "\n")
+        with naming(self._folder / EVENTS):
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def close(self) -> None:
         """Finish writing."""
-        self._board.close()
+        with naming(self._folder / EVENTS):
+            self._board.close()
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        with suppress(OSError) if kind else nullcontext():  # what went wrong first is reported
+            self.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary | {"run": str(folder)}
 
 
+def after_training(summary: dict[str, Any]) -> str:
+    """When the result was measured, for people: after the last of so many epochs."""
+    return "after the only epoch" if summary["epochs"] == 1 else f"after the last of {summary['epochs']} epochs"
+
+
 def _check(summary: Any) -> None:
     if not isinstance(summary, dict):
         raise ValueError("not a mapping")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import pointewa.ewa as ewa
-from pointewa.errors import CheckpointError, first_line
+from pointewa.config import load_config
+from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
 from pointewa.models.foreign import classifier_state
 from pointewa.models.foreign.published import published_name
@@ -24,6 +25,7 @@ from pointewa.runs.hub import located, own_names, published_model
 from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
+RUN_CONFIG = "config.yaml"
 MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
 CONFIG = "config.json"  # what the description is called beside a model for Hugging Face's hub
 
@@ -40,19 +42,17 @@ def save_model(
         beside: name of the JSON file; by default that of the weights, with the suffix .json.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        OSError: a file cannot be written.
     """
-    try:
-        with atomic_write(path) as temporary:
-            safetensors.torch.save_file(names(loaded.model.state_dict()), temporary)
-        with atomic_write(path.with_name(beside) if beside else path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the model ({first_line(error)})") from error
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(names(loaded.model.state_dict()), temporary)
+    with atomic_write(path.with_name(beside) if beside else path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(loaded.description(), indent=1) + "\n")
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The classifier of a run folder, a ``.safetensors`` file, a ``last.ckpt`` (which is folded), or ``hub:NAME``.
+    """The classifier, of clouds or images, in a run folder, a ``.safetensors`` file, a ``last.ckpt`` (which is folded),
+    or of ``hub:NAME``.
 
     Raises:
         CheckpointError: no model of ours, damaged files, weights of another architecture, or a pre-training run.
@@ -66,7 +66,7 @@ def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
     Raises:
         CheckpointError: it is no classifier; ``path`` is where it came from.
     """
-    if (kind := kind_of(loaded.model)) != "classifier":
+    if (kind := kind_of(loaded.model)) not in ("classifier", "timm"):
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
     return loaded
@@ -85,7 +85,7 @@ def load_any(path: str | Path) -> LoadedModel:
     if path.is_dir():
         found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
         if not found and not has_state(path):
-            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found neither")
+            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path)}")
         path = found[0] if found else path
     if path.suffix == ".safetensors":
         if beside := _beside(path):
@@ -95,6 +95,7 @@ def load_any(path: str | Path) -> LoadedModel:
             description, weights = published_model(path, read_weights(path))
         loaded = described_model(description, weights, path)
         _load_state(loaded.model, weights, path)
+        loaded.up = loaded.up or _assumed_up(loaded.dataset, path.parent)
         return loaded
     restored = restore(path)
     if restored.state.get("ema") is not None:  # of such a run the average is the result
@@ -104,7 +105,22 @@ def load_any(path: str | Path) -> LoadedModel:
         _load_state(restored.model, {name.removeprefix("module."): average[name] for name in average}, path)
     loaded = described_model(restored.state["description"], restored.state["model"], path)
     loaded.model = (restored.model if restored.state["ewa"] is None else ewa.fold(restored.model, inplace=True)).eval()
+    loaded.up = loaded.up or _assumed_up(loaded.dataset, restored.path.parent)
     return loaded
+
+
+def _assumed_up(dataset: str, folder: Path) -> str | None:
+    """The axis that pointed up in the files of a training before descriptions said it, by the configuration in its
+    folder; None where that leaves it open. Only two sets have files that were turned."""
+    if dataset not in ("folder", "modelnet40"):
+        return "y"
+    try:
+        data = load_config([folder / RUN_CONFIG]).data
+    except ConfigError:
+        return None
+    if data.name != dataset or (dataset == "modelnet40" and data.variant is None):
+        return None  # of modelnet40 any layout may have been there
+    return "z" if data.variant in ("z_up", "off") else "y"
 
 
 def is_described(path: str | Path) -> bool:
@@ -138,6 +154,13 @@ def has_state(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
+def _runs_in(folder: Path) -> str:
+    """What a folder holds in place of a run."""
+    runs = sorted(str(file.parent) for file in folder.glob(f"*/{RUN_CONFIG}"))
+    more = ", ..." if len(runs) > 3 else ""
+    return f"a folder of runs: name one, such as {', '.join(runs[:3])}{more}" if runs else "no such file"
+
+
 @dataclass
 class Restored:
     """A training state.
@@ -164,6 +187,8 @@ def restore(path: str | Path) -> Restored:
     path = Path(path)
     if not path.is_dir():
         return _restore(path)
+    if not has_state(path):
+        raise CheckpointError(f"{path}: expected a run folder with {LAST}, found {_runs_in(path)}")
     try:
         return _restore(path / LAST)
     except CheckpointError as error:
@@ -222,8 +247,8 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from error
 
 
-def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
-    """Load initial weights into a dense model; see `pointewa.models.load_weights`.
+def init_from(model: torch.nn.Module, path: str, **options: Any) -> LoadReport:
+    """Load initial weights into a dense model; see `pointewa.models.load_weights` for the options.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture.
@@ -235,7 +260,7 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
             dense = (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
             if value.is_complex() or not dense:
                 raise CheckpointError(f"{name}: expected real numbers, found {_kind(value)}")
-        return load_weights(model, weights)
+        return load_weights(model, weights, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from error
 

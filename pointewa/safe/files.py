@@ -1,12 +1,16 @@
 """Reading a file that may hold anything, and writing one so that a reader finds the old content or the new."""
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pointewa.errors import DataError, UserError, first_line, is_bug
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota that is used up, a limit on files
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def atomic_write(
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         _to_disk(temporary)
         umask = os.umask(0)
         os.umask(umask)
@@ -41,6 +46,45 @@ def atomic_write(
         _to_disk(path.parent)  # the new name too survives a power cut
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file that is being written in what the system refuses, as when the disk is full.
+
+    Python's error names none; h5py, safetensors and torch have errors of their own, with the number in their text.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _refused(error)
+        if number is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _refused(error: Exception) -> int | None:
+    """The system's number of an error; None for one that is not of the system's."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, RuntimeError) and "unexpected pos" in str(error):  # a short write, by torch
+        return errno.ENOSPC
+    found = re.search(r"(?:errno =|os error) (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def append(path: Path, text: str) -> None:
+    """Append text to a file; if it cannot be written whole, none of it stays."""
+    with open(path, "ab", buffering=0) as file:
+        size, content = file.tell(), text.encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def remove_temporary(folder: Path) -> None:

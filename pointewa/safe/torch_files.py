@@ -13,6 +13,7 @@ import torch
 from pointewa.errors import CheckpointError, first_line
 from pointewa.safe.files import stands_for
 from pointewa.safe.numpy_values import STAND_INS
+from pointewa.safe.recognized import other_kind
 
 # What torch.save writes for dense tensors, plain containers, and NumPy's scalars and arrays. torch's own list is
 # longer, and with what else is on it a file of a few bytes can take any amount of memory: bytearray(10**12), a
@@ -26,6 +27,7 @@ _ADMITTED = {
     *(" ".join(name.rsplit(".", 1)) for name in STAND_INS), "__builtin__ bytes", "_codecs encode",
 }  # fmt: skip
 
+_EXPECTED = "a run folder, its last.ckpt, a .safetensors file, or a .pth of Point-MAE or Point-BERT"
 PROGRAMMERS = (AttributeError, NameError, TypeError)  # a fault of the code that raises them, not of a file
 
 
@@ -91,6 +93,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding anything else.
     """
+    if other := other_kind(path):
+        raise CheckpointError(f"{path}: expected {_EXPECTED}, found {other}")
     try:
         if path.exists() and not path.is_file():  # a folder; a pipe, which would be waited for
             raise CheckpointError(f"{path}: expected a file, found a folder or a device")

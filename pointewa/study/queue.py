@@ -13,7 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from pointewa.errors import CheckpointError
+from pointewa.errors import CheckpointError, counted
 from pointewa.runs.folder import Lock
 from pointewa.study.definition import StudyRun, time_left
 from pointewa.tasks import task_of
@@ -72,7 +72,7 @@ class QueueProgress:
     def state(self) -> str:
         """How many runs are done, and how long the rest will take."""
         done, left = self._done_and_left()
-        text = f"{done} of {len(self.runs)} runs done"
+        text = f"{done} of {counted(len(self.runs), 'run')} done"
         text += f", {len(self.failed)} failed" if self.failed else ""
         return text + (f", about {duration(left)} left" if left else "")
 

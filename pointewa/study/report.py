@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, counted
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import Study
 from pointewa.study.figures import Arm, Result, disagreement, gather, mixed_precision
@@ -107,11 +107,11 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
 def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
     results = [result for arm in arms for result in arm.results.values()]
     missing = [run.name for run in study.runs if run.seed not in next(a for a in arms if a.name == run.arm).results]
-    done = f"All {len(results)} runs are finished"
+    done = f"All {len(results)} runs are finished" if len(results) != 1 else "The only run is finished"
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
-        done = f"{len(results)} of {len(study.runs)} runs are finished; missing: {shown}"
-    data = sorted({f"{result.summary['dataset']}, {result.summary['epochs']} epochs" for result in results})
+        done = f"{len(results)} of {counted(len(study.runs), 'run')} are finished; missing: {shown}"
+    data = sorted({f"{result.summary['dataset']}, {counted(result.summary['epochs'], 'epoch')}" for result in results})
     machines = Counter(_machine(result.summary) for result in results)
     commits = Counter(str(_environment(result.summary).get("commit", "unknown")) for result in results)
     command = shlex.join(["python", "-m", "tools.study", str(study.path), *study.overrides])
@@ -210,7 +210,9 @@ def _machine(summary: dict[str, Any]) -> str:
 def _counted(texts: Counter[str]) -> str:
     """A single text as it is, several with the number of runs of each."""
     return (
-        next(iter(texts)) if len(texts) == 1 else "; ".join(f"{text} ({count} runs)" for text, count in texts.items())
+        next(iter(texts))
+        if len(texts) == 1
+        else "; ".join(f"{text} ({counted(count, 'run')})" for text, count in texts.items())
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.config import Config, build_architecture
-from pointewa.errors import DataError
+from pointewa.errors import DataError, counted
 from pointewa.models import LoadReport, PointTransformerClassifier
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
@@ -133,7 +133,7 @@ class Classification(Task):
         from pointewa.viz.report import confusion_html, section_html, table_html
 
         names, result = subjects.loaded.class_names, evaluate(subjects.loaded.model, subjects.batches())
-        what, chosen = f"{subjects.what}, {len(result.labels)} objects", [0, len(result.labels) // 2]
+        what, chosen = f"{subjects.what}, {counted(len(result.labels), 'object')}", [0, len(result.labels) // 2]
         sections = [
             section_html("Classes", table_html(_by_class(result, names), _CLASS_COLUMNS)),
             section_html("Confusion matrix", confusion_html(result.confusion, names, what)),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pointewa.errors import CheckpointError, first_line, is_bug
+from pointewa.runs.folder import again
 from pointewa.runs.weights import LAST, PREVIOUS, restore
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import check_sums
@@ -29,9 +30,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with atomic_write(path, check_sums, path.with_name(PREVIOUS)) as temporary:
             torch.save(dict(state), temporary)
-    except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a short write as a RuntimeError
+    except (OSError, RuntimeError, CheckpointError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise CheckpointError(
-            f"{path}: cannot write the checkpoint ({first_line(error)}); {kept}: free some space, then resume from it"
+            f"{path}: cannot write the checkpoint ({reason}); {kept}: {again(path.parent)}"
         ) from error
 
 

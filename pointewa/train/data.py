@@ -30,7 +30,7 @@ class Data:
         val: those of the validation split; None without one.
         test: those of the test split.
         class_names: C names.
-        normalize: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+        normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
     """
 
     train: TrainBatches
@@ -38,3 +38,4 @@ class Data:
     test: Iterable[Batch]
     class_names: tuple[str, ...]
     normalize: str = "unit_sphere"
+    up: str = "y"

@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
 from pointewa.config import Config, save_interval
-from pointewa.errors import Stopped, TrainingError
+from pointewa.errors import CheckpointError, Stopped, TrainingError, counted
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.folder import Lock, can_resume, start_run
+from pointewa.runs.folder import Lock, again, can_resume, start_run
 from pointewa.runs.log import Logbook
 from pointewa.runs.summary import write_summary
+from pointewa.runs.tracker import Tracker, check_tracker
 from pointewa.runs.weights import LAST, save_model
+from pointewa.safe.files import NO_ROOM
 from pointewa.tasks import task_class
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.data import Data
@@ -49,11 +52,13 @@ class Trainer(Training):
     def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
         self.data, self.folder, self.console = data, folder, console
         self.resumed = can_resume(folder, config)
+        check_tracker(config.run.tracker)
+        self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
         task = task_class(config.train.task)(config)
         super().__init__(task, data.class_names, len(data.train), world, load=not self.resumed)
         if self.report:
-            self._say(f"{config.train.init_from}: {len(self.report.loaded)} tensors loaded")
+            self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:
                 self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
         # Again after building, so that all schemes have the same random stream, however much building drew.
@@ -66,10 +71,10 @@ class Trainer(Training):
     def _resume(self) -> None:
         self.rng, processes = load_training_state(self, self.folder)
         if processes != self.world.size:
-            note = f"{processes} processes trained so far, {self.world.size} resume: equally good, but not bit for bit "
-            self._say(f"{note}what the same number would have given", style="yellow")
-        epoch = self.step // self.steps_per_epoch
-        self._say(f"resuming {self.folder} after {epoch} of {self.config.train.epochs} epochs ({self.step} steps)")
+            note = f"{counted(processes, 'process', 'es')} trained so far, {self.world.size} resume: equally good, but "
+            self._say(f"{note}not bit for bit what the same number would have given", style="yellow")
+        epochs = f"{self.step // self.steps_per_epoch} of {counted(self.config.train.epochs, 'epoch')}"
+        self._say(f"resuming {self.folder} after {epochs} ({counted(self.step, 'step')})")
 
     def fit(self) -> None:
         """Train to the end, from the run's current state.
@@ -84,7 +89,9 @@ class Trainer(Training):
             if not self.resumed:
                 self._announce()
                 self.lock = start_run(self.folder, self.config)
-            logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
+            with self._disk():
+                logbook = Logbook(self.folder, self.step // self.steps_per_epoch, self.step)
+            self.tracker = Tracker(self.folder, self.config)
         if self.world.size > 1:
             self.ddp = self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         if self.config.train.compile:
@@ -93,7 +100,8 @@ class Trainer(Training):
         progress = TrainingProgress(self.console, self.task, self.config.train.epochs, self.total_steps, self.step)
         # torchrun may pass on a signal that the terminal has already sent to the processes: Ctrl-C can come twice.
         signals = StopSignals(insist="TORCHELASTIC_RUN_ID" not in os.environ)
-        with self.lock or nullcontext(), logbook or nullcontext(), signals, progress.bar:
+        files = (self.lock or nullcontext(), logbook or nullcontext(), self.tracker or nullcontext())
+        with self._disk(), files[0], files[1], files[2], signals, progress.bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
                 self._run_epoch(epoch, logbook, progress, signals)
 
@@ -120,6 +128,8 @@ class Trainer(Training):
         self.seconds = already + time.perf_counter() - started
         if logbook:
             logbook.write(epoch, self.step, scalars | {"seconds": self.seconds})
+        if self.tracker:
+            self.tracker.log(scalars | {"seconds": self.seconds}, self.step)
         progress.end_epoch(epoch, self.step, scalars, self.seconds)
         self.totals.zero_()
         self._save()
@@ -130,9 +140,20 @@ class Trainer(Training):
     def _stop(self, signal: int) -> None:
         raise Stopped(
             signal,
-            f"{self.step} of {self.total_steps} steps are saved in {self.folder}; resume with the same command and "
-            f"RUN={self.folder.name} (run.name={self.folder.name})",
+            f"{self.step} of {counted(self.total_steps, 'step')} are saved in {self.folder}; resume with the same "
+            f"command and RUN={self.folder.name} (run.name={self.folder.name})",
         )
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Say of a file that cannot be written how the run goes on once it can."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            name = error.filename or self.folder
+            raise CheckpointError(f"{name}: cannot be written ({error.strerror}): {again(self.folder)}") from error
 
     def _training_metrics(self) -> dict[str, float]:
         """Of the epoch so far. Waits for the device, so skipped steps are noticed here too."""
@@ -190,8 +211,12 @@ class Trainer(Training):
             **self.task.compare(before, after),
         }
         if self.world.first:
-            save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
-            write_summary(self.folder, summary)
+            with self._disk():
+                save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
+                write_summary(self.folder, summary)
+        if self.tracker:
+            self.tracker.summarise(summary, self.step)
+            self.tracker.end()
         return summary
 
     def _rounded(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -221,7 +246,8 @@ class Trainer(Training):
         """A model of this training, with what is needed to use it."""
         data = self.config.data
         classes = self.task.input_classes(self.data.class_names)
-        return LoadedModel(model, classes, data.num_points, data.name, self.data.normalize, self.task.name)
+        described = (data.num_points, data.name, self.data.normalize, self.task.name, self.data.up)
+        return LoadedModel(model, classes, *described)
 
     def _save(self) -> None:
         self._check_skipped()
@@ -243,7 +269,7 @@ class Trainer(Training):
         scheme = f"{names[config.router]}{experts}"
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
         seconds = self._time_step() * self.total_steps
-        epochs = f"{_counted(config.train.epochs, 'epoch')} of {_counted(self.steps_per_epoch, 'step')}"
+        epochs = f"{counted(config.train.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
         self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")
         if self.device.type == "cpu" and seconds > 3600 and config.model.preset != "tiny":
             self._say("On a CPU, MODEL=tiny EPOCHS=10 finishes sooner.", style="yellow")
@@ -266,7 +292,3 @@ class Trainer(Training):
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"

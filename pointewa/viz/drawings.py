@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pointewa.errors import ConfigError, first_line
+from pointewa.errors import ConfigError, counted, first_line
 from pointewa.models import MaskedAutoencoder, PointTransformerClassifier
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
@@ -68,7 +68,9 @@ def patches(items: Sequence[Item], num_groups: int, group_size: int) -> Drawing:
     for item in items:
         with _fitting(item.name):
             panels += patch_panels(item.points, cut(item.points, num_groups, group_size), item.title)
-    heading = f"{num_groups} patches of {group_size} points, {len(items[0].points)} points a cloud"
+    heading = (
+        f"{counted(num_groups, 'patch', 'es')} of {counted(group_size, 'point')}, {len(items[0].points)} points a cloud"
+    )
     return Drawing(Picture(panels, heading, 3), _names(items) | {"num_groups": num_groups, "group_size": group_size})
 
 
@@ -118,12 +120,13 @@ def mistakes(
     every = confident_mistakes(logits, labels)
     shown = every[:count]
     if not shown:
-        raise ConfigError(f"{model or 'the model'} makes no mistake on {len(labels)} objects: there is nothing to draw")
+        raise ConfigError(
+            f"{model or 'the model'} makes no mistake on {counted(len(labels), 'object')}: there is nothing to draw"
+        )
     items = at([one.index for one in shown])
     panels = [plain_panel(item.points, mistake_title(one, class_names)) for one, item in zip(shown, items, strict=True)]
-    heading = (
-        f"the {len(shown)} most confident of {len(every)} mistakes on {len(labels)} objects{model and f', {model}'}"
-    )
+    heading = f"the {len(shown)} most confident of {counted(len(every), 'mistake')} on {counted(len(labels), 'object')}"
+    heading += f", {model}" if model else ""
     rows = [{"index": one.index, "object": item.name, "truth": class_names[one.truth],
              "predicted": class_names[one.predicted], "confidence": one.confidence}
             for one, item in zip(shown, items, strict=True)]  # fmt: skip

@@ -50,7 +50,7 @@ def test_a_bug_in_loading_the_weights_is_not_taken_for_a_bad_file(path, monkeypa
         ({"architecture": {"width": 10**12, "heads": 1}}, "width is out of range"),
         ({"architecture": {"mlp_ratio": 10**400}}, "mlp_ratio is out of range"),
         ({"architecture": {"mlp_ratio": float("nan")}}, "mlp_ratio is out of range"),
-        ({"architecture": {"mlp_ratio": -1.0}}, "mlp_ratio is out of range"),
+        ({"architecture": {"mlp_ratio": -1.0}}, "mlp_ratio must be above 0 and at most 100, got -1.0"),
         ({"architecture": {"size": 3}}, "architecture: unknown keys 'size'"),
         ({"architecture": None}, "architecture: expected dict, found NoneType"),
         ({"dataset": None}, "dataset: expected str, found NoneType"),

@@ -265,7 +265,7 @@ def test_a_disk_that_fills_loses_no_earlier_state(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "last.ckpt: cannot write the checkpoint" in done.stderr
-    assert "the previous one is kept: free some space, then resume from it" in done.stderr
+    assert "(No space left on device); the previous one is kept: free some space, then resume with" in done.stderr
     assert ".tmp" not in done.stdout
     assert int(done.stdout.split()[-1]) == 12  # two checkpoints fitted
     assert (tmp_path / "out").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()

@@ -14,6 +14,7 @@ from pointewa.datasets.inspect.download import ARCHIVES, mismatch
 from pointewa.datasets.inspect.inspection import Duplicates, dimension, duplicates, repeated_points, up_axis
 from pointewa.datasets.registry import NAMES
 from pointewa.datasets.source import Source, progress
+from pointewa.errors import counted
 from pointewa.ops import flaw, unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
@@ -136,7 +137,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
     good, bad = [], []
     official = getattr(NAMES[name], "check_split", None)
     for split, source in sources.items():
-        label = f"{split}: {len(source)} objects, {source.layout}, {source.path}"
+        label = f"{split}: {counted(len(source), 'object')}, {source.layout}, {source.path}"
         problems = official(source, split) if official else []
         sizes = (look := _read(source, split)).sizes
         problems += [f"{one}: coordinates that are not finite, or no points" for one in look.broken]

@@ -55,6 +55,7 @@ class Published:
             "num_points": self.num_points,
             "dataset": self.dataset,
             "normalize": self.normalize,
+            "up": "y",
             "task": "masked_autoencoding" if masked else "classification",
         }
 
