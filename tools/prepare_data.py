@@ -71,7 +71,7 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
     )
     row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
-    row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.7g}")
+    row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.3f}")
     row("not finite", lambda split: len(split["not_finite"]))
     row("with points left out", lambda split: len(split["with_points_left_out"]))
     row("points on one line", lambda split: len(split["degenerate"]))

@@ -97,6 +97,8 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
     elif format == "torch_pointcloud":
         names = partial(to_theirs, architecture=plain.architecture)
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
+    elif format != "safetensors" and loaded.normalize != "none":
+        notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     notes += _turned(loaded.up)

@@ -152,6 +152,8 @@ CLOUDS = {
     "no_points_binary.pcd": pcd(body=binary() + bytes(99), kind="binary", POINTS=None),
     "upper_fields.pcd": pcd("X Y Z"),
     "brackets.pcd": pcd("x[m] y[m] z[m]"),
+    "bracketed.pcd": pcd("[x] [y] [z]"),
+    "bracket.pcd": pcd("[x y z]"),
     "repeated.pcd": pcd("i x y z i", columns("i", "x", "y", "z", "i", separator=" ", header=False).encode()),
     "padding.pcd": pcd("x _ y z _", columns("x", "_", "y", "z", "_", separator=" ", header=False).encode()),
     "lower_keys.pcd": pcd().replace(b"FIELDS", b"fields").replace(b"DATA ascii", b"data ASCII"),
@@ -191,6 +193,7 @@ CLOUDS = {
     "quoted.csv": "".join(",".join(f'"{f}"' for f in line.split(",")) + "\n" for line in
                           columns("r", "x", "y", "z").splitlines()),
     "units.csv": columns("t", "x", "y", "z").replace("x,y,z", "x [m],y [m],z [m]"),
+    "bracketed.csv": columns("t", "x", "y", "z").replace("x,y,z", "[X], (Y) , [Z]"),
     "pos.csv": columns("t", "x", "y", "z").replace("x,y,z", "pos_x,pos_y,pos_z"),
     "utm.csv": columns("t", "x", "y", "z").replace("x,y,z", "Easting,Northing,Height"),
     "normals.csv": columns("nx", "ny", "nz", "x", "y", "z"),

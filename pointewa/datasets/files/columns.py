@@ -18,7 +18,8 @@ def xyz(names: Sequence[str]) -> tuple[int, int, int]:
     Raises:
         ValueError: none are, or more than one triple is; with the names.
     """
-    plain = [re.sub(r"[\[(].*?[\])]|[\W_]", "", name.lower()) for name in names]
+    bare = [re.sub(r"(?<=\w)\W*[\[(].*?[\])]", "", name.lower()) for name in names]  # of units
+    plain = [re.sub(r"[\W_]", "", name) for name in bare]
     triples = [tuple(one + letter + other for letter in "xyz") for one in _BEFORE for other in _AFTER]
     triples += [tuple(f"{one}{number}" for number in range(3)) for one in _NUMBERED]
     found = [tuple(map(plain.index, triple)) for triple in triples if set(triple) <= set(plain)]
