@@ -130,14 +130,11 @@ class Classification(Task):
         from pointewa.viz import drawings
         from pointewa.viz.confusion import confusion_figure
         from pointewa.viz.html import clouds_html
-        from pointewa.viz.report import confusion_html, section_html, table_html
+        from pointewa.viz.report import section_html
 
         names, result = subjects.loaded.class_names, evaluate(subjects.loaded.model, subjects.batches())
         what, chosen = f"{subjects.what}, {counted(len(result.labels), 'object')}", [0, len(result.labels) // 2]
-        sections = [
-            section_html("Classes", table_html(_by_class(result, names), _CLASS_COLUMNS)),
-            section_html("Confusion matrix", confusion_html(result.confusion, names, what)),
-        ]
+        sections = class_sections(result, names, what)
         numbers = {}
         if result.accuracy < 100:
             wrong = drawings.mistakes(result.logits, result.labels, names, subjects.at, count, model=str(subjects.run))
@@ -151,6 +148,16 @@ class Classification(Task):
 
 
 _CLASS_COLUMNS = ("class", "objects", "correct", "accuracy", "most often taken for")
+
+
+def class_sections(result: Evaluation, names: Sequence[str], what: str) -> list[str]:
+    """The parts of a run's page about its classes: a table, and the confusion matrix."""
+    from pointewa.viz.report import confusion_html, section_html, table_html
+
+    return [
+        section_html("Classes", table_html(_by_class(result, names), _CLASS_COLUMNS)),
+        section_html("Confusion matrix", confusion_html(result.confusion, names, what)),
+    ]
 
 
 def _by_class(result: Evaluation, names: Sequence[str]) -> list[list[str]]:

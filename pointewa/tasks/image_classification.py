@@ -10,7 +10,7 @@ from pointewa.models.timm_vit import TimmArchitecture, need_timm, timm_vit
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
 from pointewa.tasks.base import Shown, Subjects, Task
-from pointewa.tasks.classification import Classification, evaluate
+from pointewa.tasks.classification import Classification, class_sections, evaluate
 
 # The fields of timm's by our keys in the group model.
 _FIELDS = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "heads": "num_heads",
@@ -79,16 +79,16 @@ class ImageClassification(Classification):
         from pointewa.viz.html import svg_html
         from pointewa.viz.images import images_figure
         from pointewa.viz.mistakes import confident_mistakes, mistake_title
-        from pointewa.viz.report import confusion_html, section_html
+        from pointewa.viz.report import section_html
 
         names, result = subjects.loaded.class_names, evaluate(subjects.loaded.model, subjects.batches())
         what = f"{subjects.what}, {len(result.labels)} images"
-        sections = [section_html("Confusion matrix", confusion_html(result.confusion, names, what))]
+        sections = class_sections(result, names, what)
         every = confident_mistakes(result.logits, result.labels)
         if shown := every[:count]:
             pictures = [item.points for item in subjects.at([one.index for one in shown])]
             figure = images_figure(pictures, [mistake_title(one, names) for one in shown])
             heading = f"The {len(shown)} most confident of {len(every)} mistakes"
-            sections.append(section_html(heading, svg_html(figure)))
+            sections.append(section_html(heading, f'<div class="photos">{svg_html(figure)}</div>\n'))
         figures = {"confusion matrix": confusion_figure(result.confusion, names, subjects.what)}
         return Shown(sections, result.metrics, {"mistakes": len(every)}, figures)

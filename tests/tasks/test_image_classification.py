@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pointewa.models.timm_vit import TimmArchitecture
 from pointewa.runs.folder import find_run
 from pointewa.runs.weights import init_from, load_any
 from pointewa.tasks import task_class
-from pointewa.tools import evaluate, fold, predict, svm, train, visualize
+from pointewa.tools import compare, evaluate, fold, predict, svm, train, visualize
 from pointewa.train.build import build_averaging, build_model
 from pointewa.train.optimizer import build_optimizer, no_decay
 from pointewa.train.trainer import Trainer
@@ -229,8 +230,12 @@ def test_the_command_lines_take_images_or_say_that_they_do_not(tmp_path, capsys)
     assert summary["task"] == "image_classification"
     assert summary["model"] == "timm:vit_tiny_patch16_224"
     headings = re.findall("<h2>(.*?)</h2>", (folder / "report.html").read_text())
-    assert headings[:4] == ["Result", "Training", "Experts", "Confusion matrix"]
-    assert "most confident of" in headings[4]
+    assert headings[:5] == ["Result", "Training", "Experts", "Classes", "Confusion matrix"]
+    assert "most confident of" in headings[5]
+    shutil.copytree(folder, tmp_path / "twin")
+    compared = json.loads(call(compare, capsys, folder, tmp_path / "twin", "--json"))
+    assert compared["runs"][0]["oa"] == pytest.approx(summary["test"]["oa"], abs=1e-3)
+    assert compared["comparisons"][0]["test"] == {"only_first": 0, "only_second": 0, "p": 1.0}
     evaluated = json.loads(call(evaluate, capsys, folder, "--json"))
     assert evaluated["oa"] == pytest.approx(summary["test"]["oa"], abs=1e-3)
     assert "folded" in call(fold, capsys, folder, tmp_path / "dense.safetensors")

@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(runs, capsys, tmp_path):  # noqa: F811
         ([dense, tmp_path / "unfinished"], "unfinished: not finished"),
         (
             [dense, tmp_path / "light"],
-            "light: expected a run folder with model.safetensors or last.ckpt, found neither",
+            "light: expected a run folder with model.safetensors or last.ckpt, found",
         ),
         ([dense, runs / "ewa", "--out", tmp_path / "x.png"], "--out: expected a name ending in .html or .htm"),
         ([dense, runs / "ewa", "data.nam=x"], "unknown key data.nam"),
