@@ -347,7 +347,7 @@ GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
         (GOOD, ["run.overwrite=true"], "run.overwrite: the study sets it"),
         (GOOD, ["--only", "c"], "--only: expected some of a, b, found 'c'"),
         (GOOD, ["--jobs", "0"], "--jobs: expected at least 1, found 0"),
-        (GOOD, ["--budget", "-1"], "--budget: expected seconds, found -1"),
+        (GOOD, ["--budget", "-1"], "--budget: expected at least 0, found -1"),
         (GOOD, ["--report-only"], "no run of "),
     ],
 )  # fmt: skip
