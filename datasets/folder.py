@@ -1,7 +1,10 @@
 """The user's own clouds and meshes: one folder per class."""
 
 import functools
-from collections.abc import Iterator
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +12,23 @@ import torch
 
 from pointewa.datasets import packed
 from pointewa.datasets.base import hold_out
-from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.files import SUFFIXES, kind, read_cloud
 from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
+from pointewa.safe.files import printable
 
 TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
 _UP = {"y_up": "y", "z_up": "z"}
+_LITTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}  # of operating systems
+_SPLITS = ("train", "test")
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
-    """A split of ``<class>/{train,test}/*``, or of ``<class>/*`` with a fixed, seeded fifth of each class for testing.
+    """A split of ``<class>/{train,test}/*``, of ``{train,test}/<class>/*``, or of ``<class>/*`` with a fixed, seeded
+    fifth of each class for testing.
+
+    A note on stderr says what is there and is not read; hidden files are passed over.
 
     Args:
         root: the folder with a folder for each class, or a packed file.
@@ -29,7 +38,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             the clouds of a packed file are turned already.
 
     Raises:
-        DataError: no classes, a class without files, a file that cannot be read.
+        DataError: no classes, a class without files, classes whose names differ by case only, a file that cannot be
+            read.
     """
     folder = Path(root)
     if variant not in (None, *_UP):
@@ -37,17 +47,20 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     if folder.is_file():
         return packed.source(folder, split, up=_UP.get(variant))
     variant = variant or "y_up"
-    classes = sorted(path for path in folder.glob("[!.]*/") if path.is_dir())
-    if not classes:
+    left_out: dict[str, list[str]] = defaultdict(list)
+    by_split = _by_split(folder)
+    places = _classes(folder, left_out, by_split) if by_split else _classes(folder, left_out)
+    if not places:
         raise DataError(
             f"{folder.resolve()}: expected a folder for each class with its files ({' '.join(SUFFIXES)}), or with the "
             f"folders train and test, found {'no folders' if folder.is_dir() else 'nothing'}: point DATA_ROOT at it"
         )
-    divided = any((path / name).is_dir() for path in classes for name in ("train", "test"))
-    files, labels = [], []
-    for label, path in enumerate(classes):
-        place = path / split if divided else path
-        mine = sorted(file for file in place.glob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    _check_names(folder, places)
+    divided = by_split or any((path / name).is_dir() for path in places.values() for name in _SPLITS)
+    names, files, labels = tuple(places), [], []
+    for label, path in enumerate(places.values()):
+        place = folder / split / path.name if by_split else path / split if divided else path
+        mine = _files(folder, place, left_out)
         if len(mine) < (1 if divided else 2):
             raise DataError(
                 f"{place}: expected {'files' if divided else 'at least two files'} of the kinds {' '.join(SUFFIXES)}, "
@@ -55,20 +68,104 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             )
         files += mine
         labels += [label] * len(mine)
+        if divided and not by_split:  # what is beside train and test
+            _files(folder, path, left_out, passed=_SPLITS)
     if not divided:
         test = hold_out(torch.tensor(labels), TEST_FRACTION, seed=0).tolist()
         chosen = sorted(test if split == "test" else set(range(len(files))) - set(test))
         files, labels = [files[index] for index in chosen], [labels[index] for index in chosen]
+    _note(folder, left_out)
 
     def clouds(count: int) -> Iterator[Cloud]:
         read = functools.partial(_read, samples=max(10_000, 2 * count), up=_UP[variant])
-        yield from map(Cloud, in_parallel(read, files))
+        yield from in_parallel(read, files)
 
-    objects = tuple(f"{classes[label].name}/{file.name}" for label, file in zip(labels, files, strict=True))
-    names = tuple(path.name for path in classes)
+    objects = tuple(f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True))
     return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
-                  up=_UP[variant])  # fmt: skip
+                  up=_UP[variant], left_out=dict(left_out))  # fmt: skip
 
 
-def _read(file: Path, samples: int, up: str) -> np.ndarray:
-    return turn_up(torch.from_numpy(read_points(file, samples)), up).numpy()
+def _by_split(folder: Path) -> bool:
+    """Whether it is laid out as {train,test}/<class>/*.
+
+    Raises:
+        DataError: one of train and test is missing.
+    """
+    found = [name for name in _SPLITS if _entries(folder / name, folders=True)
+             and not any(kind(path) for path in _entries(folder / name))]  # fmt: skip
+    within = {path.name for name in found for path in _entries(folder / name, folders=True)}
+    if not found or within <= set(_SPLITS):  # a class may be called train
+        return False
+    if len(found) == 1:
+        others = [printable(path.name) for path in _entries(folder, folders=True)]
+        raise DataError(
+            f"{folder}: expected the folders train and test with a folder for each class, found {', '.join(others)}: "
+            f"add or rename the other one, or move the classes out of {found[0]} to have them divided"
+        )
+    return True
+
+
+def _entries(folder: Path, folders: bool = False) -> list[Path]:
+    """What is in a folder but hidden, sorted: everything, or the folders that are not links to where they are in."""
+    if not folder.is_dir():
+        return []
+    found = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in _LITTER)
+    return [path for path in found if path.is_dir() and not _is_loop(path)] if folders else found
+
+
+def _is_loop(path: Path) -> bool:
+    return path.is_symlink() and path.resolve() in (path.parent.resolve(), *path.parent.resolve().parents)
+
+
+def _classes(folder: Path, left_out: dict[str, list[str]], by_split: bool = False) -> dict[str, Path]:
+    """The folders of the classes by their names, those in train and test if these come first."""
+    tops = [folder / name for name in _SPLITS] if by_split else [folder]
+    for top in dict.fromkeys((folder, *tops)):
+        wanted = set(tops) | set(_entries(top, folders=True) if top in tops else ())
+        _leave_out(folder, [path for path in _entries(top) if path not in wanted], left_out)
+    found = [path for top in tops for path in _entries(top, folders=True)]
+    return {printable(path.name): path for path in sorted(found, key=lambda path: path.name)}
+
+
+def _check_names(folder: Path, names: Mapping[str, Path]) -> None:
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"{folder}: the classes {other} and {name} differ by the case or the encoding of their names only: "
+                "rename or merge them"
+            )
+
+
+def _files(folder: Path, place: Path, left_out: dict[str, list[str]], passed: Sequence[str] = ()) -> list[Path]:
+    found = [path for path in _entries(place) if path.name not in passed]
+    files = [] if passed else [path for path in found if kind(path) and path.is_file()]
+    _leave_out(folder, [path for path in found if path not in set(files)], left_out)
+    return files
+
+
+def _leave_out(folder: Path, paths: Sequence[Path], left_out: dict[str, list[str]]) -> None:
+    for path in paths:
+        name = "folders" if path.is_dir() else path.suffix.lower() or "without a suffix"
+        if not path.exists():
+            name = "broken links"
+        elif kind(path) and path.is_file():
+            name = f"misplaced {kind(path)}"
+        left_out[printable(name)].append(printable(str(path.relative_to(folder))))
+
+
+def _note(folder: Path, left_out: Mapping[str, Sequence[str]]) -> None:
+    if left_out:
+        kinds = ", ".join(f"{len(paths)} {name}" for name, paths in sorted(left_out.items()))
+        _say(f"note: {folder}: left out: {kinds} (make data WHAT=inspect lists them); read are {' '.join(SUFFIXES)}")
+
+
+@functools.cache  # the same for both splits
+def _say(note: str) -> None:
+    print(printable(note), file=sys.stderr)
+
+
+def _read(file: Path, samples: int, up: str) -> Cloud:
+    cloud = read_cloud(file, samples)
+    return cloud._replace(points=turn_up(torch.from_numpy(cloud.points), up).numpy())

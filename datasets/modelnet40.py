@@ -238,6 +238,9 @@ def _open_dat(folder: Path, split: str) -> Source:
     if not files:
         raise DataError(f"{folder}: no modelnet40_{split}_8192pts_fps.dat beside that of the other split")
     file, listed = files[-1], folder / f"modelnet40_{split}.txt"
+    if not (folder / "modelnet40_shape_names.txt").is_file():
+        raise DataError(f"{file}: expected modelnet40_shape_names.txt beside it, with the names of the classes that "
+                        "its labels number: it comes with modelnet40_normal_resampled")  # fmt: skip
     names = _lines(folder / "modelnet40_shape_names.txt")
     content = load_arrays(file)
     with reading(file, "a pickle [points, labels] of as many objects"):

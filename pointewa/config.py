@@ -38,8 +38,11 @@ class DataConfig:
         None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; others: a layout or the up axis, see docs/data.md
     )
     num_points: AtLeastOne = 1024
+    img_size: AtLeastOne = 32  # side in pixels, of a set of images
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
-    augment: Any = field(default_factory=lambda: ["scale_shift"])  # applied in order; also rotate_up, jitter, dropout
+    augment: Any = field(
+        default_factory=lambda: ["scale_shift"]
+    )  # applied in order; also rotate_up, jitter, dropout; of images: crop, flip
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: Fraction = 0.0  # of each class of the training split, held out for every choice; fixed objects
     train_fraction: PositiveFraction = (
@@ -57,7 +60,7 @@ class DataConfig:
 class ModelConfig:
     """A preset and its overrides (None: the preset's own value)."""
 
-    preset: str = "tiny"
+    preset: str = "tiny"  # or "timm:NAME", a ViT of timm's for images
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
@@ -68,6 +71,7 @@ class ModelConfig:
     drop_path: float | None = None
     mask_ratio: float = 0.6  # of the patches, in masked autoencoding
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
+    patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
 
 
@@ -81,9 +85,9 @@ class MoeConfig:
     layers: Any = "every_other"  # or "all", or a list of block numbers
     top_k: AtLeastOne = 1  # experts per token, with the learned router
     balance: NonNegative = 0.01  # weight of that router's load-balancing loss
-    init: Literal["auto", "copy", "independent"] = (
-        "auto"  # copies of the FFN, or independent; auto: copy with init_from
-    )
+    # copies of the FFN, or independent; auto: copies with init_from; mean, as a control: no experts, but the dense
+    # model that starts from the mean of num_experts independent ones
+    init: Literal["auto", "copy", "independent", "mean"] = "auto"
     scope: Literal["batch", "sample"] = "batch"  # of the random partition: the tokens of a batch, or of each sample
 
 
@@ -94,6 +98,7 @@ class EwaConfig:
     enabled: bool = True
     share_rate: float = 0.3  # b of Eq. 6, or the value that it rises to
     schedule: Literal["constant", "linear"] = "linear"
+    rise: PositiveFraction = 1.0  # fraction of the training over which the linear one rises
     until: float = 1.0  # fraction of the training after which averaging stops
 
 
@@ -164,6 +169,9 @@ class Config:
         return names.get(self.router, "moe_ewa" if self.ewa.enabled else "moe")
 
 
+_FOLDERS = ("data.root", "run.dir")
+
+
 def load_config(
     files: Iterable[str | Path] = (), overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
@@ -184,6 +192,10 @@ def load_config(
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r}: expected key=value, such as train.epochs=10")
+        if key in _FOLDERS and value and value[0] not in "'\"":  # any name, though # and : mean something in YAML
+            group, name = key.split(".")
+            layers.append(("command line", OmegaConf.create({group: {name: value}})))
+            continue
         try:
             layers.append(("command line", OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -227,7 +239,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth")  # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
@@ -355,6 +367,9 @@ def _check_values(config: Config) -> None:
         raise ConfigError("train.freeze_backbone: a frozen backbone leaves no experts to train: set ewa.enabled=false")
     if config.moe.router == "none" and config.ewa.enabled:
         raise ConfigError("moe.router: a dense model has no experts to average: set ewa.enabled=false")
+    if config.moe.init == "mean" and (config.router != "none" or train.init_from):
+        raise ConfigError("moe.init: mean starts a dense model from scratch: set ewa.enabled=false, and no "
+                          "train.init_from")  # fmt: skip
     if train.warmup_epochs is not None and train.warmup_epochs > train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected at most train.epochs, found {train.warmup_epochs}")
     save_interval(train)

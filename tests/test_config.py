@@ -10,6 +10,7 @@ from pointewa.config import Config, DataConfig, build_architecture, differences,
 from pointewa.errors import ConfigError
 from pointewa.models import PRESETS
 from pointewa.study.definition import load_study
+from pointewa.tasks import task_class
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -29,7 +30,7 @@ def test_later_layers_win(tmp_path):
 def test_committed_configurations_load_and_name_their_data_set(path):
     config = load_config([path])
     assert config.data.name == path.stem.partition("_")[0]
-    build_architecture(config.model)
+    task_class(config.train.task)(config)  # refuses what does not fit
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)
@@ -49,7 +50,7 @@ def test_committed_overlays_load_on_top_of_a_data_set(path):
 def test_committed_studies_are_valid(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = load_study(path, [f"run.dir={tmp_path}"])
-    assert len(study.runs) == len(study.arms) * len(study.seeds)
+    assert len(study.runs) == sum(map(len, study.seeds.values()))
 
 
 def test_yaml_reads_back(tmp_path):
@@ -200,7 +201,7 @@ def test_a_configuration_that_comes_with_the_package_is_found_from_anywhere(tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("shapez", "shapez: no such file: expected one of folder, modelnet40, .*, found 'shapez'"),
+        ("shapez", "shapez: no such file: expected one of folder, images, modelnet40, .*, found 'shapez'"),
         ("configs/arm/exa.yaml", "exa.yaml: no such file: expected one of arm/dense, arm/dense_ema, arm/ewa,"),
         ("/nowhere/x.yaml", "x.yaml: no such file$"),
     ],

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from pointewa.datasets.layouts.modelnet40 import OFFICIAL
 from safetensors.torch import save_file
 from torch.nn.functional import gelu, linear
@@ -23,7 +24,7 @@ from torch.nn.functional import gelu, linear
 from pointewa import datasets, tasks
 from pointewa.__main__ import COMMANDS
 from pointewa.datasets import registry
-from pointewa.datasets.layouts import shapes
+from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
 from pointewa.models import registry as models_registry
@@ -98,6 +99,10 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
+    for number in range(80):
+        path = home / "my_images" / ("train", "test")[number % 2] / f"class_{number // 40}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         patch.chdir(home)
@@ -128,6 +133,7 @@ def shrink(patch):
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
+    patch.setattr(images, "COUNT", {"train": 64, "test": 16})
     patch.setattr(theirs._registry, "MODELS_DIR", "cache")  # in the current folder
     for name in HUB:
         patch.setitem(PUBLISHED, name, replace(PUBLISHED[name], architecture=PRESETS["point_mae"]))

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 # (None: any).
 BELOW = {
     "ewa": ((), {"torch"}),
-    "ops": ((), {"torch", "pytorch3d"}),
-    "models": (("ops", "errors"), {"torch"}),
+    "ops": ((), {"torch", "pytorch3d", "torchvision"}),
+    "models": (("ops", "errors"), {"torch", "timm"}),
     "safe": (("errors",), None),
     "runs": (("models", "ops", "ewa", "safe", "config", "errors"), None),
     "viz": (("models", "ops", "ewa", "safe", "errors"), None),

@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"--votes, --corrupt, --confusion: {args.checkpoint} predicts no classes: leave them out")
         show_metrics(subjects, args.json)
         return
+    if args.votes or args.corrupt:
+        subjects.need_clouds("--votes, --corrupt")
     evaluator, dataset = subjects.evaluator, subjects.config.data.name
     names = evaluator.class_names
     results = {"plain": evaluator.plain()}

@@ -1,4 +1,6 @@
-"""Classify clouds and meshes from disk: ply, pcd, xyz, txt, npy, npz, off, obj, stl, glb.
+"""Classify clouds and meshes from disk: ply, pcd, las, txt, npy, off, obj, stl, glb, and their like; or images.
+
+docs/data.md lists what is read.
 
 python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
 python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
@@ -15,9 +17,12 @@ from rich.table import Table
 
 import pointewa
 from pointewa.datasets.files import read_points
+from pointewa.datasets.images import read_image
 from pointewa.datasets.source import progress
-from pointewa.errors import DataError, counted, first_line
+from pointewa.errors import ConfigError, DataError, counted, first_line
+from pointewa.inference.predict import ImagePredictor
 from pointewa.ops import UP_AXES
+from pointewa.safe.files import printable, reading
 from pointewa.tools import cli
 
 TOP = 3
@@ -29,15 +34,21 @@ def classify(model: pointewa.Predictor, path: Path, up: str | None) -> dict[str,
     Raises:
         DataError: it cannot be read, or holds no cloud that a model can take.
     """
-    points = read_points(
-        path, samples=max(10_000, 2 * model.num_points)
-    )  # as many on a mesh as in `pointewa.datasets.layouts.folder`
+    if isinstance(model, ImagePredictor):
+        with reading(path, "an image"):
+            data = path.read_bytes()
+        seen = read_image(path, data)
+        size = {"height": seen.shape[0], "width": seen.shape[1]}
+    else:
+        # as many on a mesh as in `pointewa.datasets.layouts.folder`
+        seen = read_points(path, samples=max(10_000, 2 * model.num_points))
+        size = {"points": len(seen)}
     try:
-        name, probabilities = model.predict(points, up=up)
+        name, probabilities = model.predict(seen, up=up)
     except ValueError as error:
         raise DataError(f"{path}: {first_line(error)}: remove or repair the file") from error
     ranked = sorted(zip(model.class_names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
-    return {"file": str(path), "points": len(points), "class": name, "probabilities": dict(ranked)}
+    return {"file": str(path), **size, "class": name, "probabilities": dict(ranked)}
 
 
 def as_table(predictions: list[dict[str, Any]]) -> Table:
@@ -48,7 +59,7 @@ def as_table(predictions: list[dict[str, Any]]) -> Table:
         table.add_column(place)
     for one in predictions:
         best = list(one["probabilities"].items())[:TOP]
-        table.add_row(escape(one["file"]), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
+        table.add_row(escape(printable(one["file"])), *(f"{escape(name)} {100 * share:.1f} %" for name, share in best))
     return table
 
 
@@ -56,12 +67,15 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud or mesh")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud, mesh or image")
     parser.add_argument("--up", choices=UP_AXES, help="axis of the files that points up (default: as in training)")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)
     model = pointewa.load(args.model, args.device)
-    if args.up is None and model.up != "y":
+    if isinstance(model, ImagePredictor):
+        if args.up:
+            raise ConfigError(f"--up: for point clouds, and {args.model} classifies images: leave it out")
+    elif args.up is None and model.up != "y":
         note = f"note: the files are turned from {model.up} up to y up, as in training; --up names another axis"
         print(note, file=sys.stderr)
     predictions, failed = [], []

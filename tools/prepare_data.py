@@ -43,10 +43,13 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
-    return {
+    found = {
         split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
         for split in ("train", "test")
     }
+    if found["train"].images:
+        raise DataError(f"data.name: {data.name} has images, which training reads as they are: choose a set of clouds")
+    return found
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
@@ -68,7 +71,9 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
     )
     row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
+    row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.3f}")
     row("not finite", lambda split: len(split["not_finite"]))
+    row("with points left out", lambda split: len(split["with_points_left_out"]))
     row("points on one line", lambda split: len(split["degenerate"]))
     row(
         "with repeated points",
@@ -79,11 +84,24 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         row(name, lambda split, name=name: split["classes"][name])
     console.print(table)
     for split in splits.values():
-        for kind in ("not_finite", "degenerate"):
+        for kind in ("not_finite", "with_points_left_out", "degenerate"):
             if split[kind]:
                 console.print(
                     f"{kind.replace('_', ' ')}: {', '.join(split[kind][:5])}{', ...' * (len(split[kind]) > 5)}"
                 )
+    for name, split in splits.items():
+        mean = split["largest_offset"]["mean"]
+        if math.hypot(*mean) > 1000:
+            console.print(
+                f"{name}: far from the origin, as {split['largest_offset']['object']} at "
+                f"({', '.join(f'{value:.10g}' for value in mean)}): centred in float64 when it is loaded",
+                highlight=False, soft_wrap=True, markup=False,
+            )  # fmt: skip
+        for one, problem in list(split["refused"].items())[:5]:
+            console.print(f"{name}: {one}: {problem}", highlight=False, soft_wrap=True, markup=False)
+        for kind, files in split["files_left_out"].items():
+            console.print(f"{name}: left out, {kind}: {len(files)}, {', '.join(files[:5])}{', ...' * (len(files) > 5)}",
+                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip
     for kind, twice in found["in_train_and_test"].items():
         text = f"{counted(twice['pairs'], 'pair')} of a training and a test object ({kind.replace('_', ' ')})"
         if twice["pairs"]:

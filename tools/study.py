@@ -13,7 +13,7 @@ A study file:
       dense: {ewa: {enabled: false}}
       ewa:
       ewa-all: {moe: {layers: all}}
-    seeds: [0, 1, 2]
+    seeds: [0, 1, 2]  # or for some arms others: {default: [0, 1, 2], dense: [0, 1, 2, 3, 4]}
 
 Each run has its folder runs/STUDY/ARM-seedK, and its output is in runs/STUDY/ARM-seedK.log. Whatever ends the tool ends
 its trainings too, and the same command resumes it. The report of all finished runs is in runs/STUDY/report; --publish

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser)
     args = parser.parse_intermixed_args(argv)
     subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
+    subjects.need_clouds("svm")
     data = subjects.config.data
     test = subjects.features(), subjects.clouds.labels.cpu()
     result = svm.fit(subjects.training_features(), test, len(subjects.clouds.class_names), args.c)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import SUMMARY, after_training, read_summary
-from pointewa.tasks import task_of
+from pointewa.tasks import task_class, task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, launch, launched, process_group
@@ -44,8 +45,10 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     if summary:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
+    task_class(config.train.task)(config)  # refuses what does not fit before the data is read
     trainer = world.first_then_others(lambda: Trainer(config, training_data(config, world), folder, console, world))
-    if trainer.total_steps < SETTLED and not trainer.resumed:
+    settles = any(isinstance(module, torch.nn.BatchNorm1d) for module in trainer.model.modules())
+    if settles and trainer.total_steps < SETTLED and not trainer.resumed:
         advice = f"BatchNorm's averages, which evaluation uses, take some {SETTLED} steps to settle"
         enough = -(-SETTLED // trainer.steps_per_epoch)
         say(console, f"{advice}, and these are {trainer.total_steps}: try EPOCHS={enough}", style="yellow")

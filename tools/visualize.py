@@ -166,7 +166,10 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(f"{args.what}.png")
     if args.renderer == "open3d" and not offscreen.available():
         raise ConfigError(f"--renderer open3d: Open3D is not installed: {offscreen.REMEDY}, or leave the option out")
-    drawing = KINDS[args.what](Subjects(args.run, args.split, args.config, args.overrides, args.up), args)
+    subjects = Subjects(args.run, args.split, args.config, args.overrides, args.up)
+    if args.what != "experts":
+        subjects.need_clouds(args.what)
+    drawing = KINDS[args.what](subjects, args)
     drawer = _write(drawing, args.what if not args.run else f"{args.what} of {args.run}", out, html, args.renderer)
     written = {"png": None, "html": str(html) if html else None}
     if out:

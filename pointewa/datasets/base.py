@@ -45,6 +45,11 @@ class Clouds(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def normalize(self) -> str:
+        """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
+        return "unit_sphere" if self.normalized else "none"
+
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
         """For each of ``indices`` ``[B]`` the first ``count`` points of those clouds, on the device."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointewa.datasets.base import Clouds
+from pointewa.datasets.base import Clouds, Labelled
 from pointewa.datasets.transforms import AUGMENTATIONS, augment, pool_size, select, subset_indices
 from pointewa.errors import ConfigError, counted
 from pointewa.tasks.base import Batch
@@ -31,6 +31,8 @@ class TrainLoader:
         ConfigError: an unknown augmentation, a batch larger than the set, or one that cannot be divided equally.
     """
 
+    known: Sequence[str] = AUGMENTATIONS
+
     def __init__(
         self,
         clouds: Clouds,
@@ -41,8 +43,8 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if unknown := [name for name in augmentations if name not in AUGMENTATIONS]:
-            raise ConfigError(f"data.augment: expected a list of {', '.join(AUGMENTATIONS)}, found {unknown[0]!r}")
+        if unknown := [name for name in augmentations if name not in self.known]:
+            raise ConfigError(f"data.augment: expected a list of {', '.join(self.known)}, found {unknown[0]!r}")
         if not 1 <= batch_size <= len(clouds):
             raise ConfigError(
                 f"train.batch_size: expected 1 to {len(clouds)}, the training objects, found {batch_size}"
@@ -65,10 +67,13 @@ class TrainLoader:
         parts = [batch.chunk(self.world_size)[self.rank] for batch in self._batches(epoch)[start:]]
         pools = self.clouds.batches(parts, pool_size(self.num_points))
         for number, (index, pool) in enumerate(zip(parts, pools, strict=True), start):
-            generator = self._seeded(epoch, number, self.rank)
-            drawn = select(pool, subset_indices(pool.points, generator, self.num_points))
-            points, point_labels = augment(drawn, self.augmentations, generator)
+            points, point_labels = self._drawn(pool, self._seeded(epoch, number, self.rank))
             yield Batch(points, self.clouds.labels[index], point_labels)
+
+    def _drawn(self, pool: Labelled, generator: torch.Generator) -> Labelled:
+        """What is trained on, drawn from the pools of a batch."""
+        drawn = select(pool, subset_indices(pool.points, generator, self.num_points))
+        return augment(drawn, self.augmentations, generator)
 
     def object_names(self, epoch: int, number: int) -> list[str]:
         """Names of the objects of a batch, over all processes."""

@@ -118,7 +118,9 @@ class Split:
     up: str | None  # the axis that points up in the files that it was made of; None if it does not say
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points float32 ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
+        """Points ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
+
+        They are float32, or float64 where float32 does not hold what the file has: float64, large integers, an offset.
 
         Raises:
             DataError: damaged.
@@ -130,9 +132,10 @@ class Split:
         """`read`, from the opened file."""
         data = h5[self.split]["data"]
         scale, offset = data.attrs.get("scale_factor", 1.0), data.attrs.get("add_offset", 0.0)
-        points = _rows(data, rows, count).astype(np.float32)
+        kind = np.float64 if offset or not np.can_cast(data.dtype, np.float32) else np.float32
+        points = _rows(data, rows, count).astype(kind)
         if "scale_factor" in data.attrs or "add_offset" in data.attrs:
-            points = points * np.float32(scale) + np.float32(offset)
+            points = points * kind(scale) + kind(offset)
         labels = self.point_labels and _rows(h5[self.split][self.point_labels], rows, count).astype(np.int64)
         return points, labels
 
@@ -235,7 +238,7 @@ def resident(packed: Split, count: int) -> PointClouds:
     """The first ``count`` points of every cloud of a prepared split, in memory."""
     points, point_labels = packed.read(slice(None), count)
     return PointClouds(
-        torch.from_numpy(points),
+        torch.from_numpy(points).float(),
         torch.from_numpy(packed.labels),
         packed.class_names,
         packed.object_names,
@@ -311,7 +314,7 @@ class StreamedClouds(Clouds):
 
             def read(index: Tensor) -> list[Tensor | None]:
                 found = self.packed.read_from(h5, self.rows[index].tolist(), min(count, self.num_points))
-                tensors = [None if values is None else torch.from_numpy(values) for values in found]
+                tensors = [torch.from_numpy(found[0]).float(), None if found[1] is None else torch.from_numpy(found[1])]
                 if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
                 return [one if one is None or device.type != "cuda" else one.pin_memory() for one in tensors]

@@ -19,10 +19,10 @@ from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError, counted
-from pointewa.ops import unit_sphere
+from pointewa.ops import flaw, unit_sphere
 
 _LARGEST = 1e18  # the square of a distance must fit float32
-_VERSION = 2  # raise it when prepared clouds change
+_VERSION = 3  # raise it when prepared clouds change
 
 
 def cache_dir() -> Path:
@@ -44,17 +44,16 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
             A note on stderr says how many objects have fewer.
 
     Raises:
-        DataError: a cloud without points, of a wrong shape, or with coordinates that are not finite.
+        DataError: see `check`.
     """
-    index, sizes = 0, []
+    sizes, left_out = [], []
     for chunk in chunks(progress(source.clouds(count), title, len(source)), 64):
         for cloud in chunk:
-            check(cloud, source, index)
-            index += 1
+            check(cloud, source, len(sizes))
             sizes.append(len(cloud.points))
-        points = [np.ascontiguousarray(cloud.points, np.float32) for cloud in chunk]
-        if source.normalize:
-            points = [unit_sphere(torch.from_numpy(cloud)).numpy() for cloud in points]
+            left_out.append(cloud.left_out / (len(cloud.points) + cloud.left_out))
+        points = [normalized(cloud.points) if source.normalize else np.float32(cloud.points) for cloud in chunk]
+        points = [np.ascontiguousarray(cloud) for cloud in points]
         if int16:
             points = [packed.on_grid(cloud) for cloud in points]
         for cloud, mine, order in zip(chunk, points, fps_order(points, count), strict=True):
@@ -65,6 +64,21 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
         have = f"{few} of {counted(len(sizes), 'object')} {'has' if few == 1 else 'have'}"
         note = f"{have} fewer than {counted(asked, 'point')}, the fewest {min(sizes)}"
         print(f"note: {source.path}: {note}: theirs are repeated", file=sys.stderr)
+    if some := sum(share > 0 for share in left_out):
+        note = f"{some} of {len(sizes)} objects have points that are not finite, up to {100 * max(left_out):.0f} %"
+        print(f"note: {source.path}: {note}: they are left out", file=sys.stderr)
+
+
+def normalized(points: np.ndarray) -> np.ndarray:
+    """Points ``[P, 3]`` centred and scaled to largest norm 1, float32.
+
+    It is done in float64, in which a cloud far from the origin keeps its shape; but in float32 where that holds all the
+    digits of the points and they lie about the origin, as in the field's data sets, whose bits stay as they were.
+    """
+    cloud = torch.from_numpy(points)
+    if (cloud.float() == cloud).all() and np.abs(points.mean(0, dtype=np.float64)).max() <= np.ptp(points, 0).max():
+        return unit_sphere(cloud.float()).numpy()
+    return unit_sphere(cloud.double()).float().numpy()
 
 
 def check(cloud: Cloud, source: Source, index: int) -> None:
@@ -80,6 +94,9 @@ def check(cloud: Cloud, source: Source, index: int) -> None:
         raise DataError(f"{name} has coordinates that are not finite: remove or repair it")
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{name} has coordinates beyond {_LARGEST:.0e}: remove or repair it")
+    points = cloud.points if source.normalize else np.float32(cloud.points)  # in which it is going to be kept
+    if problem := flaw(torch.from_numpy(points)):
+        raise DataError(f"{name}: {problem}")
 
 
 def prepared(name: str, split: str, source: Source, count: int, asked: int) -> packed.Split:
@@ -145,7 +162,7 @@ def load(
     asked = asked or count
     if stream is None:
         size = 12 * len(source) * count
-        stream = size > _free_memory(device) / 2
+        stream = size > free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
     if source.ordered:
@@ -169,7 +186,8 @@ def load(
         return packed.resident(made, kept).to(device)
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
+    """Bytes of a device's memory that are free; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -7,6 +7,7 @@ import torch
 
 from pointewa.datasets import layouts, prepare
 from pointewa.datasets.base import Clouds
+from pointewa.datasets.images import Images
 from pointewa.datasets.source import Source
 from pointewa.datasets.transforms import pool_size
 from pointewa.errors import DataError
@@ -57,6 +58,7 @@ def load(
     background: str = "keep",
     stream: bool | None = False,
     device: torch.device | str = "cpu",
+    img_size: int = 32,
 ) -> Clouds:
     """Load a split of a data set; the first time also prepare and cache it.
 
@@ -70,11 +72,16 @@ def load(
         background: "drop" to leave out points that are not of the object, see `open_source`.
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
+        img_size: side in pixels, of a set of images, which is held in memory.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
     source = open_source(name, root, split, num_points or 1, variant, background)
+    if source.images:
+        if stream:
+            raise DataError("data.stream: images are held in memory, found true: set it to auto or false")
+        return Images.of(source, img_size, torch.device(device), f"reading {name} ({split})")
     wanted = pool_size(num_points) if num_points else source.num_points or _ANY
     count = min(wanted, source.num_points or wanted)
     return prepare.load(name, split, source, count, torch.device(device), stream, num_points)

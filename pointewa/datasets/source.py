@@ -1,9 +1,9 @@
 """A split as its files have it, before it is prepared: what every layout of every data set is turned into."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,12 +20,14 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Cloud(NamedTuple):
-    """One object: points ``[P, 3]``; where the set has them their labels, int64 ``[P]``; and how many points there are
-    before they start over, None for all P."""
+    """One object: points ``[P, 3]``, float64 where they may be far from the origin, since they are centred later; where
+    the set has them their labels, int64 ``[P]``; how many points there are before they start over, None for all P; and
+    how many of its file were left out, since they are not finite."""
 
     points: np.ndarray
     point_labels: np.ndarray | None = None
     distinct: int | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
+            `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
+        left_out: what is there and is not read: names of files and folders by their kind.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -62,7 +67,9 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    images: bool = False
     up: str = "y"
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

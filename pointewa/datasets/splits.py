@@ -1,9 +1,14 @@
 """The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
 
-from pointewa.config import Config
+import sys
+
+from pointewa.config import Config, TrainConfig
 from pointewa.datasets.base import Clouds
+from pointewa.datasets.images import Images, ImageTrainLoader
 from pointewa.datasets.loader import EvalLoader, TrainLoader
 from pointewa.datasets.registry import load
+from pointewa.errors import ConfigError
+from pointewa.tasks import task_class
 from pointewa.train.data import Data
 from pointewa.train.device import select_device
 from pointewa.train.distributed import ALONE, World
@@ -30,7 +35,19 @@ def load_split(config: Config, split: str) -> Clouds:
         background=data.background,
         stream=stream,
         device=device,
+        img_size=data.img_size,
     )
+
+
+def check_kind(clouds: Clouds, of_points: bool, what: str) -> None:
+    """Refuse images where clouds are expected, and clouds where images are.
+
+    Raises:
+        ConfigError: naming ``what`` expects them.
+    """
+    if isinstance(clouds, Images) == of_points:
+        kinds = ("point clouds", "images")[:: 1 if of_points else -1]
+        raise ConfigError(f"data.name: {what} expects {kinds[0]}, found {kinds[1]} ({clouds.source}): set another one")
 
 
 def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
@@ -44,12 +61,25 @@ def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
     """
     data, held_out = config.data, None
     train = load_split(config, "train")
+    check_kind(train, task_class(config.train.task).of_points, f"train.task={config.train.task}")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=0)
     share = data.train_fraction / (1 - data.val_fraction)  # of what is left
     if share < 1:
         train = train.split(share, seed=0)[1]
     return train, held_out
+
+
+def _batch_size(config: Config, objects: int, world: World) -> int:
+    """``train.batch_size``, or what a set has that is smaller than the default."""
+    size, parts = config.train.batch_size, config.train.accumulate * world.size
+    if size <= objects or size != TrainConfig.batch_size or objects < parts:
+        return size
+    fitting = objects // parts * parts
+    if world.first:
+        print(f"note: {objects} training objects are fewer than train.batch_size={size}: {fitting} is used",
+              file=sys.stderr)  # fmt: skip
+    return fitting
 
 
 def training_data(config: Config, world: World = ALONE) -> Data:
@@ -62,11 +92,14 @@ def training_data(config: Config, world: World = ALONE) -> Data:
     train, held_out = training_split(config)
     test = load_split(config, "test")
     val = None if held_out is None else EvalLoader(held_out, EVAL_BATCH, data.num_points, None, *share)
+    train_loader = ImageTrainLoader if isinstance(train, Images) else TrainLoader
     return Data(
-        TrainLoader(train, config.train.batch_size, data.num_points, data.augment, config.train.seed, *share),
+        train_loader(
+            train, _batch_size(config, len(train), world), data.num_points, data.augment, config.train.seed, *share
+        ),
         val,
         EvalLoader(test, EVAL_BATCH, data.num_points, None, *share),
         train.class_names,
-        "unit_sphere" if train.normalized else "none",
+        train.normalize,
         train.up,
     )

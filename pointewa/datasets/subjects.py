@@ -12,16 +12,17 @@ from torch import Generator, Tensor
 from pointewa.config import Config, build_architecture, load_config
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
-from pointewa.datasets.splits import EVAL_BATCH, load_split, training_split
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
-from pointewa.errors import CheckpointError, ConfigError
+from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models import MaskedAutoencoder
 from pointewa.models.foreign.published import PUBLISHED, published_name
-from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
@@ -39,6 +40,7 @@ _OF_THE_RUN = (
     "background",
     "val_fraction",
     "train_fraction",
+    "img_size",
 )  # as long as the data set is the run's
 
 
@@ -96,8 +98,15 @@ class Subjects:
 
     @cached_property
     def clouds(self) -> Clouds:
-        """The split."""
-        return load_split(self.config, self.split)
+        """The split.
+
+        Raises:
+            ConfigError: images for a model of clouds, or clouds for one of images.
+        """
+        found = load_split(self.config, self.split)
+        if self._loaded is not None:
+            check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+        return found
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -119,6 +128,17 @@ class Subjects:
             ConfigError: a task that is not known here, or keys that do not go with it.
         """
         return task_class(self.loaded.task)(self.config)
+
+    def need_clouds(self, what: str) -> None:
+        """Refuse images.
+
+        Raises:
+            ConfigError: naming what needs clouds.
+        """
+        of_points = self.task.of_points if self._loaded else not isinstance(self.clouds, Images)
+        if not of_points:
+            found = self.run or f"data.name={self.config.data.name}"
+            raise ConfigError(f"{what}: works on clouds, and {found} is of images; make report draws such a run's page")
 
     @property
     def classifier(self) -> LoadedModel:
@@ -212,7 +232,10 @@ class Subjects:
         up = self.up or (self._loaded and self._loaded.up) or "y"
         points = turn_up(torch.from_numpy(read_points(path, _SAMPLES)), up)
         device = select_device(self.config.train.device)
-        points = unit_sphere(group(points[None], canonical_order(points[None]))).to(device)  # as in `pointewa.load`
+        if problem := flaw(points):
+            raise DataError(f"{path}: {problem}")
+        points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
+        points = points.to(device)
         points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
         return Item(self._sampled(points)[0], path.name)
 
@@ -287,7 +310,8 @@ def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], over
     """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
     base: dict[str, Any] = {"name": loaded.dataset}
     # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
-    overrides = [f"data.num_points={loaded.num_points}", *overrides]
+    size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
+    overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
     config = load_config(files, overrides, {"data": base})
     folder, name = run if run.is_dir() else run.parent, published_name(run)
     if name and config.data.name == loaded.dataset:

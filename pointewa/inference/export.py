@@ -19,6 +19,7 @@ from pointewa.errors import CheckpointError, ConfigError, first_line
 from pointewa.inference.portable import PortableClassifier
 from pointewa.models import fuse_batch_norm
 from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
+from pointewa.models.registry import kind_of
 from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_foreign, load_model, save_model
@@ -83,6 +84,11 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             f"gated experts (moe.router=top_k) cannot be folded, and {format} has no place for them: --format "
             "safetensors keeps them, for this library only"
         )
+    if kind_of(loaded.model) != "classifier":
+        raise CheckpointError(
+            "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
+            "in its run folder has the weights by timm's names, for any export of timm's and torch's"
+        )
     plain, notes, names = loaded.model, (), dict
     if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
         raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
@@ -91,6 +97,8 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
     elif format == "torch_pointcloud":
         names = partial(to_theirs, architecture=plain.architecture)
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
+    elif format != "safetensors" and loaded.normalize != "none":
+        notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     notes += _turned(loaded.up)

@@ -143,16 +143,16 @@ def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown
     from torch.utils.tensorboard import SummaryWriter
 
     clouds, model = subjects.clouds, subjects.loaded.model
-    arch = getattr(model, "architecture", None)
+    task, arch = task_of(summary), getattr(model, "architecture", None)
     with SummaryWriter(str(folder)) as board:
-        for item in subjects.items([], 4):
+        for item in subjects.items([], 4) if task.of_points else ():
             add_cloud(board, f"clouds/{item.name}", plain_panel(item.points, item.name), step)
             if arch:
                 patches = cut(item.points, arch.num_groups, arch.group_size)
                 add_cloud(board, f"patches/{item.name}", patch_panels(item.points, patches, item.name)[1], step)
         for tag, figure in shown.figures.items():
             board.add_figure(tag, figure, step)
-        if hasattr(model, "features"):
+        if task.of_points and hasattr(model, "features"):
             try:
                 add_features(board, subjects.features(), clouds.labels, clouds.class_names, step)
             except ValueError as error:  # too few objects, or features that are not finite

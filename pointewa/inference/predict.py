@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
 from pointewa.runs.weights import as_classifier, load_model
@@ -33,6 +34,10 @@ class Predictor:
         loaded: the model and its description.
     """
 
+    def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu") -> Self:
+        """Of a model of images an `ImagePredictor`."""
+        return super().__new__(ImagePredictor if loaded.normalize == "minus_one_to_one" else cls)
+
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
         self.loaded = loaded
         self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
@@ -52,8 +57,9 @@ class Predictor:
         here and in the model, starts at the point farthest from the centroid (`pointewa.ops.canonical_order`).
 
         Args:
-            points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. If there are more
-                points than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
+            points: ``[P, 3]``, or ``[B, P, 3]`` for many clouds; any P and any type of numbers. They are centred in
+                float64, in which clouds far from the origin, as in UTM coordinates, must come. If there are more points
+                than the model was trained on, it sees the farthest point sample; if there are fewer, it sees
                 some of them repeatedly.
             normalized: the clouds are those of `pointewa.datasets.load`, which are prepared: centred, scaled to largest
                 norm 1, and sampled from their first point on, as published. They are taken as they are, in the order
@@ -65,7 +71,8 @@ class Predictor:
             A name and float32 ``[C]`` that sums to 1; for ``[B, P, 3]`` a list of B names and ``[B, C]``.
 
         Raises:
-            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, an unknown axis.
+            ValueError: a wrong shape, no points, coordinates that are non-finite or beyond 1e18, an unknown axis, or a
+                cloud whose points are all in one place, or were rounded to float32 far from the origin.
         """
         probabilities = self.logits(points, normalized=normalized, up=up).softmax(-1).numpy()
         names = [self.class_names[index] for index in np.atleast_2d(probabilities).argmax(1)]
@@ -112,30 +119,63 @@ class Predictor:
     def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
         if not isinstance(points, Tensor):
-            with np.errstate(over="ignore"):  # becomes infinite, which is refused later
-                points = torch.from_numpy(np.array(points, np.float32))  # a copy: it may be read-only or big-endian
+            points = torch.from_numpy(np.array(points, np.float64))  # a copy: it may be read-only or big-endian
         if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
             raise ValueError(f"expected points [P, 3] or [B, P, 3] with B, P > 0, found {list(points.shape)}")
         clouds = points if points.ndim == 3 else points[None]
+        if not (clouds.double().abs() <= _LARGEST).all():  # nor NaN
+            raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
+        for number, cloud in enumerate(() if normalized else clouds):
+            seen = cloud.float() if self.normalize == "none" else cloud  # by the model
+            if problem := flaw(seen):
+                raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
         prepared = (self._prepared(part, normalized, up or self.up) for part in clouds.split(_BATCH))
         parts = [self.model(part).float().cpu() for part in prepared]
         return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
 
     def _prepared(self, points: Tensor, normalized: bool, up: str) -> Tensor:
-        points = points.to(self.device, torch.float32)
-        if not (points.abs() <= _LARGEST).all():  # nor NaN
-            raise ValueError(f"points has coordinates that are non-finite or beyond {_LARGEST:.0e}")
+        points = points.to(self.device, torch.float64)
         if not normalized:
             points = turn_up(points, up)
             points = group(points, canonical_order(points))
-            if self.normalize == "unit_sphere":
-                points = unit_sphere(points)  # by all points, as the training's clouds were, before any is left out
+            if self.normalize != "none":
+                # By all points, as the training's clouds were, before any is left out; far from the origin, float32
+                # would not hold their shape before they are centred.
+                points = unit_sphere(points)
+        points = points.to(self.device, torch.float32)
         points = group(points, farthest_point_sample(points, self.num_points, check_finite=False))
         return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
 
+class ImagePredictor(Predictor):
+    """Classifies images, after preparing them as those of the training were prepared.
+
+    `predict` and `logits` take images uint8 ``[H, W, 3]``, as numpy makes them of a picture in RGB, or many of one size
+    ``[B, H, W, 3]``, of any size; or, with ``normalized``, batches of `pointewa.datasets.images`, float32
+    ``[3, S, S]`` or ``[B, 3, S, S]`` in [-1, 1].
+    """
+
+    @torch.no_grad()
+    def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
+        """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        if up is not None:
+            raise ValueError("the axis that points up is for point clouds, and this model classifies images")
+        images, size = torch.as_tensor(points), self.model.architecture.img_size
+        shape, kind = ([3, size, size], torch.float32) if normalized else ([3], torch.uint8)
+        if images.ndim not in (3, 4) or list(images.shape[-len(shape) :]) != shape or 0 in images.shape:
+            wanted = f"[{', '.join(map(str, shape))}]" if normalized else "[H, W, 3]"
+            raise ValueError(f"expected images {wanted} or a batch of them, found {list(images.shape)}")
+        if images.dtype != kind:
+            raise ValueError(f"expected images of type {kind}, found {images.dtype}")
+        batch = images if images.ndim == 4 else images[None]
+        if not normalized:
+            batch = scaled(torch.stack([fitted(one.permute(2, 0, 1), size) for one in batch]))
+        parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(_BATCH)]
+        return torch.cat(parts) if images.ndim == 4 else torch.cat(parts)[0]
+
+
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of this library, ready to classify.
+    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")

@@ -1,7 +1,7 @@
 """The models that can be saved with a description and built again from it, by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.masked_autoencoder import MaskedAutoencoder
 from pointewa.models.presets import Architecture
+from pointewa.models.timm_vit import TimmArchitecture, timm_vit
 
 _MOST_DECODER_BLOCKS = 100  # a file may say anything
 
@@ -18,13 +19,13 @@ class Kind:
     """How a model is described.
 
     Args:
-        model: its class.
+        model: its class; or that of its attribute ``architecture``, where the class is of another library.
         fields: names and types of the plain values that describe it besides its classes; of `Architecture` a mapping.
         describe: gives these values of a model.
         build: gives a model of these values and the number of classes; a ValueError refuses them.
     """
 
-    model: type[nn.Module]
+    model: type
     fields: Mapping[str, type]
     describe: Callable[[Any], dict[str, Any]]
     build: Callable[[Mapping[str, Any], int], nn.Module]
@@ -53,6 +54,12 @@ KINDS: dict[str, Kind] = {
         },
         _autoencoder,
     ),
+    "timm": Kind(
+        TimmArchitecture,
+        {"timm": dict},
+        lambda model: {"timm": asdict(model.architecture)},
+        lambda values, num_classes: timm_vit(TimmArchitecture.of(values["timm"]), num_classes),
+    ),
 }
 
 
@@ -63,6 +70,6 @@ def kind_of(model: nn.Module) -> str:
         KeyError: a model of no known kind.
     """
     for name, kind in KINDS.items():
-        if type(model) is kind.model:
+        if kind.model in (type(model), type(getattr(model, "architecture", None))):
             return name
     raise KeyError(f"{type(model).__name__} is not in pointewa.models.registry.KINDS")

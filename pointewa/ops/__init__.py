@@ -11,7 +11,7 @@ from pointewa.ops.chamfer import chamfer_distance
 from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.knn import knn
-from pointewa.ops.normalize import unit_sphere
+from pointewa.ops.normalize import flaw, unit_sphere
 from pointewa.ops.order import canonical_order
 from pointewa.ops.up_axis import UP_AXES, turn_up
 
@@ -21,6 +21,7 @@ __all__ = [
     "canonical_order",
     "chamfer_distance",
     "farthest_point_sample",
+    "flaw",
     "group",
     "knn",
     "turn_up",

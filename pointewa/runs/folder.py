@@ -33,7 +33,9 @@ def find_run(config: Config) -> Path:
     root, name = Path(config.run.dir), config.run.name
     if name is None:
         task = "" if config.train.task == TrainConfig.task else f"{config.train.task}-"
-        base = f"{config.data.name}-{config.model.preset}-{task}{config.scheme}-seed{config.train.seed}"
+        base = (
+            f"{config.data.name}-{config.model.preset.replace(':', '-')}-{task}{config.scheme}-seed{config.train.seed}"
+        )
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())
     folder = root / name

@@ -51,7 +51,8 @@ def save_model(
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The classifier of a run folder, a ``.safetensors`` file, a ``last.ckpt`` (which is folded), or ``hub:NAME``.
+    """The classifier, of clouds or images, in a run folder, a ``.safetensors`` file, a ``last.ckpt`` (which is folded),
+    or of ``hub:NAME``.
 
     Raises:
         CheckpointError: no model of ours, damaged files, weights of another architecture, or a pre-training run.
@@ -65,7 +66,7 @@ def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
     Raises:
         CheckpointError: it is no classifier; ``path`` is where it came from.
     """
-    if (kind := kind_of(loaded.model)) != "classifier":
+    if (kind := kind_of(loaded.model)) not in ("classifier", "timm"):
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
     return loaded
@@ -248,8 +249,8 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: cannot read the weights, the file is damaged ({first_line(error)})") from error
 
 
-def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
-    """Load initial weights into a dense model; see `pointewa.models.load_weights`.
+def init_from(model: torch.nn.Module, path: str, **options: Any) -> LoadReport:
+    """Load initial weights into a dense model; see `pointewa.models.load_weights` for the options.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture.
@@ -261,7 +262,7 @@ def init_from(model: PointTransformerClassifier, path: str) -> LoadReport:
             dense = (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
             if value.is_complex() or not dense:
                 raise CheckpointError(f"{name}: expected real numbers, found {_kind(value)}")
-        return load_weights(model, weights)
+        return load_weights(model, weights, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split()[:60])}") from error
 

@@ -101,6 +101,11 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def printable(name: str) -> str:
+    """A name on disk as text: bytes that are not UTF-8 become ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def stands_for(head: bytes) -> str:
     """What the first bytes of a file show it to be in place of the file that was meant, and what to do; else empty."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):

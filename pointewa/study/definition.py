@@ -83,7 +83,7 @@ class Study:
         text: its content.
         description: its description of itself.
         arms: names; the first is the baseline.
-        seeds: the same for each arm.
+        seeds: of each arm.
         task: the same for all runs.
         runs: seed by seed, so that complete pairs come early.
         overrides: of the command line, without those of the machine.
@@ -94,7 +94,7 @@ class Study:
     text: str
     description: str
     arms: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: dict[str, tuple[int, ...]]
     task: type[Task]
     runs: tuple[StudyRun, ...]
     overrides: tuple[str, ...]
@@ -110,7 +110,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and optionally ``configs``
-            (files), ``settings`` (config keys of all arms), ``description``.
+            (files), ``settings`` (config keys of all arms), ``description``. ``seeds`` is a list, or a mapping of arms
+            to lists, with one for all others under ``default``.
         overrides: ``"group.key=value"`` for every run; ``run.dir`` is the parent of the study's folder.
 
     Raises:
@@ -126,22 +127,23 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     configs = [] if configs is None else configs
     _expect(_all(configs, str), path, "configs", "a list of files, such as [configs/shapes.yaml]", configs)
     _expect(isinstance(arms, dict) and arms, path, "arms", "a mapping of names to config keys", arms)
-    _expect(_all(seeds, int) and seeds, path, "seeds", "a list of numbers, such as [0, 1, 2]", seeds)
-    _expect(len(set(seeds)) == len(seeds) and min(seeds) >= 0, path, "seeds", "different numbers from 0 on", seeds)
     for name, where in [(path.stem, "the name of the study file")] + [(name, "arms") for name in arms]:
         usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, re.ASCII)
         _expect(usable, path, where, "a name of letters, digits, '.', '_', '+', '-'", name)
+    seeds_of = _seeds(seeds, arms, path)
     common = list(_flat(settings, path, "settings"))
     own = {arm: list(_flat(keys, path, f"arms.{arm}")) for arm, keys in arms.items()}
     root = _root(overrides)
     runs = tuple(
         _run(path, arm, seed, configs, [*common, *own[arm], *overrides], f"{root}/{path.stem}")
-        for seed in seeds
+        for seed in dict.fromkeys(seed for mine in seeds_of.values() for seed in mine)
         for arm in arms
+        if seed in seeds_of[arm]
     )
-    for number, run in enumerate(runs[: len(arms)]):
-        for other in runs[:number]:
-            if not differences(run.config, other.config, ["run.name"]):
+    firsts = list({run.arm: run for run in reversed(runs)}.values())[::-1]
+    for number, run in enumerate(firsts):
+        for other in firsts[:number]:
+            if not differences(run.config, other.config, ["run.name", "train.seed"]):
                 raise ConfigError(
                     f"{path}: arms.{run.arm}: the configuration is that of {other.arm}: the same run twice"
                 )
@@ -155,11 +157,26 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         text,
         (description or "").strip(),
         tuple(arms),
-        tuple(seeds),
+        seeds_of,
         task_class(tasks[0]),
         runs,
         reported,
     )
+
+
+def _seeds(seeds: Any, arms: Iterable[str], path: Path) -> dict[str, tuple[int, ...]]:
+    """The seeds of each arm, from a list for all arms or a mapping."""
+    lists = seeds if isinstance(seeds, dict) else {"default": seeds}
+    if unknown := [name for name in lists if name not in (*arms, "default")]:
+        _expect(False, path, "seeds", f"some of {', '.join(arms)}, and default", unknown[0])
+    found = {}
+    for arm in arms:
+        where = "seeds" if lists is not seeds else f"seeds.{arm if arm in lists else 'default'}"
+        mine = lists.get(arm, lists.get("default"))
+        _expect(_all(mine, int) and mine, path, where, "a list of numbers, such as [0, 1, 2]", mine)
+        _expect(len(set(mine)) == len(mine) and min(mine) >= 0, path, where, "different numbers from 0 on", mine)
+        found[arm] = tuple(mine)
+    return found
 
 
 def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:

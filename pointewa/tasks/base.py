@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Clouds from the loaders, on the training device.
+    """Clouds or images from the loaders, on the training device.
 
     Args:
-        points: float32 ``[B, P, 3]``.
-        labels: int64 ``[B]``, of the clouds.
+        points: float32 ``[B, P, 3]``; of images their pixels ``[B, 3, S, S]`` in [-1, 1].
+        labels: int64 ``[B]``, of the objects.
         point_labels: int64 ``[B, P]``, of their points, in the same order; None if the data set has none.
     """
 
@@ -89,6 +89,7 @@ class Task(ABC):
         metrics: of a split, by their keys in summaries; the first is the primary one.
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
+        of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
 
@@ -96,6 +97,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    of_points: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.config import Config, build_architecture
-from pointewa.errors import counted
+from pointewa.errors import DataError, counted
 from pointewa.models import LoadReport, PointTransformerClassifier
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
@@ -86,7 +86,16 @@ class Classification(Task):
         build_architecture(config.model)
 
     def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
-        """Point-MAE's or Point-BERT's classifier."""
+        """Point-MAE's or Point-BERT's classifier.
+
+        Raises:
+            DataError: fewer than two classes.
+        """
+        if len(class_names) < 2:
+            raise DataError(
+                f"{self.config.data.root}: expected at least two classes to tell apart, found {len(class_names)} "
+                f"({', '.join(class_names)}): add folders of other classes, or point DATA_ROOT at the folder above"
+            )
         return PointTransformerClassifier(build_architecture(self.config.model), len(class_names))
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:

@@ -42,12 +42,14 @@ def with_experts(model: nn.Module, config: Config) -> nn.Module:
         ConfigError: values that do not fit the model.
     """
     moe = config.moe
-    if config.router == "none":
+    if config.router == "none" and moe.init != "mean":
         return model
     init = ("copy" if config.train.init_from else "independent") if moe.init == "auto" else moe.init
     gated, random = partial(ewa.TopKMoE, top_k=moe.top_k), partial(ewa.RandomPartitionMoE, scope=moe.scope)
     mixture = gated if config.router == "top_k" else random
     try:
+        if init == "mean":  # of the experts that an EWA run of the same seed starts from
+            return ewa.fold(ewa.to_moe(model, moe.num_experts, moe.layers, "independent", inplace=True), inplace=True)
         return ewa.to_moe(model, moe.num_experts, moe.layers, init, inplace=True, mixture=mixture)
     except ValueError as error:
         raise ConfigError(f"moe: {error}") from error
@@ -65,7 +67,8 @@ def build_averaging(
     if not scheme.enabled:
         return None
     try:
-        schedule = ewa.ShareRate(scheme.share_rate, total_steps if scheme.schedule == "linear" else 0)
+        rise = round(scheme.rise * total_steps) if scheme.schedule == "linear" else 0
+        schedule = ewa.ShareRate(scheme.share_rate, rise)
         if scheme.until != 1:
             schedule = ewa.until(schedule, scheme.until, total_steps)
         return ewa.ExpertAveraging(model, schedule).attach(optimizer)

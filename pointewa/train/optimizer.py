@@ -21,14 +21,16 @@ def no_decay(model: nn.Module) -> set[str]:
     """Names of the parameters without weight decay: of at most one dimension, biases, and names with "token" in them.
 
     That is the rule of Point-BERT's and Point-MAE's code, by which ``cls_pos`` is decayed. An expert's parameter
-    counts without its stacking dimension: a stacked bias is 2-D.
+    counts without its stacking dimension: a stacked bias is 2-D. Models of timm's name further ones.
     """
     stacked = ewa.stacked_parameters(model)
-    return {name for name, one in model.named_parameters() if not _decays(name, one.ndim - (name in stacked))}
+    decays = _decays(model)
+    return {name for name, one in model.named_parameters() if not decays(name, one.ndim - (name in stacked))}
 
 
-def _decays(name: str, ndim: int) -> bool:
-    return ndim > 1 and not name.endswith(".bias") and "token" not in name
+def _decays(model: nn.Module) -> Callable[[str, int], bool]:
+    named = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    return lambda name, ndim: ndim > 1 and not name.endswith(".bias") and "token" not in name and name not in named
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -45,7 +47,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         return config.optimizer == "muon" and bool(_BLOCK.search(name)) and ndim == 2 and "router" not in name
 
     layer = _layers(model, config.layer_decay)
-    settings = ewa.param_groups(model, config.weight_decay, decays=_decays, lr_scale=layer, muon=is_matrix)
+    settings = ewa.param_groups(model, config.weight_decay, decays=_decays(model), lr_scale=layer, muon=is_matrix)
     if config.optimizer == "sgd":
         settings = [group | {"kind": "sgd"} for group in settings]
         return torch.optim.SGD(

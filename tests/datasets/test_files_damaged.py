@@ -2,12 +2,13 @@
 
 import re
 
+import file_forms
 import numpy as np
 import pypcd4
 import pytest
 from file_samples import CLOUDS, MESHES, POINTS, glb, pcd, with_json
 
-from pointewa.datasets.files import SUFFIXES, read_points
+from pointewa.datasets.files import SUFFIXES, read_cloud
 from pointewa.errors import DataError
 
 SEEDS = {suffix: [] for suffix in SUFFIXES}
@@ -16,6 +17,8 @@ for _name, _content in [
     *MESHES.items(),
     ("ascii.pcd", pcd(POINTS, pypcd4.Encoding.ASCII)),
     ("scene.glb", glb()),
+    *file_forms.CLOUDS.items(),
+    *file_forms.CUBES.items(),
 ]:
     SEEDS["." + _name.split(".")[1].lower()].append(_content.encode() if isinstance(_content, str) else _content)
 
@@ -73,11 +76,11 @@ def test_damage_gives_points_or_one_error(tmp_path, suffix, capfd):
     for _ in range(150):
         path.write_bytes(damaged_file(suffix, rng))
         try:
-            points = read_points(path, 16)
+            points = read_cloud(path, 16).points
         except DataError as error:
             refused.append(str(error))
         else:
-            assert points.dtype == np.float32
+            assert points.dtype == np.float64
             assert points.shape == (len(points), 3)
             assert len(points) > 0
             assert np.isfinite(points).all()

@@ -157,11 +157,11 @@ def test_streamed_clouds_are_split_and_taken_as_resident_ones(file):
 
 
 def test_a_set_that_would_fill_the_memory_is_streamed(file, monkeypatch, capsys):
-    monkeypatch.setattr("pointewa.datasets.prepare._free_memory", lambda device: 2 * 12 * 12 * 75 - 1)
+    monkeypatch.setattr("pointewa.datasets.prepare.free_memory", lambda device: 2 * 12 * 12 * 75 - 1)
     load = lambda stream: datasets.load("modelnet40", str(file), "train", 64, stream=stream)  # noqa: E731
     assert isinstance(load(None), packed.StreamedClouds)
     assert "streamed from disk" in capsys.readouterr().err
-    monkeypatch.setattr("pointewa.datasets.prepare._free_memory", lambda device: 2 * 12 * 12 * 75)
+    monkeypatch.setattr("pointewa.datasets.prepare.free_memory", lambda device: 2 * 12 * 12 * 75)
     assert isinstance(load(None), datasets.PointClouds)
 
 

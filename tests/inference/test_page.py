@@ -16,7 +16,7 @@ SMALL = [
     "data.name=modelnet40", "model.width=24", "model.depth=2", "model.heads=2", "model.num_groups=8",
     "model.group_size=8", "data.num_points=64", "train.epochs=1", "train.batch_size=40", "train.device=cpu",
 ]  # fmt: skip
-TESTS = {"one": [0], "two": [3, 7], "three": [5, 5, 5], "one class": [2] * 6, "few classes": [0, 0, 1, 9, 9, 39]}
+TESTS = {"one": [0], "three": [5, 5, 5], "one class": [2] * 6, "few classes": [0, 0, 1, 9, 9, 39]}
 
 
 def write(folder, test):
@@ -45,8 +45,9 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("run", ["classifier", "autoencoder"])
-@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize(
+    ("run", "test"), [*(("classifier", test) for test in TESTS), ("autoencoder", "one"), ("autoencoder", "one class")]
+)
 def test_a_page_of_few_objects(root, tmp_path, run, test):
     """What needs more objects is left out, with a note; all else is there."""
     subjects = Subjects(root / run, overrides=[f"data.root={root / test}", "train.device=cpu"])
@@ -81,13 +82,12 @@ def test_a_training_with_a_single_test_object_ends_with_its_page(root, tmp_path,
     assert "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("test", ["one", "few classes"])
 @pytest.mark.parametrize("what", ["cloud", "patches", "saliency", "errors", "embedding", "reconstruction"])
 def test_drawings_of_few_objects(root, tmp_path, capsys, what, test):
     run = root / ("autoencoder" if what == "reconstruction" else "classifier")
     arguments = [what, "--run", str(run), "--out", str(tmp_path / "x.png"), "--html", str(tmp_path / "x.html"),
-                 "--renderer", "matplotlib",
-                 f"data.root={root / test}", "train.device=cpu"]  # fmt: skip
+                 "--renderer", "matplotlib", f"data.root={root / test}", "train.device=cpu"]  # fmt: skip
     if what == "embedding" and len(TESTS[test]) < 4:
         with pytest.raises(SystemExit) as ended:
             cli.run(lambda: visualize.main(arguments))

@@ -91,7 +91,7 @@ def test_any_number_and_kind_of_points():
     few = model.logits(points[:10])
     twice = model.logits(np.concatenate([points[:10], points[:10]]))
     torch.testing.assert_close(few, twice, rtol=0, atol=1e-5)  # repeating points changes nothing
-    assert model.logits(points[:1]).isfinite().all()
+    assert model.logits(points[:2]).isfinite().all()
 
 
 def shuffled(points, seed):
@@ -118,6 +118,24 @@ def test_the_order_of_the_points_does_not_matter(normalize, kind):
     assert (model.predict(points.flip(0))[1] == probabilities).all()
 
 
+@pytest.mark.parametrize("normalize", ["unit_sphere", "none"])
+def test_clouds_far_from_the_origin(normalize):
+    """In map coordinates they are centred in float64; where float32 has already taken their shape, that is said."""
+    model, utm = pointewa.Predictor(classifier(normalize)), torch.tensor([500_000, 5_400_000, 300.0]).double()
+    points = torch.randn(200, 3, dtype=torch.float64) * torch.tensor([1, 0.5, 2]).double()
+    if normalize == "none":
+        with pytest.raises(ValueError, match=r"its y has \d distinct values .* rounded to float32"):
+            model.logits(points + utm)
+        return
+    expected = model.logits(points)
+    for far in (points + utm, (points + utm).numpy(), (points + utm).tolist(), ((points + utm)[None]).flip(1)):
+        torch.testing.assert_close(model.logits(far).squeeze(0), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^its y has \d distinct values for 200 points: it was rounded to float32"):
+        model.predict((points + utm).float())
+    with pytest.raises(ValueError, match=r"^cloud 1: its y has"):
+        model.predict(torch.stack([points, (points + utm).float().double()]).numpy())
+
+
 def test_prepared_clouds_keep_their_first_point():
     loaded = classifier()
     points = unit_sphere(torch.randn(3, 64, 3))
@@ -137,6 +155,9 @@ def test_prepared_clouds_keep_their_first_point():
         (np.array([[0, 0, np.nan]]), "non-finite or beyond 1e"),
         (np.array([[0, 0, 1e300]]), "non-finite or beyond 1e"),
         (np.array([[0, 0, 1e19]]), "non-finite or beyond 1e"),
+        (np.ones((5, 3)), "all of its 5 points are in one place"),
+        (np.full((2, 5, 3), 1e6), "cloud 0: all of its 5 points are in one place"),
+        (np.array([[1, 2, 3]]), "all of its 1 points are in one place"),
     ],
 )
 def test_what_no_model_can_take(points, message):
@@ -194,9 +215,20 @@ def test_files(saved, tmp_path, capsys):
     assert out.count(" %") == 9
 
 
+def test_a_file_in_map_coordinates(saved, tmp_path, capsys):
+    folder, _ = saved
+    points = np.random.default_rng(0).normal(size=(300, 3))
+    np.savetxt(tmp_path / "near.txt", points)
+    np.savetxt(tmp_path / "on a map.txt", points + np.array([500_000, 5_400_000, 300]))
+    predict.main([str(folder), str(tmp_path / "near.txt"), str(tmp_path / "on a map.txt"), "--json"])
+    near, far = json.loads(capsys.readouterr().out)["predictions"]
+    assert far["class"] == near["class"]
+    assert far["probabilities"] == pytest.approx(near["probabilities"], abs=1e-5)
+
+
 def test_files_that_cannot_be_read(saved, tmp_path, capsys):
     folder, _ = saved
-    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    np.save(tmp_path / "a.npy", np.eye(4, 3))
     np.save(tmp_path / "far.npy", np.full((4, 3), 1e30))
     (tmp_path / "b.txt").write_text("nothing")
     files = [str(tmp_path / name) for name in ("a.npy", "far.npy", "b.txt", "none.ply")]

@@ -10,7 +10,7 @@ import pytest
 from file_samples import names, zipped
 
 from pointewa.errors import DataError
-from pointewa.safe.archives import extract
+from pointewa.safe.archives import contents, extract, members
 
 
 def link(name):
@@ -76,6 +76,25 @@ def test_extract(tmp_path, members, expected):
     assert names(folder) == expected
     assert sorted(os.listdir(tmp_path)) == ["data", "x.zip"]
     assert folder.stat().st_mode & 0o777 == 0o777 & ~current_umask()
+
+
+def test_members_are_read_without_unpacking(tmp_path):
+    path = tmp_path / "x.zip"
+    path.write_bytes(SQUEEZED)
+    assert members(path) == ["d/good.txt", "d/zeros"]
+    assert list(contents(path, ["d/zeros", "d/good.txt"])) == [bytes(10**4), b"good"]
+    with pytest.raises(DataError, match="its member 'd/zeros' unpacks to 10000 bytes, expected at most 100"):
+        list(contents(path, ["d/good.txt", "d/zeros"], max_bytes=100))
+    path.write_bytes(PLAIN.replace(b"payload", b"pAyload", 1))
+    with pytest.raises(DataError, match=r"member 'd/x.txt'\): Bad CRC-32"):
+        list(contents(path, ["d/good.txt", "d/x.txt"]))
+    for attack in ("parent", "absolute", "drive", "one backslash", "link", "encrypted", "truncated", "not a zip"):
+        data, message = ATTACKS[attack]
+        path.write_bytes(data)
+        for read in (members, lambda path: list(contents(path, ["d/good.txt"]))):
+            with pytest.raises(DataError, match=message):
+                read(path)
+    assert names(tmp_path) == ["x.zip"]
 
 
 def current_umask():

@@ -26,9 +26,11 @@ from pointewa.tools import cli, study, train
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 4}  # of a class, in the trainings too, which are processes of their own
-TRAIN = f"""from datasets.layouts import shapes; shapes.PER_CLASS = {OBJECTS}
+TRAIN = f"""from pointewa.datasets.layouts import shapes; shapes.PER_CLASS = {OBJECTS}
 from pointewa.tools import cli, train; cli.run(train.main)"""
-TOOL = "import sys; from tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
+TOOL = (
+    "import sys; from pointewa.tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
+)
 STUDY = """
 description: Does it help?
 settings:
@@ -208,6 +210,18 @@ def test_only_some_arms_by_two_at_a_time(stubs, tmp_path, capsys):
     assert f"python -m tools.study {tmp_path}/s.yaml train.lr=1e-3\n" in text
 
 
+def test_arms_may_have_seeds_of_their_own(stubs, tmp_path, capsys):
+    arguments = stubs(["a", "b", "c"], seeds="{default: [0], a: [0, 1, 2], c: [0, 2]}")
+    study.main(arguments)
+    expected = ["a-seed0", "b-seed0", "c-seed0", "a-seed1", "a-seed2", "c-seed2"]
+    assert (tmp_path / "s" / "order").read_text().split() == expected
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "All 6 runs are finished" in text
+    assert "| a | 3 |" in text
+    assert "| b | 1 |" in text
+    assert "| c | 2 | 51.00 ± 1.41 | 40.00 ± 0.00 | +0.00 | +0.00 to +0.00 |" in text  # of the seeds that both have
+
+
 def test_the_report_goes_beside_the_runs_unless_it_is_published(stubs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = [word for word in stubs(["a", "b"]) if word not in ("--out", str(tmp_path / "out"))]
@@ -328,6 +342,10 @@ GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
         ("arms: {a: {}}\nseeds: [0, 0]", [], "s.yaml: seeds: expected different numbers from 0 on, found [0, 0]"),
         ("arms: {a: {}}\nseeds: [-1]", [], "seeds: expected different numbers from 0 on"),
         ("arms: {a: {}}\nseeds: [yes]", [], "seeds: expected a list of numbers"),
+        ("arms: {a: {}}\nseeds: {b: [0]}", [], "s.yaml: seeds: expected some of a, and default, found 'b'"),
+        (GOOD.replace("[0]", "{a: [0]}"), [], "s.yaml: seeds.default: expected a list of numbers, such as [0, 1, 2]"),
+        (GOOD.replace("[0]", "{default: [0], b: [1, 1]}"), [], "s.yaml: seeds.b: expected different numbers from 0 on"),
+        ("arms: {a: {}, b: {}}\nseeds: {a: [0], b: [1]}", [], "arms.b: the configuration is that of a: the same"),
         (GOOD + "arm: 1", [], "s.yaml: unknown key 'arm': expected one of description, configs, settings, arms, seeds"),
         (GOOD + "configs: x.yaml", [], "configs: expected a list of files"),
         (GOOD + "configs: [x.yaml]", [], "x.yaml: no such file: expected one of"),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,27 +15,47 @@ from pointewa.datasets.inspect.inspection import Duplicates, dimension, duplicat
 from pointewa.datasets.registry import NAMES
 from pointewa.datasets.source import Source, progress
 from pointewa.errors import counted
-from pointewa.ops import unit_sphere
+from pointewa.ops import flaw, unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
 _LOOK = 1024  # points of an object that are looked at
 
 
-def _read(source: Source, split: str) -> tuple[Tensor, list[int], list[str]]:
-    """`_LOOK` random points of each object, ``[N, _LOOK, 3]``; how many points it has; the names of non-finite objects.
+class _Look(NamedTuple):
+    """Of each of N objects `_LOOK` random points, float32 ``[N, _LOOK, 3]`` about their mean; how many points it has;
+    their mean, float64 ``[N, 3]``; the names of the non-finite objects, and of those some of whose points are left out;
+    what is wrong with others by their names (`pointewa.ops.flaw`); and the largest norm.
 
     In place of a non-finite object there is noise, which resembles no other object.
     """
-    rng, points, sizes, broken = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), [], []
+
+    points: Tensor
+    sizes: list[int]
+    offsets: np.ndarray
+    broken: list[str]
+    partial: list[str]
+    flaws: dict[str, str]
+    largest: float
+
+
+def _read(source: Source, split: str) -> _Look:
+    rng, points, offsets = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), np.zeros((len(source), 3))
+    sizes, broken, partial, flaws, largest = [], [], [], {}, 0.0
     for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
         size = len(cloud.points)
         sizes.append(size)
+        if cloud.left_out:
+            partial.append(source.object_names[index])
         if not size or not np.isfinite(cloud.points).all():
             broken.append(source.object_names[index])
             points[index] = torch.from_numpy(rng.uniform(-0.5, 0.5, (_LOOK, 3)))
         else:
-            points[index] = torch.from_numpy(cloud.points[rng.permutation(size)[np.arange(_LOOK) % size]])
-    return points, sizes, broken
+            some = cloud.points[rng.permutation(size)[np.arange(_LOOK) % size]].astype(np.float64)
+            largest, offsets[index] = max(largest, np.linalg.norm(some, axis=1).max()), some.mean(0)
+            points[index] = torch.from_numpy(some - offsets[index])
+            if problem := flaw(torch.from_numpy(cloud.points)):
+                flaws[source.object_names[index]] = problem
+    return _Look(points, sizes, offsets, broken, partial, flaws, float(largest))
 
 
 def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[str, Any]:
@@ -52,8 +72,9 @@ def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[st
     report: dict[str, Any] = {"splits": {}}
     unit: dict[str, Tensor] = {}
     for split, source in sources.items():
-        points, sizes, broken = _read(source, split)
-        unit[split] = unit_sphere(points)
+        look = _read(source, split)
+        sizes, unit[split] = look.sizes, unit_sphere(look.points)
+        farthest = int(np.linalg.norm(look.offsets, axis=1).argmax())
         flat = [source.object_names[index] for index in (dimension(unit[split]) < 2).nonzero().flatten().tolist()]
         counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
         report["splits"][split] = {
@@ -62,9 +83,13 @@ def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[st
             "objects": len(source),
             "fewest_points": min(sizes),
             "most_points": max(sizes),
-            "largest_norm": points.norm(dim=2).max().item(),
-            "not_finite": broken,
+            "largest_norm": look.largest,
+            "largest_offset": {"object": source.object_names[farthest], "mean": look.offsets[farthest].tolist()},
+            "not_finite": look.broken,
+            "with_points_left_out": look.partial,
+            "files_left_out": dict(sorted(source.left_out.items())),
             "degenerate": flat,
+            "refused": look.flaws,
             "with_repeated_points": int((repeated_points(unit[split]) > 0).sum()) if min(sizes) >= _LOOK else None,
             "classes": dict(zip(source.class_names, counts, strict=True)),
         }
@@ -114,8 +139,9 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
     for split, source in sources.items():
         label = f"{split}: {counted(len(source), 'object')}, {source.layout}, {source.path}"
         problems = official(source, split) if official else []
-        _, sizes, broken = _read(source, split)
-        problems += [f"{one}: coordinates that are not finite, or no points" for one in broken]
+        sizes = (look := _read(source, split)).sizes
+        problems += [f"{one}: coordinates that are not finite, or no points" for one in look.broken]
+        problems += [f"{one}: {problem}" for one, problem in look.flaws.items()]
         if source.num_points and set(sizes) != {source.num_points}:
             problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
         bad += [f"{label}: {problem}" for problem in problems]

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pointewa.errors import CheckpointError
-from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.foreign.torch_pointcloud import is_theirs, to_ours
 
 # The prefix under which a pre-training file keeps the encoder, and what else it keeps there that a classifier does not
@@ -60,7 +59,10 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(model: PointTransformerClassifier, checkpoint: Mapping) -> LoadReport:
+_OPTIONAL = ("cls_head_finetune.", "cls_token", "cls_pos")
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping, optional: tuple[str, ...] = _OPTIONAL) -> LoadReport:
     """Load a classifier or pre-training checkpoint into a classifier, in place.
 
     A head that is missing or has another number of classes keeps its initialisation, and so does a class token that
@@ -69,13 +71,13 @@ def load_weights(model: PointTransformerClassifier, checkpoint: Mapping) -> Load
     Args:
         model: the dense model.
         checkpoint: the content of a file (`torch.load` with ``weights_only=True``, or safetensors).
+        optional: how the names of what may be missing begin, those of the head first.
 
     Raises:
         CheckpointError: the checkpoint is of another architecture.
     """
     state, own = classifier_state(checkpoint), model.state_dict()
-    optional = ("cls_head_finetune.", "cls_token", "cls_pos")
-    head = {key: value for key, value in state.items() if key.startswith("cls_head_finetune.")}
+    head = {key: value for key, value in state.items() if key.startswith(optional[0])}
     if any(key not in own or own[key].shape != value.shape for key, value in head.items()):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = [
