@@ -80,7 +80,7 @@ def measure(budget: float) -> dict[str, Times]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
-    parser.add_argument("--budget", type=float, default=60, metavar="SECONDS", help="for all of it (default 60)")
+    cli.add_number(parser, "--budget", 0, float, default=60, metavar="SECONDS", help="for all of it (default 60)")
     args = parser.parse_args(argv)
     times = measure(args.budget)
     if args.json:

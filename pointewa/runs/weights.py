@@ -85,7 +85,9 @@ def load_any(path: str | Path) -> LoadedModel:
     if path.is_dir():
         found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
         if not found and not has_state(path):
-            raise CheckpointError(f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path)}")
+            raise CheckpointError(
+                f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path) or 'neither'}"
+            )
         path = found[0] if found else path
     if path.suffix == ".safetensors":
         if beside := _beside(path):
@@ -155,10 +157,10 @@ def has_state(folder: Path) -> bool:
 
 
 def _runs_in(folder: Path) -> str:
-    """What a folder holds in place of a run."""
+    """What a folder holds in place of a run, if that is runs."""
     runs = sorted(str(file.parent) for file in folder.glob(f"*/{RUN_CONFIG}"))
     more = ", ..." if len(runs) > 3 else ""
-    return f"a folder of runs: name one, such as {', '.join(runs[:3])}{more}" if runs else "no such file"
+    return f"a folder of runs: name one, such as {', '.join(runs[:3])}{more}" if runs else ""
 
 
 @dataclass
@@ -188,7 +190,7 @@ def restore(path: str | Path) -> Restored:
     if not path.is_dir():
         return _restore(path)
     if not has_state(path):
-        raise CheckpointError(f"{path}: expected a run folder with {LAST}, found {_runs_in(path)}")
+        raise CheckpointError(f"{path}: expected a run folder with {LAST}, found {_runs_in(path) or 'no such file'}")
     try:
         return _restore(path / LAST)
     except CheckpointError as error:

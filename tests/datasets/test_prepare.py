@@ -108,7 +108,7 @@ def test_mixed_sizes_repeat_points_and_say_so(capsys):
     assert prepared.points.shape == (2, 100, 3)
     assert [len(one.unique(dim=0)) for one in prepared.points] == [100, 40]
     assert torch.equal(prepared.points[1, :40], prepared.points[1, 40:80])
-    assert "1 of 2 objects have fewer than 100 points, the fewest 40" in capsys.readouterr().err
+    assert "1 of 2 objects has fewer than 100 points, the fewest 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -72,4 +72,4 @@ def test_features_of_an_autoencoder_are_maximum_and_mean_of_its_unmasked_tokens(
 def test_a_strength_that_cannot_be_is_refused(folders, capsys):
     with pytest.raises(SystemExit):
         cli.run(lambda: svm.main([str(folders / "classifier"), "--c", "0"]))
-    assert "--c: expected more than 0, found 0.0" in capsys.readouterr().err
+    assert "--c: expected more than 0, found 0\n" in capsys.readouterr().err

@@ -235,11 +235,11 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(make_trainer, missing):
     ("override", "message"),
     [
         ("ewa.share_rate=0.76", r"share_rate must be between 0 and \(N-1\)/N = 0.75 for 4 experts, got 0.76"),
-        ("ewa.share_rate=-0.1", "share_rate must be between 0"),
+        ("ewa.share_rate=-0.1", "share_rate must be a number between 0 and 1, got -0.1"),
         ("moe.num_experts=1", "num_experts must be at least 2, got 1"),
         ("moe.layers=[4]", "the model's 4 FFNs"),
         ("moe.layers=some", "every_other"),
-        ("ewa.until=1.5", "fraction must be between 0 and 1"),
+        ("ewa.until=1.5", "fraction must be a number between 0 and 1, got 1.5"),
         ("train.device=cuda:99", "train.device"),
     ],
 )
