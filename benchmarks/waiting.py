@@ -31,10 +31,10 @@ SETTINGS = (BASE, "GOMP_SPINCOUNT=10000", "OMP_WAIT_POLICY=passive")
 
 
 def training_step() -> dict[str, Callable[[], object]]:
-    """A step of the smallest preset on eight clouds."""
+    """A step of the smallest preset on a batch of the default size."""
     model = PointTransformerClassifier(PRESETS["tiny"], 40)
     optimizer = torch.optim.AdamW(model.parameters())
-    points, labels = torch.randn(8, 1024, 3), torch.randint(40, (8,))
+    points, labels = torch.randn(32, 1024, 3), torch.randint(40, (32,))
     precision = select_precision("auto", torch.device("cpu"))
 
     def step() -> None:
