@@ -69,8 +69,8 @@ setup: .venv/.done  ## install everything into .venv (other targets do it when n
 	@$(PY) -m tools.installed
 	@touch $@
 
-data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download (the default); DATASET DATA_ROOT ARGS
-	@$(PY) -m tools.prepare_data $(call q,$(or $(WHAT),download)) $(CONF) $(DATA) $(ARGS)
+data: .venv/.done  ## look at a data set: WHAT=inspect, verify, pack or download (the default): DATASET DATA_ROOT ARGS
+	@$(PY) -m tools.prepare_data $(if $(WHAT)$(DATASET),$(call q,$(or $(WHAT),download)) $(CONF)) $(DATA) $(ARGS)
 
 TRAIN = $(PY) -m tools.train $(CONF) $(TASKS) $(if $(NPROC),--nproc $(call q,$(NPROC))) $(KEYS)
 

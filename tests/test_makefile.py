@@ -108,3 +108,12 @@ def test_clean_leaves_trainings_and_clean_runs_wants_to_be_told(place):
     assert (place / "runs/x").exists()
     assert run(place, "clean-runs", "YES=1").returncode == 0
     assert not (place / "runs").exists()
+
+
+def test_data_alone_explains_itself_and_a_set_is_fetched(make):
+    said = [shlex.split(make("data", *more)[-1])[2:] for more in ((), ("DATASET=modelnet40",), ("WHAT=inspect",))]
+    assert said == [
+        ["tools.prepare_data"],
+        ["tools.prepare_data", "download", "--config", "configs/modelnet40.yaml"],
+        ["tools.prepare_data", "inspect", "--config", "configs/shapes.yaml"],
+    ]
