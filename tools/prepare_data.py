@@ -32,7 +32,7 @@ from pointewa.train.trainer import duration
 SECONDS = 120  # of inspect's search for objects that occur twice
 _ABOUT = {
     "folder": "your own clouds and meshes, a folder for each class",
-    "images": "your own images; they are trained on as they are, and WHAT is for clouds",
+    "images": "images in place of clouds, in train/<class> and test/<class>; data.root=gratings makes some",
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, soak
+from pointewa.clone import CONFIGS
+from pointewa.datasets import NAMES
 from pointewa.datasets.layouts import shapes
 from pointewa.errors import counted
 from pointewa.runs.weights import load_model
@@ -156,13 +158,12 @@ def test_a_file_of_weights_does_not_say_its_data_set(made, tmp_path, capsys):
 )  # fmt: skip
 def test_a_data_set_that_does_not_exist_lists_those_that_do(made, capsys, main, arguments):
     arguments = [str(made / "run") if one == "runs/x" else one for one in arguments]
-    sets = "expected one of folder, modelnet40, scanobjectnn, scanobjectnn_1024, shapenet55, shapes, found 'shapez'"
-    assert fails(capsys, main, *arguments, "--config", "configs/shapez.yaml") == (
-        f"configs/shapez.yaml: no such file: {sets}"
-    )
-    assert "data.name: expected one of folder, modelnet40, scanobjectnn, shapenet55, shapes, found 'shapez'" in fails(
-        capsys, main, *arguments, "data.name=shapez", "run.dir=nowhere"
-    )
+    recipes = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    assert "shapenet55, shapes" in recipes
+    said = fails(capsys, main, *arguments, "--config", "configs/shapez.yaml")
+    assert said == f"configs/shapez.yaml: no such file: expected one of {recipes}, found 'shapez'"
+    said = fails(capsys, main, *arguments, "data.name=shapez", "run.dir=nowhere")
+    assert said == f"data.name: expected one of {', '.join(sorted(NAMES))}, found 'shapez'"
 
 
 NUMBERS = [  # options, what they take at least, whether they are whole

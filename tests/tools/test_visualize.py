@@ -148,13 +148,13 @@ def test_objects_of_a_folder_of_files_go_by_their_names(tmp_path, capsys):
 
 
 def test_a_file_of_few_points(runs, tmp_path, capsys):
-    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((3, 3)))
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((4, 3)))
     few = ["--object", str(tmp_path / "few.npy")]
     draw(tmp_path, capsys, "saliency", "--run", str(runs / "ewa"), *few)  # as the model takes it: points repeat
     with pytest.raises(SystemExit) as caught:
         cli.run(lambda: visualize.main(["patches", "--num-groups", "8", *few, "--out", str(tmp_path / "x.png")]))
     assert caught.value.code == 2
-    assert "few.npy: num_groups must be 1 to 3, the points of the cloud, got 8" in capsys.readouterr().err
+    assert "few.npy: num_groups must be 1 to 4, the points of the cloud, got 8" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 
