@@ -66,7 +66,7 @@ def read_las(data: bytes) -> Shape:
         raise ValueError("reading it does not end" if hung else "reading it crashes the reader")
     if answer[:1] == b"-":
         raise ValueError(answer[1:].decode(errors="replace"))
-    return Shape(np.frombuffer(answer, "<f8", offset=1).reshape(-1, 3))
+    return Shape(np.frombuffer(answer, "<f8", offset=1).reshape(-1, 3).astype(np.float64))  # a copy: writable, aligned
 
 
 @functools.cache
