@@ -28,9 +28,7 @@ ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 4}  # of a class, in the trainings too, which are processes of their own
 TRAIN = f"""from pointewa.datasets.layouts import shapes; shapes.PER_CLASS = {OBJECTS}
 from pointewa.tools import cli, train; cli.run(train.main)"""
-TOOL = (
-    "import sys; from pointewa.tools import cli, study; study.TRAIN = sys.executable, '-c', {!r}; cli.run(study.main)"
-)
+TOOL = "import sys; from pointewa.tools import cli, study as s; s.TRAIN = sys.executable, '-c', {!r}; cli.run(s.main)"
 STUDY = """
 description: Does it help?
 settings:
