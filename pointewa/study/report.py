@@ -37,13 +37,13 @@ def write_report(study: Study, out: Path, pdf: bool = False) -> list[Arm]:
         CheckpointError: a damaged summary.
     """
     arms = gather(study)
-    if not any(arm.results for arm in arms):
+    if not any(arm.runs for arm in arms):
         raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
     pictures = save_plots(out, arms, pdf)
     texts = {
-        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.results.values()),
-        "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),
-        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.results.values()),
+        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.runs),
+        "curves.csv": _csv(row for arm in arms for result in arm.runs for row in _curve_rows(result)),
+        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.runs),
         "costs.md": _costs(study, arms),
         "study.yaml": study.text,
         "README.md": _readme(study, arms, pictures),
@@ -105,8 +105,9 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
 
 
 def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
-    results = [result for arm in arms for result in arm.results.values()]
-    missing = [run.name for run in study.runs if run.seed not in next(a for a in arms if a.name == run.arm).results]
+    results = [result for arm in arms for result in arm.runs]
+    finished = {result.run.name for result in results}
+    missing = [run.name for run in study.runs if run.name not in finished]
     done = f"All {len(results)} runs are finished" if len(results) != 1 else "The only run is finished"
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
@@ -118,13 +119,32 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
     return "\n".join([
         f"# Study: {study.name}", "", *([study.description, ""] if study.description else []),
         f"{'; '.join(data)}. {done}.", "",
-        *_markdown(table(arms)), "", *_caution(arms), AID, "",
+        *_markdown(table(arms)), "", *_caution(arms), AID, "", *_of_folds(study, arms),
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
         "```", command, "```", "",
         f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
         "`results.csv` has a line per run, `curves.csv` one per epoch of each run, `study.yaml` is the study; times",
         "and memory are in `costs.md` and `costs.csv`.", "",
     ])  # fmt: skip
+
+
+def _of_folds(study: Study, arms: Sequence[Arm]) -> list[str]:
+    """What a study with folds has besides: how they are averaged, and the primary metric on each of them."""
+    if not study.fold_key:
+        return []
+    metric = study.task.metrics[study.task.primary()]
+    rows = []
+    for arm in arms:
+        found = arm.by_fold()
+        spreads = {fold: _spread(*mean_std(found.get(fold, [])), metric.form) for fold in study.folds}
+        rows.append({"arm": arm.name} | spreads)
+    return [
+        f"Each arm was trained once for each seed and each of the folds (`{study.fold_key}`) {', '.join(study.folds)}.",
+        "The result of a seed is the mean over its folds, which all must be finished; all of the above is of these",
+        "means, since the folds of a seed are no independent repetitions.", "",
+        f"Test {metric.label} by fold, mean ± sample standard deviation over the seeds:", "",
+        *_markdown(rows), "",
+    ]  # fmt: skip
 
 
 def _caution(arms: Sequence[Arm]) -> list[str]:
@@ -153,6 +173,7 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
     return "\n".join([
         f"# Costs of the study {study.name}", "", *_markdown(rows), "",
         "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
+        *(["Of a seed with folds it is the mean of its runs."] if study.fold_key else []),
         "Parallel runs, or other work on the machine, make all of them slower. `costs.csv` has a line per run.", "",
     ])  # fmt: skip
 
@@ -162,10 +183,15 @@ def _known(arm: Arm, figure: str) -> list[float]:
     return [result.summary[figure] for result in arm.results.values() if figure in result.summary]
 
 
+def _place(result: Result) -> dict[str, Any]:
+    run = result.run
+    return {"arm": run.arm, **({"fold": run.fold} if run.fold else {}), "seed": run.seed}
+
+
 def _result_row(result: Result) -> dict[str, Any]:
     summary, task, best = result.summary, result.task, result.val_best or (None, None)
     before = summary["test_before_folding"] or {}
-    row = {"arm": result.run.arm, "seed": result.run.seed, "epochs": summary["epochs"]}
+    row = _place(result) | {"epochs": summary["epochs"]}
     row |= {f"test_{key}": summary["test"][key] for key in task.metrics}
     row |= {f"test_{key}_before_folding": before.get(key) for key, one in task.metrics.items() if one.headline}
     primary = task.primary()
@@ -179,7 +205,7 @@ def _result_row(result: Result) -> dict[str, Any]:
 
 def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
     for epoch in result.epochs:
-        row = {"arm": result.run.arm, "seed": result.run.seed, "epoch": epoch["epoch"] + 1}
+        row = _place(result) | {"epoch": epoch["epoch"] + 1}
         primary = result.task.primary()
         figures = {"train_loss": epoch.get("train/loss"), f"val_{primary}": epoch.get(f"val/{primary}"),
                    "disagreement": disagreement(epoch)}  # fmt: skip
@@ -188,7 +214,7 @@ def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
 
 def _cost_row(result: Result) -> dict[str, Any]:
     summary = result.summary
-    row = {"arm": result.run.arm, "seed": result.run.seed, "seconds": summary["seconds"], "epochs": summary["epochs"]}
+    row = _place(result) | {"seconds": summary["seconds"], "epochs": summary["epochs"]}
     row["seconds_an_epoch"] = f"{summary['seconds'] / summary['epochs']:.3f}"
     return row | {key: _environment(summary).get(key) for key in ("device", "threads")}
 
