@@ -63,7 +63,8 @@ class activations:
         ValueError: ``bits`` or ``block`` that `quantize` refuses.
 
     Attributes:
-        chosen: bits by the number of the saved tensor within a forward pass, from `pointewa.compression.adaptive`.
+        chosen: bits by the number of the saved tensor within a forward pass, from `pointewa.compression.adapt`.
+        sizes: values of the tensors that were saved in few bits since it was entered.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class activations:
         self.model, self.bits, self.attention_bits, self.block = model, bits, attention_bits, block
         self.stochastic, self.seed = stochastic, seed
         self.chosen: dict[int, int] = {}
+        self.sizes: list[int] = []
         self._generators: dict[torch.device, Generator] = {}
         self._kept: WeakSet[_Kept] = WeakSet()
         self._stack: ExitStack | None = None
@@ -94,7 +96,8 @@ class activations:
         # By the addresses of storages: what is computed from parameters alone, and what is kept of activations.
         self._weights: dict[int, StorageWeakRef] = {}
         self._known: dict[int, tuple[StorageWeakRef, int, torch.dtype, _Kept]] = {}
-        self.function, self.attention, self.weight_shapes, self.count = None, False, frozenset(), 0
+        self.function, self.attention, self.weight_shapes = None, False, frozenset()
+        self.sizes.clear()
         with ExitStack() as stack:
             stack.enter_context(saved_tensors_hooks(self.pack, _unpack))
             stack.enter_context(_Functions(self))
@@ -168,8 +171,8 @@ class activations:
         # A function of a user's own, which no mode sees, is taken for linear in what it keeps.
         if not (self.compressible(flat) and self.function in (None, *LINEAR)):
             return self.hold(_Exact(flat))
-        bits = self.chosen.get(self.count, self.attention_bits if self.attention else self.bits)
-        self.count += 1
+        bits = self.chosen.get(len(self.sizes), self.attention_bits if self.attention else self.bits)
+        self.sizes.append(flat.numel())
         generator = self._generator(flat.device) if self.stochastic and bits < 16 else None
         return self.hold(_Quantized(quantize(flat, bits, self.block, generator)))
 
