@@ -3,8 +3,8 @@
 For any model and loop; imports torch only.
 """
 
-from pointewa.compression.activations import activations, kept_bytes
 from pointewa.compression.adaptive import adapt
 from pointewa.compression.gradients import GradientExchange
+from pointewa.compression.hooks import activations, kept_bytes
 
 __all__ = ["GradientExchange", "activations", "adapt", "kept_bytes"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pointewa.compression.activations import activations
+from pointewa.compression.hooks import activations
 
 CHOICES = (2, 4, 8)
 

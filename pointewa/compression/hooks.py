@@ -6,6 +6,7 @@ follows from it, the statistics of the norm and the input of the linear layer be
 backward pass; attention has more bits than the rest.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class activations:
         self._weights: dict[int, StorageWeakRef] = {}
         self._known: dict[int, tuple[StorageWeakRef, int, torch.dtype, _Kept]] = {}
         self.function, self.attention, self.weight_shapes = None, False, frozenset()
+        self.statistics = 0
         self.sizes.clear()
         with ExitStack() as stack:
             stack.enter_context(saved_tensors_hooks(self.pack, _unpack))
@@ -169,7 +171,8 @@ class activations:
 
     def _kept_of(self, flat: Tensor) -> "_Kept":
         # A function of a user's own, which no mode sees, is taken for linear in what it keeps.
-        if not (self.compressible(flat) and self.function in (None, *LINEAR)):
+        linear = self.function in LINEAR or (self.function is None and not _saved_by_checkpoint())
+        if not (self.compressible(flat) and linear and len(flat) > self.statistics):
             return self.hold(_Exact(flat))
         bits = self.chosen.get(len(self.sizes), self.attention_bits if self.attention else self.bits)
         self.sizes.append(flat.numel())
@@ -294,10 +297,9 @@ class _Functions(TorchFunctionMode):
                 owner.remember_weight(out)
             return out
         inplace = bool(kwargs.get("inplace") or any(one is True for one in args[1:]))
-        plain = not any(isinstance(one, Tensor) for one in kwargs.values())  # else they would get no gradient below
-        if plain and owner.compressible(args[0]):
+        if args and owner.compressible(args[0]):
             if function in RECOMPUTED and not inplace:
-                return _Recompute.apply(owner, function, kwargs, *args)
+                return _Recompute.apply(owner, function, tuple(kwargs), *args, *kwargs.values())
             if function in RELU:
                 return _Relu.apply(owner, args[0], inplace)
             if function in MAXIMUM:
@@ -307,10 +309,12 @@ class _Functions(TorchFunctionMode):
         owner.function, owner.attention = function, function in ATTENTION or (function in PRODUCTS and not weights)
         # Autocast's copies of weights are saved too.
         owner.weight_shapes = frozenset(tuple(sorted(one.shape)) for one in weights)
+        # What is much smaller than its inputs, such as the logarithms of attention's sums, is a statistic.
+        owner.statistics = max((one.numel() for one in tensors), default=0) // 8
         try:
             return function(*args, **kwargs)
         finally:
-            owner.function, owner.attention, owner.weight_shapes = None, False, frozenset()
+            owner.function, owner.attention, owner.weight_shapes, owner.statistics = None, False, frozenset(), 0
 
     def _cast(self, x: Tensor) -> Tensor:
         """What autocast will make of a factor, made here, so that what it was made of is known."""
@@ -342,37 +346,39 @@ class _Recompute(torch.autograd.Function):
     """A function of one large tensor, of which only that tensor is kept, and small ones."""
 
     @staticmethod
-    def forward(
-        ctx: Any, owner: activations, function: Callable, kwargs: dict[str, Any], x: Tensor, *rest: Any
-    ) -> Tensor:
-        out = function(x, *rest, **kwargs)
-        ctx.function, ctx.kwargs, ctx.rest = function, kwargs, rest
-        ctx.x = kept = owner.pack(x)
-        ctx.autocast = _autocast(x.device.type)
-        if out.is_contiguous() and not isinstance(kept, Tensor):
-            autocast = ctx.autocast
+    def forward(ctx: Any, owner: activations, function: Callable, keys: Sequence[str], x: Tensor, *rest: Any) -> Tensor:
+        call, autocast = _call(function, keys), _autocast(x.device.type)
+        out = call(x, *rest)
+        ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.pack(x)
+        if out.is_contiguous() and not isinstance(ctx.x, Tensor):
+            constants = [one.detach() if isinstance(one, Tensor) else one for one in rest]
 
             def again(values: Tensor) -> Tensor:
                 with autocast():
-                    return function(
-                        values, *(one.detach() if isinstance(one, Tensor) else one for one in rest), **kwargs
-                    )
+                    return call(values, *constants)
 
-            owner.remember(out, _Recomputed(again, kept))
+            owner.remember(out, _Recomputed(again, ctx.x))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x = _unpack(ctx.x).detach().requires_grad_(ctx.needs_input_grad[3])
-        named = {key: _leaf(one) for key, one in ctx.kwargs.items()}
-        rest = [_leaf(one) for one in ctx.rest]
-        wanted = [one for one in (x, *rest) if isinstance(one, Tensor) and one.requires_grad]
+        inputs = [_unpack(ctx.x).detach().requires_grad_(ctx.needs_input_grad[3]), *map(_leaf, ctx.rest)]
         with torch.enable_grad(), ctx.autocast():
-            out = ctx.function(x, *rest, **named)
-        found = iter(torch.autograd.grad(out, wanted, grad))
-        grads = [next(found) if isinstance(one, Tensor) and one.requires_grad else None for one in (x, *rest)]
-        return (None, None, None, *grads)
+            out = ctx.call(*inputs)
+        wanted = [isinstance(one, Tensor) and one.requires_grad for one in inputs]
+        found = iter(torch.autograd.grad(out, [one for one, is_ in zip(inputs, wanted, strict=True) if is_], grad))
+        return (None, None, None, *(next(found) if is_ else None for is_ in wanted))
+
+
+def _call(function: Callable, keys: Sequence[str]) -> Callable[..., Tensor]:
+    """The function with its last arguments by name, so that all can be given by position."""
+
+    def call(*args: Any) -> Tensor:
+        count = len(args) - len(keys)
+        return function(*args[:count], **dict(zip(keys, args[count:], strict=True)))
+
+    return call
 
 
 def _leaf(value: Any) -> Any:
@@ -417,6 +423,18 @@ class _Amax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         largest = ctx.largest.values()
         return None, largest * (grad.view(ctx.shape) / largest.sum(ctx.dim, keepdim=True)), None, None
+
+
+def _saved_by_checkpoint() -> bool:
+    """Whether it is `torch.utils.checkpoint` that saves, which goes through its function again from what it saved."""
+    frame = sys._getframe(1)
+    while frame and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    for _ in range(4):
+        if frame is None or frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return frame is not None
+        frame = frame.f_back
+    return False
 
 
 def _is_compiled(module: nn.Module) -> bool:
