@@ -1,5 +1,5 @@
-"""Point operators: farthest point sampling, nearest neighbours, grouping, the Chamfer distance, normalisation,
-the order of points, the up axis.
+"""Point operators: farthest point sampling, nearest neighbours, grouping, interpolation, the Chamfer distance,
+normalisation, the order of points, the up axis.
 
 Sampling and neighbours go by float32 distances, also inside autocast and for inputs of another precision. pytorch3d's
 kernels do the work if they are installed, plain torch otherwise; the environment variable ``POINTEWA_OPS``
@@ -10,6 +10,7 @@ from pointewa.ops.backend import backend
 from pointewa.ops.chamfer import chamfer_distance
 from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
+from pointewa.ops.interpolate import interpolate
 from pointewa.ops.knn import knn
 from pointewa.ops.normalize import flaw, unit_sphere
 from pointewa.ops.order import canonical_order
@@ -23,6 +24,7 @@ __all__ = [
     "farthest_point_sample",
     "flaw",
     "group",
+    "interpolate",
     "knn",
     "turn_up",
     "unit_sphere",
