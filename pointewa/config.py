@@ -42,7 +42,7 @@ class DataConfig:
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
     augment: Any = field(
         default_factory=lambda: ["scale_shift"]
-    )  # applied in order; also rotate_up, jitter, dropout; of images: crop, flip
+    )  # applied in order; also scale_shift_uniform, rotate_up, jitter, dropout; of images: crop, flip
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: Fraction = 0.0  # of each class of the training split, held out for every choice; fixed objects
     train_fraction: PositiveFraction = (
@@ -73,6 +73,7 @@ class ModelConfig:
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
     patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
+    decoder: str | None = None  # of part segmentation: "point_mae", "point_bert" or "light"
 
 
 @dataclass
@@ -110,6 +111,9 @@ class TrainConfig:
     epochs: AtLeastOne = 300
     batch_size: AtLeastOne = 32  # over all processes
     accumulate: AtLeastOne = 1  # parts in which a batch is processed, to save memory
+    # of the optimizer, on the same gradients; 2: one before they are clipped and one after, as published part
+    # segmentations were trained
+    steps_per_batch: Literal[1, 2] = 1
     activation_checkpointing: bool = False  # keep less for the backward pass and recompute it: exact, slower
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
     lr: NonNegative = 5e-4
@@ -239,7 +243,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth", "patch_size")  # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "decoder")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:

@@ -92,6 +92,7 @@ class Task(ABC):
         model_file: the file of the trained dense model in the run folder.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
+        changes: what `compare` returns, as the table of a result shows it.
     """
 
     name: ClassVar[str]
@@ -100,6 +101,7 @@ class Task(ABC):
     model_file: ClassVar[str] = "model.safetensors"
     of_points: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
+    changes: ClassVar[Mapping[str, Metric]] = {"largest_logit_difference": Metric("largest difference of logits", ".1e")}
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -155,6 +157,10 @@ class Task(ABC):
         """How much folding changed, for the summary; nothing by default."""
         return {}
 
+    def detail(self, outputs: Outputs, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Further entries of the summary; nothing by default."""
+        return {}
+
     def input_classes(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
         """The classes that the model knows: those of the data set by default."""
         return class_names
@@ -179,8 +185,9 @@ class Task(ABC):
             if one.headline
         ]
         rows.append(["parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}"])
-        if before and isinstance(difference := summary.get("largest_logit_difference"), float):
-            rows.append(["largest difference of logits", "", f"{difference:.1e}"])
+        for key, one in cls.changes.items():
+            if before and isinstance(change := summary.get(key), float):
+                rows.append([one.label, "", one.text(change)])
         rows.append(["seconds of training", f"{summary['seconds']:.0f}", "" if before else f"{summary['seconds']:.0f}"])
         if before:
             return ["", "in training (MoE)", kind], rows

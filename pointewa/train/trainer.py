@@ -209,6 +209,7 @@ class Trainer(Training):
             "evaluation_seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.task.compare(before, after),
+            **self.task.detail(after, self.data.class_names),
         }
         if self.world.first:
             with self._disk():
