@@ -20,7 +20,13 @@ _ANY = 1024  # points kept of an object if its source can give any number and no
 
 
 def open_source(
-    name: str, root: str, split: str, num_points: int = 1, variant: str | None = None, background: str = "keep"
+    name: str,
+    root: str,
+    split: str,
+    num_points: int = 1,
+    variant: str | None = None,
+    background: str = "keep",
+    parts: bool = False,
 ) -> Source:
     """A split of a data set as it is on disk.
 
@@ -31,21 +37,27 @@ def open_source(
         num_points: how many points an object must have.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
+        parts: read the parts of the points, as segmentation needs them; some sets come with them anyway.
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or a
-            background that the files do not mark.
+        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, a
+            background that the files do not mark, or no parts where they are asked for.
     """
     if name not in NAMES:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
+    read = getattr(module, "labelled_source", module.source) if parts else module.source
+    found = read(root, split, num_points, variant)
+    if parts and found.parts is None:
+        raise DataError(f"data.name: {name} does not tell the parts of objects ({found.path}): set a data set with "
+                        "labelled points, such as shapes")  # fmt: skip
     if background == "keep":
-        return module.source(root, split, num_points, variant)
+        return found
     if not hasattr(module, "without_background"):
         raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(module.source(root, split, num_points, variant))
+    return module.without_background(found)
 
 
 def load(
@@ -59,6 +71,7 @@ def load(
     stream: bool | None = False,
     device: torch.device | str = "cpu",
     img_size: int = 32,
+    parts: bool = False,
 ) -> Clouds:
     """Load a split of a data set; the first time also prepare and cache it.
 
@@ -73,11 +86,12 @@ def load(
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
         img_size: side in pixels, of a set of images, which is held in memory.
+        parts: read the parts of the points, see `open_source`.
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
+        DataError: as `open_source`.
     """
-    source = open_source(name, root, split, num_points or 1, variant, background)
+    source = open_source(name, root, split, num_points or 1, variant, background, parts)
     if source.images:
         if stream:
             raise DataError("data.stream: images are held in memory, found true: set it to auto or false")

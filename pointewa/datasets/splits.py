@@ -16,8 +16,13 @@ from pointewa.train.distributed import ALONE, World
 EVAL_BATCH = 64
 
 
-def load_split(config: Config, split: str) -> Clouds:
+def load_split(config: Config, split: str, task: str | None = None) -> Clouds:
     """A whole split ("train" or "test") of the configuration's data set, on the configuration's device.
+
+    Args:
+        config: the whole configuration.
+        split: "train" or "test".
+        task: the clouds are for this task; None for that of the configuration.
 
     Raises:
         DataError: see `pointewa.datasets.load`.
@@ -36,6 +41,7 @@ def load_split(config: Config, split: str) -> Clouds:
         stream=stream,
         device=device,
         img_size=data.img_size,
+        parts=task_class(task or config.train.task).point_labels,
     )
 
 

@@ -103,7 +103,7 @@ class Subjects:
         Raises:
             ConfigError: images for a model of clouds, or clouds for one of images.
         """
-        found = load_split(self.config, self.split)
+        found = load_split(self.config, self.split, self._loaded and self._loaded.task)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
         return found

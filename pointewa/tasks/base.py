@@ -91,6 +91,7 @@ class Task(ABC):
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
+        point_labels: the points of the clouds have to be labelled by their parts (`pointewa.models.parts`).
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
         changes: what `compare` returns, as the table of a result shows it.
     """
@@ -100,6 +101,7 @@ class Task(ABC):
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
     of_points: ClassVar[bool] = True
+    point_labels: ClassVar[bool] = False
     predicts_classes: ClassVar[bool] = False
     changes: ClassVar[Mapping[str, Metric]] = {"largest_logit_difference": Metric("largest difference of logits", ".1e")}
 
