@@ -61,6 +61,8 @@ class Trainer(Training):
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:
                 self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
+            if self.report.unused:
+                self._say(f"left out: {', '.join(self.report.unused)}")
         # Again after building, so that all schemes have the same random stream, however much building drew.
         seed_all(config.train.seed, world.rank)
         self.rng = random_state()  # at the start
