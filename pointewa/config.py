@@ -73,7 +73,6 @@ class ModelConfig:
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
     patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
-    decoder: str | None = None  # "point_mae", "point_bert" or "light", in part segmentation; None: the preset's
 
 
 @dataclass
@@ -240,7 +239,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "decoder")  # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
