@@ -203,10 +203,11 @@ class Subjects:
         """The objects of the split with these numbers."""
         clouds = self.clouds
         index = torch.as_tensor(list(indices), device=clouds.labels.device)
-        ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
+        ((points, parts),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
         labels, points = clouds.labels[index].tolist(), self._sampled(self._scaled(points))
-        return [Item(one, clouds.object_names[i], clouds.class_names[label])
-                for i, one, label in zip(indices, points, labels, strict=True)]  # fmt: skip
+        parts = [None] * len(points) if parts is None else parts[:, : self.num_points]
+        return [Item(one, clouds.object_names[i], clouds.class_names[label], mine)
+                for i, one, label, mine in zip(indices, points, labels, parts, strict=True)]  # fmt: skip
 
     def _scaled(self, points: Tensor) -> Tensor:
         """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""

@@ -103,7 +103,9 @@ class Task(ABC):
     of_points: ClassVar[bool] = True
     point_labels: ClassVar[bool] = False
     predicts_classes: ClassVar[bool] = False
-    changes: ClassVar[Mapping[str, Metric]] = {"largest_logit_difference": Metric("largest difference of logits", ".1e")}
+    changes: ClassVar[Mapping[str, Metric]] = {
+        "largest_logit_difference": Metric("largest difference of logits", ".1e")
+    }
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -136,6 +138,10 @@ class Task(ABC):
             ConfigError: the task has no such part.
         """
         raise ConfigError(f"train.freeze_backbone: {self.name} trains the whole model: leave it out")
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model is called with; the clouds or images by default."""
+        return (batch.points,)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

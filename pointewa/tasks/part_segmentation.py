@@ -3,20 +3,23 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.config import Config, build_architecture
-from pointewa.errors import ConfigError, counted
+from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
 from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.parts import Parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
+
+if TYPE_CHECKING:
+    from pointewa.viz.drawings import Drawing, Item
 
 Predict = Callable[[nn.Module, Batch], Tensor]  # logits [B, P, M]
 
@@ -188,6 +191,8 @@ class PartSegmentation(Task):
         "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
     }
     train_metrics = ("accuracy",)
+    point_labels = True
+    changes: ClassVar = {"points_changed_by_folding": Metric("points predicted otherwise", ".3f", "%")}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -218,6 +223,10 @@ class PartSegmentation(Task):
     def trained_head(self, model: nn.Module) -> nn.Module:
         """The decoder."""
         return model.head
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The clouds and their categories."""
+        return batch.points, batch.labels
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over all parts with ``train.label_smoothing``; the share of points in percent whose most
@@ -253,27 +262,59 @@ class PartSegmentation(Task):
     def show(self, subjects: Subjects, count: int) -> Shown:
         """A table of the categories; truth, prediction and errors of the objects with the lowest IoU, and of the first
         of each category."""
-        from pointewa.viz import drawings
+        from pointewa.viz.clouds import clouds_figure
         from pointewa.viz.html import clouds_html
         from pointewa.viz.report import section_html, table_html
 
         loaded, result = subjects.loaded, segment(subjects.loaded.model, subjects.batches())
-        sections = [section_html("Categories", table_html(class_rows(result, loaded), CLASS_COLUMNS))]
-        worst = result.ious.argsort()[: max(1, count // 2)].tolist()
-        first = [item for item in subjects.items([], max(1, count - len(worst)))]
-        figures = {}
-        for heading, items in (("Lowest IoU", subjects.at(worst)), ("Parts", first)):
-            drawn = drawings.segmentations(loaded.model, loaded.class_names, items)
+        names, each = loaded.class_names, max(1, count // 2)
+        sections = [section_html("Categories", table_html(class_rows(result, loaded.model, names), CLASS_COLUMNS))]
+        lowest = draw(loaded.model, names, subjects.at(result.ious.argsort()[:each].tolist()))
+        first = draw(loaded.model, names, subjects.items([], each))
+        for heading, drawn in (("Lowest IoU", lowest), ("Parts", first)):
             sections.append(section_html(heading, clouds_html(drawn.picture)))
-        return Shown(sections, result.metrics, {"lowest": worst}, figures)
+        return Shown(sections, result.metrics, {"lowest": lowest.numbers["objects"]},
+                     {"parts": clouds_figure(first.picture)})  # fmt: skip
+
+
+def draw(
+    model: PointTransformerSegmenter, class_names: Sequence[str], items: "Sequence[Item]", heading: str = ""
+) -> "Drawing":
+    """True parts, predicted parts and errors, a row an object.
+
+    Args:
+        model: in evaluation mode.
+        class_names: its categories.
+        items: with their class, and the parts of their points.
+        heading: above.
+
+    Raises:
+        ConfigError: an object whose category or parts are not known, as of a file.
+    """
+    from pointewa.viz.drawings import Drawing
+    from pointewa.viz.parts import SegmentedCloud, parts_picture
+
+    clouds, numbers = [], []
+    for item in items:
+        if item.class_name is None or item.point_labels is None:
+            raise ConfigError(f"--object: the category and the parts of {item.name} are not known: make predict "
+                              "writes what is predicted for a file")  # fmt: skip
+        label = torch.tensor([class_names.index(item.class_name)], device=item.points.device)
+        batch = Batch(item.points[None], label, item.point_labels[None])
+        with evaluating(model):
+            found = measured(model, batch, plain(model, batch))
+        predicted, iou = found["predicted"][0].long(), Segmentation(**found).ious.item()
+        clouds.append(SegmentedCloud(item.points, predicted, item.point_labels, f"{item.title}: IoU {iou:.1f} %"))
+        wrong = int((predicted != item.point_labels.cpu()).sum())
+        numbers.append({"object": item.name, "category": item.class_name, "iou": iou, "wrong": wrong})
+    return Drawing(parts_picture(clouds, model.parts, class_names, heading), {"objects": numbers})
 
 
 CLASS_COLUMNS = ("category", "objects", "parts", "mIoU")
 
 
-def class_rows(result: Segmentation, loaded: Any) -> list[list[str]]:
+def class_rows(result: Segmentation, model: PointTransformerSegmenter, names: Sequence[str]) -> list[list[str]]:
     """A row for each category: its objects, its parts and their mean IoU."""
-    names, model = loaded.class_names, loaded.model
     counts, mask = result.labels.bincount(minlength=len(names)).tolist(), model.parts.mask(len(names))
     rows = []
     for number, (name, value) in enumerate(zip(names, result.by_class(len(names)).tolist(), strict=True)):
