@@ -22,10 +22,10 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
-from pointewa.datasets.layouts import scanobjectnn
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
+from pointewa.tasks import task_class
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
@@ -33,9 +33,11 @@ SECONDS = 120  # of inspect's search for objects that occur twice
 _ABOUT = {
     "folder": "your own clouds and meshes, a folder for each class",
     "images": "images in place of clouds, in train/<class> and test/<class>; data.root=gratings makes some",
+    "labeled_psb": "meshes of 19 categories whose points are labelled by parts; WHAT=download says more",
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "shapenetpart": "CAD models of 16 categories whose points are labelled by parts; WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
 _MESH_POINTS = 8192  # packed per object if the source can give any number
@@ -43,9 +45,9 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data = config.data
+    data, parts = config.data, task_class(config.train.task).point_labels
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, parts)
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -152,7 +154,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    default = getattr(datasets.NAMES[data.name], "DEFAULT", None)  # where variants are other objects, not other files
+    variant = f"_{data.variant or default}" if default else ""
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
     root = Path(data.root)
