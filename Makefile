@@ -97,7 +97,7 @@ predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x:
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
 	@$(PY) -m tools.predict $(call q,$(CKPT)) $(if $(DEVICE),--device $(call q,$(DEVICE))) $(ARGS)
 
-visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, embedding, experts to OUT: DATASET CKPT ARGS
+visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, parts, embedding, experts to OUT: DATASET CKPT ARGS
 	@$(if $(WHAT),,echo 'error: make visualize WHAT=cloud DATASET=shapes OUT=cloud.png' >&2; exit 2)
 	@$(PY) -m tools.visualize $(call q,$(WHAT)) $(if $(CKPT),--run $(call q,$(CKPT))) $(OTHER) \
 		$(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pointewa.clone import CONFIGS
 from pointewa.errors import ConfigError, first_line
+from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.presets import PRESETS, Architecture
 from pointewa.safe.yaml_files import load_yaml
 
@@ -252,6 +253,11 @@ def build_architecture(config: ModelConfig) -> Architecture:
         return Architecture(**values)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+
+
+def decoder_of(config: ModelConfig) -> str:
+    """The decoder of a part segmentation, as `pointewa.models.PointTransformerSegmenter` knows it."""
+    return config.decoder or PRESET_DECODERS.get(config.preset, "light")
 
 
 def save_interval(config: TrainConfig) -> tuple[int, float]:

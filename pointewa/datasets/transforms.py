@@ -50,8 +50,8 @@ def scale_shift(points: Tensor, generator: Generator) -> Tensor:
 
 
 def scale_shift_uniform(points: Tensor, generator: Generator) -> Tensor:
-    """Scale each cloud ``[B, P, 3]`` by U(0.8, 1.25), all axes alike, then shift each axis by U(-0.1, 0.1), as PointNet++
-    and after it Point-BERT and Point-MAE do in part segmentation."""
+    """Scale each cloud ``[B, P, 3]`` by U(0.8, 1.25), all axes alike, then shift each axis by U(-0.1, 0.1), as
+    PointNet++ and after it Point-BERT and Point-MAE do in part segmentation."""
     scale = torch.rand(len(points), 1, 1, device=points.device, generator=generator)
     shift = torch.rand(len(points), 1, 3, device=points.device, generator=generator)
     return points * (0.8 + scale * 0.45) + (shift * 0.2 - 0.1)

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config, build_architecture, decoder_of
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
-from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.parts import Parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
@@ -210,9 +209,8 @@ class PartSegmentation(Task):
                 f"data.name: part_segmentation learns from points that are labelled by parts, and {data.name} at "
                 f"{data.root} has none: set another one, such as shapes or shapenetpart"
             )
-        decoder = model.decoder or PRESET_DECODERS[model.preset]
         try:
-            return PointTransformerSegmenter(build_architecture(model), parts, len(class_names), decoder)
+            return PointTransformerSegmenter(build_architecture(model), parts, len(class_names), decoder_of(model))
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
 

@@ -90,7 +90,8 @@ def test_tasks_are_found_by_their_names():
     ]  # fmt: skip
     with pytest.raises(
         ConfigError,
-        match=r"train\.task: expected one of classification, image_classification, masked_autoencoding, part_segmentation, found 'x'",
+        match=r"train\.task: expected one of classification, image_classification, masked_autoencoding, "
+        r"part_segmentation, found 'x'",
     ):
         tasks.task_class("x")
 

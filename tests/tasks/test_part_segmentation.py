@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
 
 from pointewa import datasets, tasks
@@ -160,8 +161,6 @@ def make(clouds, tmp_path):
         train, test = clouds["train"], clouds["test"]
         loader = TrainLoader(train, config.train.batch_size, 128, config.data.augment, config.train.seed)
         data = Data(loader, None, EvalLoader(test, 16, 128), train.class_names, parts=train.parts if parts else None)
-        from rich.console import Console
-
         return Trainer(config, data, find_run(config), Console(quiet=True))
 
     return build
@@ -227,7 +226,7 @@ def test_it_starts_from_a_pretraining_and_from_a_classifier(make, make_trainer):
 def test_what_cannot_be_segmented_is_refused(make):
     with pytest.raises(ConfigError, match=r"data\.name: part_segmentation learns from points that are labelled"):
         make(parts=False)
-    with pytest.raises(ConfigError, match="model.decoder must be one of point_mae, point_bert, light, got 'x'"):
+    with pytest.raises(ConfigError, match=r"model\.decoder must be one of point_mae, point_bert, light, got 'x'"):
         make("model.decoder=x")
     unlabelled = Batch(torch.zeros(1, 4, 3), torch.tensor([0]))
     with pytest.raises(ConfigError, match=r"data\.name: .* those of this set have none"):
