@@ -66,7 +66,9 @@ def test_constant_features_stay_constant_and_types_are_kept():
 
 def test_refusals():
     points, centers, features = inputs(8)
-    with pytest.raises(ValueError, match=r"features must be of shape \[B, G, C\] for centers \[B, G, 3\], got \[2, 7, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"features must be of shape \[B, G, C\] for centers \[B, G, 3\], got \[2, 7, 5\]"
+    ):
         interpolate(points, centers, features[:, :7])
     with pytest.raises(ValueError, match="num_neighbors must be at least 1, got 0"):
         interpolate(points, centers, features, 0)
