@@ -97,11 +97,13 @@ def written_to(files: list[Path], folder: Path | None) -> list[Path]:
 
 
 def parts_table(predictions: list[dict[str, Any]]) -> Table:
-    """A row per file: its parts, and where they are."""
-    table = Table("file", "parts", "written to")
+    """A row per file: its parts, and how many of its points each has."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("parts")
     for one in predictions:
         shares = [f"{name} {100 * count / one['points']:.1f} %" for name, count in one["parts"].items()]
-        table.add_row(escape(printable(one["file"])), escape(", ".join(shares)), escape(printable(one["out"])))
+        table.add_row(escape(printable(one["file"])), escape(", ".join(shares)))
     return table
 
 
@@ -159,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"model": args.model, "predictions": predictions, "failed": failed}))
     elif predictions:
         Console().print(parts_table(predictions) if of_parts else as_table(predictions))
+        for one in predictions if of_parts else ():
+            print(f"wrote {one['out']}")
     for one in failed:
         print(one["error"], file=sys.stderr)
     if failed:

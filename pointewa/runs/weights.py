@@ -67,13 +67,16 @@ def load_model(path: str | Path) -> LoadedModel:
     return as_classifier(load_any(path), path)
 
 
-def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
+def as_classifier(
+    loaded: LoadedModel, path: str | Path, kinds: tuple[str, ...] = ("classifier", "timm")
+) -> LoadedModel:
     """The same model.
 
     Raises:
-        CheckpointError: it is no classifier; ``path`` is where it came from.
+        CheckpointError: it is no classifier, or whatever else of `pointewa.models.registry` is asked for; ``path`` is
+            where it came from.
     """
-    if (kind := kind_of(loaded.model)) not in ("classifier", "timm"):
+    if (kind := kind_of(loaded.model)) not in kinds:
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
     return loaded

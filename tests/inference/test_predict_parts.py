@@ -133,7 +133,7 @@ def test_files_are_written_beside_the_inputs_and_can_be_read_as_labelled_clouds(
     assert (np.load(tmp_path / "a.npy") == points).all()
     predict.main([str(folder), str(tmp_path / "b.xyz"), "--class", "chair", "--out", str(tmp_path / "new")])
     assert (tmp_path / "new/b-parts.ply").is_file()
-    assert "b-parts.ply" in " ".join(capsys.readouterr().out.split())
+    assert f"wrote {tmp_path}/new/b-parts.ply\n" in capsys.readouterr().out
 
 
 def test_what_the_command_refuses(saved, tmp_path, capsys):
