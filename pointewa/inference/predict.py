@@ -20,6 +20,7 @@ from pointewa.tasks.part_segmentation import predicted_parts
 from pointewa.train.device import select_device
 
 _BATCH = 64  # clouds that go through the model at a time
+_KINDS = ("classifier", "timm", "segmenter")  # in `pointewa.models.registry`
 _LARGEST = 1e18  # the square of a distance must fit float32
 
 
@@ -95,7 +96,7 @@ class Predictor:
             CheckpointError: nothing of that name, or no classifier or segmenter of ours.
             ConfigError: huggingface_hub is missing, or a device that does not exist.
         """
-        return cls(_predicting(from_pretrained(name, **options), name), select_device(device))
+        return cls(as_classifier(from_pretrained(name, **options), name, _KINDS), select_device(device))
 
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
@@ -279,13 +280,4 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
             f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
             "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
-    return Predictor(_predicting(load_any(path), path), select_device(device))
-
-
-def _predicting(loaded: LoadedModel, path: str | Path) -> LoadedModel:
-    """The same model.
-
-    Raises:
-        CheckpointError: it is neither classifier nor segmenter.
-    """
-    return loaded if isinstance(loaded.model, PointTransformerSegmenter) else as_classifier(loaded, path)
+    return Predictor(as_classifier(load_any(path), path, _KINDS), select_device(device))
