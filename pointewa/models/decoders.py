@@ -127,7 +127,7 @@ def _bert_layers(arch: Architecture, num_classes: int, num_parts: int) -> dict[s
 
 def _bert_decode(of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor) -> Tensor:
     size = points.shape[1]
-    fine = group(points, farthest_point_sample(points, min(_FINE, size), check_finite=False))
+    fine = group(points, _sample(points, min(_FINE, size)))
     middle = fine[:, :_MIDDLE]  # farthest point samples are nested
     of_middle = of.propagation_2(middle, centers, middle, levels[1])
     of_fine = of.propagation_1(fine, centers, fine, levels[0])
@@ -150,6 +150,7 @@ PRESET_DECODERS = {"tiny": "light", "small": "light", "point_mae": "point_mae", 
 
 # The operators are loops and foreign kernels: a graph break is all a compiler could do.
 _interpolate = torch.compiler.disable(lambda *args: interpolate(*args, check_finite=False))
+_sample = torch.compiler.disable(lambda *args: farthest_point_sample(*args, check_finite=False))
 _neighbors = torch.compiler.disable(lambda *args: knn(*args, check_finite=False))
 
 
