@@ -7,8 +7,9 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.safetensors --format torch_pointcloud
 
 The exported programs take points float32 [B, num_points, 3], prepared as in the model's training: turned so that the
-axis `up` of model.json becomes y, then normalised as its `normalize` says. They return logits; the patch embedding is
-part of them. Each file is read back and compared with the model.
+axis `up` of model.json becomes y, then normalised as its `normalize` says. Those of a part segmentation also take
+labels int64 [B], the numbers of the categories among its `class_names`. They return logits; the patch embedding is part
+of them. Each file is read back and compared with the model.
 """
 
 import json
