@@ -24,6 +24,7 @@ from pointewa.safe.files import reading
 FOLDS = 5
 DEFAULT = "fold0"
 OBJECTS, CATEGORIES, PARTS = 380, 19, 94
+CHECKED = "the whole benchmark"  # by `check_split`: it has no official split
 _LARGEST = 2**31  # bytes when unpacked
 _ARRAYS = ("xyz", "part", "label", "name", "classes", "part_name", "part_class")
 _WHAT = f"a NumPy archive with {', '.join(_ARRAYS)}"

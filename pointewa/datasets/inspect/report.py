@@ -169,7 +169,8 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
             problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
         bad += [f"{label}: {problem}" for problem in problems]
         if not problems:
-            good.append(f"{label}: {'the official split, ' if official else ''}all read, all finite")
+            what = f"{getattr(NAMES[name], 'CHECKED', 'the official split')}, " if official else ""
+            good.append(f"{label}: {what}all read, all finite")
         if source.path.is_file() and source.layout == "packed HDF5":
             with open_hdf5(source.path, "packed HDF5") as h5:
                 expected = h5[split].attrs.get("sha256")
