@@ -87,7 +87,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
                   up=_UP[variant], left_out=dict(left_out))  # fmt: skip
 
 
-def labelled_source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
     """`source`, with the parts of the points: the labels in the files, by class, numbered through.
 
     The parts are those that `pointewa.datasets.found_parts.NAMES` lists, else those that occur in either split, which a

@@ -24,6 +24,7 @@ from pointewa.safe.files import reading
 FOLDS = 5
 DEFAULT = "fold0"
 OBJECTS, CATEGORIES, PARTS = 380, 19, 94
+CHECKED = "the whole benchmark"  # by `check_split`: it has no official split
 _LARGEST = 2**31  # bytes when unpacked
 _ARRAYS = ("xyz", "part", "label", "name", "classes", "part_name", "part_class")
 _WHAT = f"a NumPy archive with {', '.join(_ARRAYS)}"
@@ -133,9 +134,9 @@ def _check(
     """Refuse arrays that do not fit together."""
     texts = (names, classes, part_names, part_classes)
     shapes = [list(one.shape) for one in (xyz, part, label, *texts)]
-    n, m = len(label), len(part_names)
-    if xyz.ndim != 3 or xyz.shape[2] != 3 or 0 in xyz.shape or classes.ndim != 1 or shapes != [
-        [n, xyz.shape[1], 3], [n, xyz.shape[1]], [n], [n], [len(classes)], [m], [m],
+    n, m = label.shape, part_names.shape
+    if xyz.ndim != 3 or xyz.shape[2] != 3 or 0 in xyz.shape or {len(n), len(m), classes.ndim} != {1} or shapes != [
+        [*n, xyz.shape[1], 3], [*n, xyz.shape[1]], [*n], [*n], [len(classes)], [*m], [*m],
     ]:  # fmt: skip
         raise ValueError(f"expected {', '.join(_ARRAYS)} to fit together, found {', '.join(map(str, shapes))}")
     if xyz.dtype.kind not in "fiu" or part.dtype.kind not in "iu" or label.dtype.kind not in "iu":

@@ -380,7 +380,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Raises:
         DataError: more points asked for than an object has.
     """
-    found = labelled_source(root, split, num_points, variant)
+    found = source_with_parts(root, split, num_points, variant)
 
     def clouds(count: int) -> Iterator[Cloud]:
         return (Cloud(cloud.points) for cloud in found.clouds(count))
@@ -388,7 +388,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     return replace(found, layout=_layout(split), clouds=clouds, point_labels=False, parts=None)
 
 
-def labelled_source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
     """`source`, with the parts of the points."""
     if num_points > NUM_POINTS:
         raise DataError(f"shapes: an object has {NUM_POINTS} points, data.num_points asks for {num_points}: lower it")

@@ -73,6 +73,8 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         "points of an object",
         lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
     )
+    if splits["train"]["parts"]:
+        row("parts", lambda split: sum(map(len, split["parts"].values())))
     row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
     row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.3f}")
     row("not finite", lambda split: len(split["not_finite"]))
@@ -100,6 +102,9 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
                 f"({', '.join(f'{value:.10g}' for value in mean)}): centred in float64 when it is loaded",
                 highlight=False, soft_wrap=True, markup=False,
             )  # fmt: skip
+        for one, shares in (split["parts"] or {}).items() if name == "train" else ():
+            console.print(f"{one}: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}",
+                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip
         for one, problem in list(split["refused"].items())[:5]:
             console.print(f"{name}: {one}: {problem}", highlight=False, soft_wrap=True, markup=False)
         for kind, files in split["files_left_out"].items():

@@ -48,7 +48,7 @@ def open_source(
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
-    read = getattr(module, "labelled_source", module.source) if parts else module.source
+    read = getattr(module, "source_with_parts", module.source) if parts else module.source
     found = read(root, split, num_points, variant)
     if parts and found.parts is None:
         raise DataError(f"data.name: {name} does not tell the parts of objects ({found.path}): set a data set with "

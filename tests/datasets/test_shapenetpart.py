@@ -68,8 +68,8 @@ def write_v0(root):
     return made
 
 
-def write_hdf5(root, num_points=64):
-    """The HDF5 layout: of each file the points, categories and parts."""
+def write_hdf5(root, num_points=64, libver="earliest"):
+    """The HDF5 layout, as a rule in the old format of the published files: of each file points, categories, parts."""
     root.mkdir(parents=True, exist_ok=True)
     made, rng = {}, np.random.default_rng(1)
     for name in ("train0", "train1", "train10", "val0", "test0", "test1"):
@@ -78,7 +78,7 @@ def write_hdf5(root, num_points=64):
             rng.choice(np.flatnonzero(np.array(shapenetpart.PARTS.classes) == one), num_points) for (one,) in label
         ]
         made[name] = rng.normal(size=(5, num_points, 3)).astype(np.float32), label, np.array(parts, np.uint8)
-        with h5py.File(root / f"ply_data_{name}.h5", "w") as h5:
+        with h5py.File(root / f"ply_data_{name}.h5", "w", libver=libver) as h5:
             h5["data"], h5["label"], h5["pid"] = made[name]
     return made
 
