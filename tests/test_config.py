@@ -117,6 +117,7 @@ def test_presets_with_overrides():
         ("train.seed=9223372036854775808", "train.seed: expected less than"),
         ("moe.router=none", "moe.router: a dense model has no experts to average"),
         ("train.accumulate=5", "train.accumulate: expected a divisor of train.batch_size 32, found 5"),
+        ("train.steps_per_batch=3", "train.steps_per_batch: Invalid value '3', expected one of [1, 2]"),
         ("train.warmup_epochs=301", "train.warmup_epochs: expected at most train.epochs, found 301"),
         ("train.precision=fp16", "train.precision: Invalid value 'fp16', expected one of ['auto', 'bfloat16', "),
         ("ewa.schedule=cosine", "ewa.schedule: Invalid value 'cosine', expected one of ['constant', 'linear']"),
