@@ -30,6 +30,7 @@ class Clouds(ABC):
         object_names: N names.
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
         num_points: P, the points that each cloud has.
         up: the axis that points up in the files that they were read from; in the clouds it is y.
     """
@@ -39,6 +40,7 @@ class Clouds(ABC):
     object_names: tuple[str, ...]
     source: str
     normalized: bool
+    centered: bool = False
     num_points: int
     up: str
 
@@ -48,7 +50,7 @@ class Clouds(ABC):
     @property
     def normalize(self) -> str:
         """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
-        return "unit_sphere" if self.normalized else "none"
+        return "unit_sphere" if self.normalized else "center" if self.centered else "none"
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
@@ -114,6 +116,7 @@ class PointClouds(Clouds):
         normalized: each cloud was centred and scaled to largest norm 1.
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
         up: the axis that points up in the files that they were read from.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
 
     Raises:
         DataError: wrong shapes, a label out of range, a coordinate that is not finite.
@@ -127,6 +130,7 @@ class PointClouds(Clouds):
     normalized: bool = False
     point_labels: Tensor | None = None
     up: str = "y"
+    centered: bool = False
 
     def __post_init__(self) -> None:
         points = self.points
