@@ -19,6 +19,12 @@ NAMES = {
 _ANY = 1024  # points kept of an object if its source can give any number and none is asked for
 
 
+def reported(name: str) -> tuple[str, ...]:
+    """The metrics that the field reports on a data set, if its module says so; see
+    `pointewa.tasks.base.Task.reporting`."""
+    return getattr(NAMES.get(name), "METRICS", ())
+
+
 def open_source(
     name: str,
     root: str,

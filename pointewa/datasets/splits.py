@@ -6,7 +6,7 @@ from pointewa.config import Config, TrainConfig
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.images import Images, ImageTrainLoader
 from pointewa.datasets.loader import EvalLoader, TrainLoader
-from pointewa.datasets.registry import load
+from pointewa.datasets.registry import load, reported
 from pointewa.errors import ConfigError
 from pointewa.tasks import task_class
 from pointewa.train.data import Data
@@ -103,4 +103,5 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.class_names,
         train.normalize,
         train.up,
+        reported(data.name),
     )

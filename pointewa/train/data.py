@@ -31,6 +31,7 @@ class Data:
         test: those of the test split.
         class_names: C names.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+        reported: metrics that the data set asks for, see `pointewa.tasks.base.Task.reporting`.
     """
 
     train: TrainBatches
@@ -39,3 +40,4 @@ class Data:
     class_names: tuple[str, ...]
     normalize: str = "unit_sphere"
     up: str = "y"
+    reported: tuple[str, ...] = ()
