@@ -157,6 +157,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     variant = f"_{data.variant or defaults[data.name]}" if data.name in defaults else ""
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
+    if data.normalize != "auto":
+        variant = f"_{data.normalize}{variant}"
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from pointewa.datasets.base import check_labels
 from pointewa.errors import DataError
+from pointewa.models.parts import Parts
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -49,6 +50,7 @@ class Source:
         centered: without ``normalize``: they are to be centred, and keep their units.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        parts: what these labels count, for segmentation.
         images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
             `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
@@ -70,6 +72,7 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    parts: Parts | None = None
     images: bool = False
     up: str = "y"
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -103,5 +103,6 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.class_names,
         train.normalize,
         train.up,
+        train.parts,
         reported(data.name),
     )
