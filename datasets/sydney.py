@@ -168,12 +168,12 @@ def _open_published(folder: Path) -> _Found:
                 folds.append(fold)
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(names)} files that folds/ lists are missing from objects/, the first is "
+            f"{folder / 'objects'}: {len(missing)} of {len(names)} files that folds/ lists are missing, the first is "
             f"{missing[0]}: get the archive again, it is incomplete"
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{folder}: {twice} is twice in the lists of folds/: get the archive again, it is damaged")
+        raise DataError(f"{folder / 'folds'}: {twice} is twice in the lists: get the archive again, it is damaged")
     others = sorted({path.stem for path in (folder / "objects").iterdir() if path.suffix in (".csv", ".bin")}
                     - set(names))  # fmt: skip
     left_out = {"in no fold": [printable(name) for name in others]} if others else {}

@@ -248,7 +248,7 @@ def test_published_files_that_are_refused(tmp_path):
         listed.write_text(whole + line + "\n")
         refused(r"fold1.txt: .*expected names such as car.0.2299.csv")
     listed.write_text(whole + "car.0.123456.csv\n")
-    refused("1 of 113 files that folds/ lists are missing from objects/, the first is car.0.123456.csv")
+    refused("1 of 113 files that folds/ lists are missing, the first is car.0.123456.csv")
     listed.write_text(whole + whole.splitlines()[0] + "\n")
     refused(f"{whole.splitlines()[0][:-4]} is twice in the lists")
     listed.write_text(whole)
