@@ -141,7 +141,7 @@ def _find(root: Path) -> tuple[str, Path, _Found]:
             return _NPZ, file, _open_npz(file)
     for folder in (root / name for name in _FOLDERS):
         if (folder / "folds").is_dir() and (folder / "objects").is_dir():
-            return _FOLDERS[1], folder, _open_published(folder)
+            return _FOLDERS[1], folder / "objects", _open_published(folder)  # which messages about clouds name
     raise DataError(
         f"Sydney Urban Objects was not found.\nLooked in {root.resolve()} and its folder {_FOLDERS[1]} for one of\n"
         f"{ACCEPTED}\n{BY_REQUEST['sydney']}"
