@@ -15,11 +15,10 @@ from pointewa.datasets.base import hold_out
 from pointewa.datasets.files import SUFFIXES, kind, read_cloud
 from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
-from pointewa.ops import turn_up
+from pointewa.ops import UP_WORDS, turn_up
 from pointewa.safe.files import printable
 
 TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
-_UP = {"y_up": "y", "z_up": "z"}
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}  # of operating systems
 _SPLITS = ("train", "test")
 
@@ -34,18 +33,18 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
         num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
-        variant: "y_up" (the default), or "z_up" for clouds to be turned so that y is up, as in the field's data sets;
-            the clouds of a packed file are turned already.
+        variant: "y_up" (the default); "z_up", "z_down" (z points down) and so on, of `pointewa.ops.UP_WORDS`, for
+            clouds to be turned so that y is up, as in the field's data sets; those of a packed file are turned already.
 
     Raises:
         DataError: no classes, a class without files, classes whose names differ by case only, a file that cannot be
             read.
     """
     folder = Path(root)
-    if variant not in (None, *_UP):
-        raise DataError(f"data.variant: expected y_up or z_up for folder, found {variant!r}")
+    if variant not in (None, *UP_WORDS):
+        raise DataError(f"data.variant: expected one of {', '.join(UP_WORDS)} for folder, found {variant!r}")
     if folder.is_file():
-        return packed.source(folder, split, up=_UP.get(variant))
+        return packed.source(folder, split, up=UP_WORDS.get(variant))
     variant = variant or "y_up"
     left_out: dict[str, list[str]] = defaultdict(list)
     by_split = _by_split(folder)
@@ -77,12 +76,12 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     _note(folder, left_out)
 
     def clouds(count: int) -> Iterator[Cloud]:
-        read = functools.partial(_read, samples=max(10_000, 2 * count), up=_UP[variant])
+        read = functools.partial(_read, samples=max(10_000, 2 * count), up=UP_WORDS[variant])
         yield from in_parallel(read, files)
 
     objects = tuple(f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True))
     return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
-                  up=_UP[variant], left_out=dict(left_out))  # fmt: skip
+                  up=UP_WORDS[variant], left_out=dict(left_out))  # fmt: skip
 
 
 def _by_split(folder: Path) -> bool:

@@ -35,10 +35,12 @@ class DataConfig:
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; others: a layout or the up axis, see docs/data.md
+        None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; sydney: the fold to test on; others: a layout or the up axis
     )
     num_points: AtLeastOne = 1024
     img_size: AtLeastOne = 32  # side in pixels, of a set of images
+    # centred and scaled to largest norm 1; centred, in their own units; as they come; auto: as is usual for the set
+    normalize: Literal["auto", "unit_sphere", "center", "none"] = "auto"
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
     augment: Any = field(
         default_factory=lambda: ["scale_shift"]

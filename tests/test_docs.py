@@ -33,6 +33,7 @@ from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
 from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
+from tests.datasets.test_sydney import write_npz
 
 theirs = pytest.importorskip("torch_pointcloud.models")
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,7 @@ def home(place):
             points = rng.normal(size=(len(scans), 2048, 3)).astype(np.float32)
             small[split] = type("Part", (), {"points": points, "labels": scans})
     write_scanobjectnn(home / "data", small, "pb_t50_rs")
+    write_npz(home / "data")
     for name in ("ball", "box"):
         (home / "my_meshes" / name).mkdir(parents=True)
         for number in range(20):

@@ -22,7 +22,7 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
-from pointewa.datasets.layouts import scanobjectnn
+from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
@@ -36,6 +36,7 @@ _ABOUT = {
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "sydney": "LiDAR scans of 14 classes in streets, four folds; from its authors, WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
 _MESH_POINTS = 8192  # packed per object if the source can give any number
@@ -45,7 +46,7 @@ def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data = config.data
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, data.normalize)
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -152,9 +153,12 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    defaults = {"scanobjectnn": scanobjectnn.DEFAULT, "sydney": sydney.FOLDS[0]}
+    variant = f"_{data.variant or defaults[data.name]}" if data.name in defaults else ""
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
+    if data.normalize != "auto":
+        variant = f"_{data.normalize}{variant}"
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

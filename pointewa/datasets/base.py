@@ -31,6 +31,7 @@ class Clouds(ABC):
         object_names: N names.
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
         num_points: P, the points that each cloud has.
         up: the axis that points up in the files that they were read from; in the clouds it is y.
         parts: what the labels of points count; None if the set has no parts.
@@ -41,6 +42,7 @@ class Clouds(ABC):
     object_names: tuple[str, ...]
     source: str
     normalized: bool
+    centered: bool = False
     num_points: int
     up: str
     parts: Parts | None
@@ -51,7 +53,7 @@ class Clouds(ABC):
     @property
     def normalize(self) -> str:
         """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
-        return "unit_sphere" if self.normalized else "none"
+        return "unit_sphere" if self.normalized else "center" if self.centered else "none"
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
@@ -118,6 +120,7 @@ class PointClouds(Clouds):
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
         up: the axis that points up in the files that they were read from.
         parts: what ``point_labels`` count.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
 
     Raises:
         DataError: wrong shapes, a label out of range, a part that objects of the category do not have, a
@@ -133,6 +136,7 @@ class PointClouds(Clouds):
     point_labels: Tensor | None = None
     up: str = "y"
     parts: Parts | None = None
+    centered: bool = False
 
     def __post_init__(self) -> None:
         points = self.points

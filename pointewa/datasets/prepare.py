@@ -19,7 +19,7 @@ from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError, counted
-from pointewa.ops import flaw, unit_sphere
+from pointewa.ops import flaw, placed
 
 _LARGEST = 1e18  # the square of a distance must fit float32
 _VERSION = 3  # raise it when prepared clouds change
@@ -52,7 +52,7 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
             check(cloud, source, len(sizes))
             sizes.append(len(cloud.points))
             left_out.append(cloud.left_out / (len(cloud.points) + cloud.left_out))
-        points = [normalized(cloud.points) if source.normalize else np.float32(cloud.points) for cloud in chunk]
+        points = [normalized(cloud.points, source.normalization) for cloud in chunk]
         points = [np.ascontiguousarray(cloud) for cloud in points]
         if int16:
             points = [packed.on_grid(cloud) for cloud in points]
@@ -69,16 +69,16 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
         print(f"note: {source.path}: {note}: they are left out", file=sys.stderr)
 
 
-def normalized(points: np.ndarray) -> np.ndarray:
-    """Points ``[P, 3]`` centred and scaled to largest norm 1, float32.
+def normalized(points: np.ndarray, how: str = "unit_sphere") -> np.ndarray:
+    """Points ``[P, 3]`` normalised as `pointewa.ops.placed` does, float32.
 
     It is done in float64, in which a cloud far from the origin keeps its shape; but in float32 where that holds all the
     digits of the points and they lie about the origin, as in the field's data sets, whose bits stay as they were.
     """
     cloud = torch.from_numpy(points)
     if (cloud.float() == cloud).all() and np.abs(points.mean(0, dtype=np.float64)).max() <= np.ptp(points, 0).max():
-        return unit_sphere(cloud.float()).numpy()
-    return unit_sphere(cloud.double()).float().numpy()
+        return placed(cloud.float(), how).numpy()
+    return placed(cloud.double(), how).float().numpy()
 
 
 def check(cloud: Cloud, source: Source, index: int) -> None:
@@ -94,7 +94,8 @@ def check(cloud: Cloud, source: Source, index: int) -> None:
         raise DataError(f"{name} has coordinates that are not finite: remove or repair it")
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{name} has coordinates beyond {_LARGEST:.0e}: remove or repair it")
-    points = cloud.points if source.normalize else np.float32(cloud.points)  # in which it is going to be kept
+    as_it_comes = source.normalization == "none"
+    points = np.float32(cloud.points) if as_it_comes else cloud.points  # in which it is going to be kept
     if problem := flaw(torch.from_numpy(points)):
         raise DataError(f"{name}: {problem}")
 
@@ -114,6 +115,7 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     """
     files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
     key = [_VERSION, files, source.layout, split, count, source.normalize, method()]
+    key += ["centered"] if source.centered else []
     key = json.dumps(key if source.num_points else [*key, "distinct"])  # caches written before did not hold it
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():

@@ -19,8 +19,20 @@ NAMES = {
 _ANY = 1024  # points kept of an object if its source can give any number and none is asked for
 
 
+def reported(name: str) -> tuple[str, ...]:
+    """The metrics that the field reports on a data set, if its module says so; see
+    `pointewa.tasks.base.Task.reporting`."""
+    return getattr(NAMES.get(name), "METRICS", ())
+
+
 def open_source(
-    name: str, root: str, split: str, num_points: int = 1, variant: str | None = None, background: str = "keep"
+    name: str,
+    root: str,
+    split: str,
+    num_points: int = 1,
+    variant: str | None = None,
+    background: str = "keep",
+    normalize: str = "auto",
 ) -> Source:
     """A split of a data set as it is on disk.
 
@@ -31,10 +43,12 @@ def open_source(
         num_points: how many points an object must have.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
+        normalize: "unit_sphere", "center" or "none", see `pointewa.runs.description.LoadedModel`; "auto": as the set is
+            used.
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or a
-            background that the files do not mark.
+        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, a
+            background that the files do not mark, or a packed file that is normalised otherwise.
     """
     if name not in NAMES:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
@@ -42,10 +56,10 @@ def open_source(
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
     if background == "keep":
-        return module.source(root, split, num_points, variant)
+        return module.source(root, split, num_points, variant).normalized_as(normalize)
     if not hasattr(module, "without_background"):
         raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(module.source(root, split, num_points, variant))
+    return module.without_background(module.source(root, split, num_points, variant)).normalized_as(normalize)
 
 
 def load(
@@ -56,6 +70,7 @@ def load(
     *,
     variant: str | None = None,
     background: str = "keep",
+    normalize: str = "auto",
     stream: bool | None = False,
     device: torch.device | str = "cpu",
     img_size: int = 32,
@@ -70,6 +85,7 @@ def load(
             `pointewa.datasets.transforms.random_subset` draws from. None: all that the source has.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, see `open_source`.
+        normalize: how the clouds are normalised, see `open_source`.
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
         img_size: side in pixels, of a set of images, which is held in memory.
@@ -77,7 +93,7 @@ def load(
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
-    source = open_source(name, root, split, num_points or 1, variant, background)
+    source = open_source(name, root, split, num_points or 1, variant, background, normalize)
     if source.images:
         if stream:
             raise DataError("data.stream: images are held in memory, found true: set it to auto or false")

@@ -6,7 +6,7 @@ from pointewa.config import Config, TrainConfig
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.images import Images, ImageTrainLoader
 from pointewa.datasets.loader import EvalLoader, TrainLoader
-from pointewa.datasets.registry import load
+from pointewa.datasets.registry import load, reported
 from pointewa.errors import ConfigError
 from pointewa.tasks import task_class
 from pointewa.train.data import Data
@@ -33,6 +33,7 @@ def load_split(config: Config, split: str) -> Clouds:
         data.num_points,
         variant=data.variant,
         background=data.background,
+        normalize=data.normalize,
         stream=stream,
         device=device,
         img_size=data.img_size,
@@ -103,4 +104,5 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.normalize,
         train.up,
         train.parts,
+        reported(data.name),
     )

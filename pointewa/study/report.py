@@ -140,7 +140,7 @@ def _of_folds(study: Study, arms: Sequence[Arm]) -> list[str]:
     """What a study with folds has besides: how they are averaged, and the primary metric on each of them."""
     if not study.fold_key:
         return []
-    metric = study.task.metrics[study.task.primary()]
+    metric = arms[0].task.metrics[arms[0].task.primary()]
     rows = []
     for arm in arms:
         found = arm.by_fold()

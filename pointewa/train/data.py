@@ -33,6 +33,7 @@ class Data:
         class_names: C names.
         parts: what the labels of points count.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+        reported: metrics that the data set asks for, see `pointewa.tasks.base.Task.reporting`.
     """
 
     train: TrainBatches
@@ -42,3 +43,4 @@ class Data:
     normalize: str = "unit_sphere"
     up: str = "y"
     parts: Parts | None = None
+    reported: tuple[str, ...] = ()

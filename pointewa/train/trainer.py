@@ -55,7 +55,7 @@ class Trainer(Training):
         check_tracker(config.run.tracker)
         self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
-        task = task_class(config.train.task)(config)
+        task = task_class(config.train.task).reporting(data.reported)(config)
         super().__init__(task, data.class_names, len(data.train), world, not self.resumed, data.parts)
         if self.report:
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
@@ -222,7 +222,8 @@ class Trainer(Training):
         return summary
 
     def _rounded(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {name: round(value, self.task.metrics[name].digits) for name, value in metrics.items()}
+        known = {**self.task.metrics, **self.task.further}
+        return {name: round(value, known[name].digits) for name, value in metrics.items()}
 
     def _summary(self, final: nn.Module) -> dict[str, Any]:
         config = self.config
@@ -233,6 +234,7 @@ class Trainer(Training):
             "model": config.model.preset,
             "scheme": config.scheme,
             "epochs": config.train.epochs,
+            **({"reported": list(self.data.reported)} if self.data.reported else {}),
             "seed": config.train.seed,
             "parameters_in_training": _count(self.model),
             "parameters": _count(final),

@@ -20,6 +20,7 @@ from pointewa.datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
 from pointewa.safe.archives import extract
+from tests.datasets.test_sydney import WRITERS
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 
@@ -172,6 +173,39 @@ def test_scanobjectnn(tmp_path, layouts, play):
     victims = [place / "training_objectdataset.h5"]
     loaded = play("scanobjectnn", root, victims, 80, rewrite_hdf5, variant="obj_bg")
     assert 0 < loaded < 80 * ROUNDS
+
+
+def rewrite_npz(path, rng):
+    """An archive in which an array is of another type or shape, or missing."""
+    arrays = dict(np.load(path))
+    key = sorted(arrays)[rng.integers(len(arrays))]
+    values = arrays.pop(key)
+    match rng.integers(6):
+        case 1:
+            arrays[key] = values[: len(values) // 2]
+        case 2:
+            arrays[key] = values[..., None]
+        case 3:
+            arrays[key] = np.array(["text"] * len(values))
+        case 4:
+            arrays[key] = np.full(values.shape, 200, np.uint8)
+        case 5:
+            arrays[key] = -np.ones(values.shape)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("layout", WRITERS)
+def test_sydney(tmp_path, play, layout):
+    root = tmp_path / "set"
+    place = WRITERS[layout](root)
+    if layout == "npz":
+        victims, rewrite = [place], rewrite_npz
+    else:
+        first = (place / "folds/fold1.txt").read_text().split()[0][:-4]
+        victims, rewrite = [place / "folds/fold1.txt", place / "objects" / f"{first}.{layout}"], None
+    loaded = play("sydney", root, victims, 60, rewrite, variant="fold0")
+    assert 0 < loaded < 60 * ROUNDS
 
 
 def test_a_packed_file_of_ours(tmp_path, layouts, play):
