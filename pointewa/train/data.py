@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pointewa.tasks.base import Batch
 
@@ -30,6 +30,7 @@ class Data:
         val: those of the validation split; None without one.
         test: those of the test split.
         class_names: C names.
+        fold: what the summary says of a few-shot fold; the test split is then evaluated after every epoch.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
     """
 
@@ -39,3 +40,4 @@ class Data:
     class_names: tuple[str, ...]
     normalize: str = "unit_sphere"
     up: str = "y"
+    fold: dict[str, Any] | None = None
