@@ -116,8 +116,8 @@ class Subjects:
             if fold_of(self.config) and found.class_names != self._loaded.class_names:
                 mine = f"{fold_of(self.config).name}, as it is found now, is of {', '.join(found.class_names)}"
                 raise ConfigError(
-                    f"data.fold: {mine}, and the model of {self.run} of {', '.join(self._loaded.class_names)}: name its own fold, and the "
-                    "data that it was trained on"
+                    f"data.fold: {mine}, and the model of {self.run} is of {', '.join(self._loaded.class_names)}: "
+                    "name the fold and the data that it was trained on"
                 )
         return found
 
