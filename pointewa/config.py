@@ -4,6 +4,7 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
+import functools
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -340,6 +341,11 @@ _LIMITS = {  # pydantic's errors in our words
 }
 
 
+@functools.cache
+def _adapter() -> TypeAdapter:
+    return TypeAdapter(Config)  # most of what loading a configuration takes
+
+
 def _check_values(config: Config) -> None:
     """Refuse values out of range, each by its own annotation, and values that do not go together.
 
@@ -347,7 +353,7 @@ def _check_values(config: Config) -> None:
         ConfigError: naming the key.
     """
     try:
-        TypeAdapter(Config).validate_python(asdict(config))
+        _adapter().validate_python(asdict(config))
     except ValidationError as error:
         first = error.errors()[0]
         key, limits = ".".join(map(str, first["loc"][:2])), first.get("ctx", {})

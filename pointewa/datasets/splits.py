@@ -128,5 +128,6 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.class_names,
         train.normalize,
         train.up,
+        train.parts,
         fold_entry(config),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch
 
 
@@ -30,8 +31,9 @@ class Data:
         val: those of the validation split; None without one.
         test: those of the test split.
         class_names: C names.
-        fold: what the summary says of a few-shot fold; the test split is then evaluated after every epoch.
+        parts: what the labels of points count.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+        fold: what the summary says of a few-shot fold; the test split is then evaluated after every epoch.
     """
 
     train: TrainBatches
@@ -40,4 +42,5 @@ class Data:
     class_names: tuple[str, ...]
     normalize: str = "unit_sphere"
     up: str = "y"
+    parts: Parts | None = None
     fold: dict[str, Any] | None = None
