@@ -25,7 +25,7 @@ from rich.table import Table
 from pointewa.datasets.splits import fold_entry, load_split
 from pointewa.errors import ConfigError, counted
 from pointewa.study.definition import StudyRun
-from pointewa.study.few_shot import ARMS, FOLDS, SETTINGS, FewShot, load_few_shot
+from pointewa.study.few_shot import ARMS, FOLDS, SETTINGS, default_arms, load_few_shot
 from pointewa.study.few_shot_report import differences, figures, gather, origin, table, write_report
 from pointewa.study.queue import Outcome
 from pointewa.study.report import check_place
@@ -34,7 +34,7 @@ from pointewa.tools import cli, study
 from pointewa.train.progress import say
 
 
-def check(few_shot: FewShot, runs: Sequence[StudyRun]) -> None:
+def check(runs: Sequence[StudyRun]) -> None:
     """Refuse what would make the trainings fail one after the other; also prepares the data, once for all of them.
 
     Raises:
@@ -84,13 +84,10 @@ def main(argv: list[str] | None = None) -> None:
         words[:] = [word for word in words if "=" not in word]
     if args.report_only:
         cli.refuse_unused(args, "--report-only", dict.fromkeys(("jobs", "budget", "only"), ()))
-    few_shot = load_few_shot(args.config, overrides, args.init_from, args.settings or SETTINGS, args.folds, args.name)
-    if unknown := [arm for arm in args.only if arm not in ARMS]:
-        raise ConfigError(f"--only: expected some of {', '.join(ARMS)}, found {unknown[0]!r}")
-    if missing := [arm for arm in args.only if arm not in few_shot.arms]:
-        raise ConfigError(f"--only: {missing[0]} needs a pre-training: say which by --init-from (CKPT=runs/x)")
-    whole = few_shot.study
-    wanted = [] if args.report_only else few_shot.runs(args.only)
+    only = [] if args.report_only else args.only or default_arms(args.init_from)
+    settings = args.settings or SETTINGS
+    few_shot = load_few_shot(args.config, overrides, args.init_from, settings, args.folds, args.name, only)
+    whole, wanted = few_shot.study, few_shot.runs(only)
     beside = whole.folder / "report"
     out = args.out or (Path("results", whole.name) if args.publish else beside)
     if out != beside:  # with all of these trained
@@ -100,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         console.width = 140  # output that goes to a file or a pipe has no width of its own
     todo, outcome, problems = [run for run in wanted if run.summary() is None], Outcome(), []
     if todo:
-        check(few_shot, todo)
+        check(todo)
     if wanted:
         outcome = study.train(whole, wanted, console, args.jobs or 1, args.budget)
     finished = sum(len(cell.summaries) for cell in gather(few_shot))
@@ -121,6 +118,9 @@ def main(argv: list[str] | None = None) -> None:
         say(console, "The last epoch is the result. Best epoch, as published: selected by the queries themselves.")
     if cells:
         say(console, f"report: {out / 'README.md'}")
+    if few_shot.left_out:
+        say(console, f"note: without {' and '.join(few_shot.left_out)}, which have runs: say what they start from "
+                     "(--init-from, CKPT=runs/x)")  # fmt: skip
     if outcome.failures:
         lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
         problems.append("\n".join([f"{len(lines)} of {counted(len(wanted), 'run')} failed:", *lines]))

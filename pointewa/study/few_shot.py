@@ -18,7 +18,7 @@ WARMUP = 1 / 15  # of the epochs: 10 of 150
 # The arms, and whether they start from a pre-training and are trained with EWA. The first is the baseline.
 ARMS = {"scratch": (False, False), "scratch-ewa": (False, True), "pretrained": (True, False),
         "pretrained-ewa": (True, True)}  # fmt: skip
-OPTIONAL = "scratch-ewa"  # trained where it is asked for
+_OPTIONAL = "scratch-ewa"  # trained where it is asked for
 _OWN = ("data.way", "data.shot", "data.fold", "ewa.enabled", "train.init_from", "train.task")
 
 
@@ -29,7 +29,8 @@ class FewShot:
     Args:
         study: all runs, its arms being those of each setting, such as "5w10s-scratch"; a run's seed is its fold.
         settings: of the table, such as "5w10s".
-        arms: of `ARMS`.
+        arms: of `ARMS`: those that are to be trained, and those that have runs.
+        left_out: arms that have runs, and are not in ``arms`` since it was not said what they start from.
         folds: how many.
         command: that makes it, without keys of the machine.
     """
@@ -37,13 +38,18 @@ class FewShot:
     study: Study
     settings: tuple[str, ...]
     arms: tuple[str, ...]
+    left_out: tuple[str, ...]
     folds: int
     command: tuple[str, ...]
 
-    def runs(self, arms: Iterable[str] = ()) -> list[StudyRun]:
-        """The runs of some arms; without any, of those that are not optional."""
-        wanted = tuple(arms) or tuple(arm for arm in self.arms if arm != OPTIONAL)
-        return [run for run in self.study.runs if run.arm.split("-", 1)[1] in wanted]
+    def runs(self, arms: Iterable[str]) -> list[StudyRun]:
+        """The runs of some arms."""
+        return [run for run in self.study.runs if run.arm.split("-", 1)[1] in arms]
+
+
+def default_arms(init_from: str | None) -> tuple[str, ...]:
+    """The arms that are trained unless others are named: from scratch, and from a pre-training if there is one."""
+    return tuple(arm for arm, (pretrained, _) in ARMS.items() if arm != _OPTIONAL and (init_from or not pretrained))
 
 
 def parse_setting(text: str) -> tuple[int, int]:
@@ -65,6 +71,7 @@ def load_few_shot(
     settings: Sequence[str] = SETTINGS,
     folds: int = FOLDS,
     name: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> FewShot:
     """The runs of a few-shot table, their configurations checked. Writes nothing.
 
@@ -75,11 +82,17 @@ def load_few_shot(
         settings: see `parse_setting`.
         folds: how many, from fold 0 on.
         name: of the folder of the runs; None: of the data set and the model.
+        only: the arms to train, in place of `default_arms`; those that have runs are there anyway.
 
     Raises:
-        ConfigError: a value that the configuration refuses, a key that the arms set, a run folder with another
-            configuration.
+        ConfigError: an arm that is not known or lacks ``init_from``, a value that the configuration refuses, a key that
+            the arms set, a run folder with another configuration.
     """
+    for arm in only or ():
+        if arm not in ARMS:
+            raise ConfigError(f"--only: expected some of {', '.join(ARMS)}, found {arm!r}")
+        if ARMS[arm][0] and not init_from:
+            raise ConfigError(f"--only: {arm} needs a pre-training: say which by --init-from (CKPT=runs/x)")
     files = [*configs[:1], RECIPE, *configs[1:]]
     keys = [override.partition("=")[0] for override in overrides]
     if own := next((key for key in keys if key in _OWN), None):
@@ -97,7 +110,12 @@ def load_few_shot(
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, re.ASCII):
         raise ConfigError(f"--name: expected a name of letters, digits, '.', '_', '+', '-', found {name!r}")
     sizes = {setting: parse_setting(setting) for setting in settings}
-    arms = tuple(arm for arm, (pretrained, _) in ARMS.items() if init_from or not pretrained)
+    there = {arm for arm in ARMS if any(Path(root, name).glob(f"*s-{arm}-fold*/"))}
+    left_out = tuple(arm for arm in ARMS if arm in there and ARMS[arm][0] and not init_from)
+    wanted = {*(default_arms(init_from) if only is None else only), *there}
+    arms = tuple(arm for arm in ARMS if arm in wanted and arm not in left_out)
+    if not arms:
+        raise ConfigError(f"{root}/{name}: has no runs to report on")
     runs = tuple(
         make_run(
             f"{arm}, {setting}, fold {fold}",
@@ -120,7 +138,7 @@ def load_few_shot(
     command = ["python", "-m", "tools.few_shot", *(f"--config={file}" for file in configs), f"--name={name}"]
     command += [f"--init-from={init_from}"] if init_from else []
     command += ["--settings", *sizes, f"--folds={folds}", *reported]
-    return FewShot(study, tuple(sizes), arms, folds, tuple(command))
+    return FewShot(study, tuple(sizes), arms, left_out, folds, tuple(command))
 
 
 def _keys(arm: str, init_from: str | None) -> Iterator[str]:

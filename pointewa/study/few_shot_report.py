@@ -11,7 +11,7 @@ from typing import Any
 from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import StudyRun
-from pointewa.study.few_shot import OPTIONAL, FewShot, parse_setting
+from pointewa.study.few_shot import FewShot, parse_setting
 from pointewa.study.report import RESULTS, counted_texts, csv_text, environment_of, machine_of, markdown, spread
 from pointewa.study.statistics import Paired, mean_std, paired
 from pointewa.tasks.base import Metric, Task
@@ -61,7 +61,7 @@ class Cell:
 
 
 def gather(few_shot: FewShot) -> list[Cell]:
-    """The finished runs, setting by setting; without the optional arm if it has none, and empty if there are none.
+    """The finished runs, setting by setting.
 
     Raises:
         CheckpointError: a damaged summary, or folds of which some were drawn and others published.
@@ -81,10 +81,9 @@ def gather(few_shot: FewShot) -> list[Cell]:
         raise CheckpointError(f"{origins[True].folder} was trained on a fold that this library drew, and "
                               f"{origins[False].folder} on a published one: remove the runs of one kind, or choose "
                               "another name")  # fmt: skip
-    cells = [Cell(arm, setting, found[f"{setting}-{arm}"], primary)
-             for setting in few_shot.settings for arm in few_shot.arms]  # fmt: skip
-    used = {cell.arm for cell in cells if cell.summaries}
-    return [cell for cell in cells if cell.arm in used or (used and cell.arm != OPTIONAL)]
+    return [
+        Cell(arm, setting, found[f"{setting}-{arm}"], primary) for setting in few_shot.settings for arm in few_shot.arms
+    ]
 
 
 def _fits(entry: Any, primary: str) -> bool:
@@ -153,7 +152,7 @@ def write_report(few_shot: FewShot, out: Path) -> list[Cell]:
         CheckpointError: see `gather`.
     """
     cells = gather(few_shot)
-    if not cells:
+    if not any(cell.summaries for cell in cells):
         raise ConfigError(f"{few_shot.study.folder}: no run is finished: there is nothing to report")
     runs = [(cell, fold, summary) for cell in cells for fold, summary in cell.summaries.items()]
     texts = {
@@ -173,8 +172,7 @@ def write_report(few_shot: FewShot, out: Path) -> list[Cell]:
 def _readme(few_shot: FewShot, cells: Sequence[Cell]) -> str:
     summaries = [summary for cell in cells for summary in cell.summaries.values()]
     first = few_shot.study.runs[0].config
-    expected = len({cell.arm for cell in cells}) * len(few_shot.settings) * few_shot.folds
-    done = f"{len(summaries)} of {counted(expected, 'run')} are finished"
+    done = f"{len(summaries)} of {counted(len(few_shot.study.runs), 'run')} are finished"
     train = first.train
     schedule = f"{counted(train.epochs, 'epoch')}, of which {train.warmup_epochs:.3g} warm up"
     recipe = (
