@@ -18,6 +18,7 @@ from pointewa.datasets.splits import fold_entry, load_split, training_data
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, DataError
 from pointewa.ops import unit_sphere
+from pointewa.tools import train
 from tests.conftest import TINY
 
 FOLD = Fold(5, 10, 3)
@@ -77,8 +78,8 @@ def test_only_the_objects_of_the_fold_are_read(monkeypatch):
 
 def test_images_have_folds_too(monkeypatch):
     monkeypatch.setattr(images, "COUNT", {"train": 200, "test": 300})
-    found = datasets.load("images", "procedural", "train", img_size=8, fold=Fold(3, 4, 0))
-    whole = datasets.load("images", "procedural", "train", img_size=8)
+    found = datasets.load("images", "gratings", "train", img_size=8, fold=Fold(3, 4, 0))
+    whole = datasets.load("images", "gratings", "train", img_size=8)
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for pixels, label, name in zip(found.pixels, found.labels.tolist(), found.object_names, strict=True):
         place = whole.object_names.index(name)
@@ -259,19 +260,9 @@ def test_a_pickle_that_is_no_fold_is_refused(published, tmp_path, kind, expected
 # Runs
 
 
-def test_a_run_is_evaluated_on_its_own_fold(tmp_path, make_trainer):
-    from pointewa.tools import train
-
-    keys = [
-        *TINY,
-        "data.way=3",
-        "data.shot=5",
-        "data.fold=1",
-        "train.batch_size=8",
-        "run.report=false",
-        f"run.dir={tmp_path}",
-    ]
-    train.main([*keys, "--json"])
+def test_a_run_is_evaluated_on_its_own_fold(tmp_path):
+    keys = [*TINY, "data.way=3", "data.shot=5", "data.fold=1", "train.batch_size=8", f"run.dir={tmp_path}"]
+    train.main([*keys, "run.report=false", "--json"])
     run = tmp_path / "shapes-tiny-3w5s-fold1-ewa-seed0"
     subjects = Subjects(run)
     assert len(subjects.clouds) == 60
@@ -280,6 +271,6 @@ def test_a_run_is_evaluated_on_its_own_fold(tmp_path, make_trainer):
     )
     assert subjects.classifier.model.num_classes == len(subjects.clouds.class_names) == 3
     with pytest.raises(ConfigError, match=r"data\.fold: 3-way 5-shot, fold 2, as it is found now, is of .* and the mo"):
-        _ = Subjects(run, overrides=["data.fold=2"]).evaluation
+        _ = Subjects(run, overrides=["data.way=3", "data.shot=5", "data.fold=2"]).evaluation
     other = Subjects(run, overrides=["data.name=modelnet40", "data.root=nowhere"])
     assert other.config.data.way is None  # another set is not a fold
