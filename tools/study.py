@@ -104,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
     elif arms:
-        rows = [{key: row[key] for key in list(row)[:7]} for row in table(arms)]
+        rows = table(arms)
+        shown = list(rows[0])[: list(rows[0]).index("p, Holm") + 1]
+        rows = [{key: row[key] for key in shown} for row in rows]
         result = Table(*rows[0], title=f"{study.name}: mean ± standard deviation over seeds")
         for row in rows:
             result.add_row(*row.values())

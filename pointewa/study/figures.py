@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pointewa.study.definition import Study, StudyRun
-from pointewa.study.statistics import Paired, mean_std, paired
+from pointewa.study.statistics import Paired, holm, mean_std, paired
 from pointewa.tasks.base import Task
 
 
@@ -32,6 +32,11 @@ class Result:
         return self.epochs[-1].get(f"val/{self.task.primary()}") if self.epochs else None
 
     @property
+    def train_loss(self) -> float | None:
+        """The mean loss of the last epoch's steps, in training, of the model with its experts."""
+        return self.epochs[-1].get("train/loss") if self.epochs else None
+
+    @property
     def val_best(self) -> tuple[float, int] | None:
         """The best value of all epochs, and the first epoch with it, counted from 1."""
         key = f"val/{self.task.primary()}"
@@ -52,6 +57,8 @@ class Arm:
         difference: of the primary metric on the test split to the baseline's; None with fewer than two common seeds.
         by_seed: the differences, of which it is the mean.
         slower: ratio of the seconds of training to the baseline's, for each common seed.
+        corrected: p of the difference, corrected for the number of arms that have one (Holm).
+        fit: difference of the mean training loss of the last epoch to the baseline's.
     """
 
     name: str
@@ -61,6 +68,8 @@ class Arm:
     by_seed: dict[int, float] = field(default_factory=dict)
     slower: list[float] = field(default_factory=list)
     runs: list[Result] = field(default_factory=list)
+    corrected: float | None = None
+    fit: Paired | None = None
 
     def test(self, metric: str) -> list[float]:
         """A metric on the test split, for each seed."""
@@ -81,6 +90,7 @@ class Arm:
         primary = self.task.primary()
         series = {f"test_{name}": self.test(name) for name, metric in self.task.metrics.items() if metric.headline}
         series |= {f"val_{primary}_last": last, f"val_{primary}_best": [value for value, _ in best]}
+        series["train_loss"] = [one.train_loss for one in self.results.values() if one.train_loss is not None]
         figures: dict[str, Any] = {"arm": self.name, "seeds": list(self.results)}
         for name, values in series.items():
             figures[name], figures[f"{name}_std"] = (None if math.isnan(one) else one for one in mean_std(values))
@@ -89,6 +99,7 @@ class Arm:
         keys = {"difference": "mean", "low": "low", "high": "high", "p": "p", "pairs": "pairs"}
         figures |= {key: getattr(found, name) if found else None for key, name in keys.items()}
         figures["p"] = None if found is None or math.isnan(found.p) else found.p
+        figures |= {"p_holm": self.corrected, "train_loss_difference": self.fit and self.fit.mean}
         return figures | {key: first.get(key) for key in ("parameters_in_training", "parameters")}
 
 
@@ -112,7 +123,13 @@ def gather(study: Study) -> list[Arm]:
         values = [[one[place]["test"][primary] for one in pairs] for place in (1, 2)]
         by_seed = {seed: round(one["test"][primary] - other["test"][primary], 9) for seed, one, other in pairs}
         slower = [one["seconds"] / other["seconds"] for _, one, other in pairs if other["seconds"]]
-        arms.append(Arm(name, task, mine, paired(*values), by_seed, slower, runs[name]))
+        losses = [(mine[seed].train_loss, base[seed].train_loss) for seed in by_seed]
+        losses = [pair for pair in losses if None not in pair]
+        fit = paired(*zip(*losses, strict=True)) if losses else None
+        arms.append(Arm(name, task, mine, paired(*values), by_seed, slower, runs[name], fit=fit))
+    tested = [number for number, arm in enumerate(arms) if arm.difference and not math.isnan(arm.difference.p)]
+    for number, p in zip(tested, holm([arms[number].difference.p for number in tested]), strict=True):
+        arms[number] = replace(arms[number], corrected=p)
     return arms
 
 

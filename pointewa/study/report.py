@@ -21,9 +21,10 @@ AID = """\
 over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
 of these paired differences. If such studies were repeated, 95 of 100 of their intervals (Student's t) would contain the
 true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the
-two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test split: it is evaluated
-once a run, after the last epoch. *Best on validation* is the best of all epochs, and so flatters every arm; no model
-was chosen by it."""
+two-sided paired t test; *p, Holm* is corrected for the number of arms. *Training loss* is the mean over the last
+epoch's steps, with experts where there are any: an arm may fit better, generalise better, or both. Nothing was selected
+on the test split: it is evaluated once a run, after the last epoch. *Best on validation* is the best of all epochs, and
+so flatters every arm; no model was chosen by it."""
 
 
 RESULTS = "results.csv"
@@ -88,20 +89,27 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
         }
         epochs = ", ".join(map(str, figures["val_best_epochs"]))
         no_difference = "baseline" if arm is arms[0] else "-"
-        p = figures["p"]
+        fit = arm.fit
         rows.append({
             "arm": arm.name,
             "seeds": str(len(arm.results)),
             **tests,
             f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
             "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
-            "p": "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+            "p": _p(figures["p"]),
+            "p, Holm": _p(figures["p_holm"]),
+            "training loss": _spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
+            "its difference": f"{fit.mean:+.4f} ({fit.low:+.4f} to {fit.high:+.4f})" if fit else no_difference,
             "validation, last epoch": last,
             "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
             "parameters in training": _count(figures["parameters_in_training"]),
             "at inference": _count(figures["parameters"]),
         })  # fmt: skip
     return rows
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:

@@ -120,6 +120,10 @@ def test_the_report_has_the_numbers_of_the_runs(straight, capsys):
     for values in oa:
         assert f"| 2 | {sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / math.sqrt(2):.2f} |" in text
     assert f"| {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} |" in text
+    losses = [[epochs[f"{arm}-seed{seed}"][-1]["train/loss"] for seed in (0, 1)] for arm in ("dense", "ewa")]
+    fits = [ewa - dense for dense, ewa in zip(*losses, strict=True)]
+    spread = abs(losses[1][0] - losses[1][1]) / math.sqrt(2)
+    assert f"| {sum(losses[1]) / 2:.4f} ± {spread:.4f} | {sum(fits) / 2:+.4f} (" in text
     count = summaries["ewa-seed0"]
     assert f"| {count['parameters_in_training']:,} | {count['parameters']:,} |" in text
     for part in ("All 4 runs are finished.", "Does it help?", "shapes, 6 epochs", f"\npython -m tools.study {path}\n",
