@@ -10,8 +10,9 @@ configs/task/few_shot.yaml on top of the first --config. Published folds of Mode
 ModelNetFewshot/5way_10shot/0.pkl and so on, are used if they are there, else folds are drawn by a fixed seed; the table
 says which.
 
-Each run has its folder runs/NAME/SETTING-ARM-foldK, and its output is in a file beside it, with .log. The report of all
-finished runs of these settings and folds is in runs/NAME/report; --publish writes it to results/NAME.
+Each run has its folder runs/NAME/SETTING-ARM-foldK, and its output is in a file beside it, with .log; training states
+are removed as runs finish, their models stay. The report of all finished runs of these settings and folds is in
+runs/NAME/report; --publish writes it to results/NAME.
 """
 
 import json
@@ -66,9 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     cli.add_config(parser)
     parser.add_argument("--init-from", metavar="RUN", help="a pre-training for the arms pretrained and pretrained-ewa")
-    parser.add_argument("--settings", nargs="+", default=[], metavar="5w10s", help=f"default: {' '.join(SETTINGS)}")
+    parser.add_argument(
+        "--settings", nargs="+", action="extend", default=[], metavar="5w10s", help=f"default: {' '.join(SETTINGS)}"
+    )
     cli.add_number(parser, "--folds", metavar="N", default=FOLDS, help=f"folds 0 to N-1 (default {FOLDS})")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help=f"train only some of {', '.join(ARMS)}")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="ARM", help=f"train only some of {', '.join(ARMS)}"
+    )
     parser.add_argument("--name", help="of the folder of the runs (default few_shot-DATASET-MODEL)")
     cli.add_number(parser, "--jobs", metavar="N", help="trainings at a time (default 1)")
     again = "stop after so long; the same command resumes"
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if todo:
         check(todo)
     if wanted:
-        outcome = study.train(whole, wanted, console, args.jobs or 1, args.budget)
+        outcome = study.train(whole, wanted, console, args.jobs or 1, args.budget, keep_state=False)
     finished = sum(len(cell.summaries) for cell in gather(few_shot))
     try:
         if finished and out != beside:
@@ -109,11 +114,11 @@ def main(argv: list[str] | None = None) -> None:
         out = beside
     cells = write_report(few_shot, out) if finished or args.report_only else []
     if args.json:
-        print(json.dumps(figures(few_shot, cells) if cells else {}))
+        print(json.dumps(figures(cells) if cells else {}))
     elif cells:
         show(console, f"{whole.name}: mean ± standard deviation over folds", table(few_shot, cells))
-        if compared := differences(few_shot, cells):
-            show(console, "last epoch, fold by fold", compared)
+        if rows := differences(few_shot, cells):
+            show(console, "last epoch, fold by fold", rows)
         say(console, origin(cells))
         say(console, "The last epoch is the result. Best epoch, as published: selected by the queries themselves.")
     if cells:

@@ -1,8 +1,9 @@
 """The figures of few-shot runs, and their report."""
 
+import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -12,8 +13,8 @@ from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import StudyRun
 from pointewa.study.few_shot import FewShot, parse_setting
-from pointewa.study.report import RESULTS, counted_texts, csv_text, environment_of, machine_of, markdown, spread
-from pointewa.study.statistics import Paired, mean_std, paired
+from pointewa.study.report import RESULTS, counted_texts, csv_text, environment_of, machine_of, markdown, p_text, spread
+from pointewa.study.statistics import Paired, holm, mean_std, paired
 from pointewa.tasks.base import Metric, Task
 
 AID = """\
@@ -24,8 +25,8 @@ fold the epoch that is best on the queries themselves, as the published protocol
 so flatters every arm; it is here only to stand beside published figures. Folds have different classes, so the
 standard deviation is mostly how much harder one fold is than another. Arms are therefore compared fold by fold:
 *difference* is the mean of the paired differences of the last epochs, with its 95 % interval (Student's t) and p of the
-two-sided paired t test, neither corrected for the number of comparisons. Folds share classes and objects, so they are
-not wholly independent repetitions."""
+two-sided paired t test; *p, Holm* is corrected for the number of comparisons in the table. Folds share classes and
+objects, so they are not wholly independent repetitions."""
 DRAWN = "Folds were drawn by this library's seed: not comparable with published folds, in these figures or others."
 PUBLISHED = "Folds are the published ones."
 
@@ -106,37 +107,60 @@ def table(few_shot: FewShot, cells: Sequence[Cell]) -> list[dict[str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """An arm beside another one in a setting: the paired difference, and its p corrected for all comparisons (Holm)."""
+
+    cell: Cell
+    base: Cell
+    found: Paired
+    corrected: float | None
+
+
+def compared(cells: Sequence[Cell]) -> list[Comparison]:
+    """All arms beside each other, setting by setting, where they have two or more common folds."""
+    pairs = [(cell, base, found) for base, cell in combinations(cells, 2)
+             if cell.setting == base.setting and (found := cell.against(base))]  # fmt: skip
+    known = [number for number, (_, _, found) in enumerate(pairs) if not math.isnan(found.p)]
+    corrected = dict(zip(known, holm([pairs[number][2].p for number in known]), strict=True))
+    return [Comparison(*pair, corrected.get(number)) for number, pair in enumerate(pairs)]
+
+
 def differences(few_shot: FewShot, cells: Sequence[Cell]) -> list[dict[str, str]]:
-    """The paired differences of all arms to each other, setting by setting."""
+    """The comparisons as text."""
     form, rows = _metric(few_shot).form, []
-    for setting in few_shot.settings:
-        for base, cell in combinations([cell for cell in cells if cell.setting == setting], 2):
-            if found := cell.against(base):
-                p = "-" if found.p != found.p else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-                interval = f"{found.low:+{form}} to {found.high:+{form}}"
-                rows.append({"setting": _title(setting), "arm": cell.arm, "compared with": base.arm,
-                             "difference": f"{found.mean:+{form}}", "95 % interval": interval, "p": p,
-                             "folds": str(found.pairs)})  # fmt: skip
+    for one in compared(cells):
+        found = one.found
+        rows.append({
+            "setting": _title(one.cell.setting),
+            "arm": one.cell.arm,
+            "compared with": one.base.arm,
+            "difference": f"{found.mean:+{form}}",
+            "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}",
+            "p": p_text(_known(found.p)),
+            "p, Holm": p_text(one.corrected),
+            "folds": str(found.pairs),
+        })  # fmt: skip
     return rows
 
 
-def figures(few_shot: FewShot, cells: Sequence[Cell]) -> dict[str, Any]:
+def figures(cells: Sequence[Cell]) -> dict[str, Any]:
     """All figures, for JSON; None for those that do not exist."""
-
-    def numbers(values: Iterable[float]) -> list[float | None]:
-        return [None if one != one else one for one in mean_std(list(values))]
-
-    cell_rows = []
+    rows = []
     for cell in cells:
-        last, best = numbers(cell.last().values()), numbers(cell.best().values())
-        cell_rows.append({"arm": cell.arm, "setting": cell.setting, "folds": list(cell.summaries),
-                          "last": last[0], "last_std": last[1], "best": best[0], "best_std": best[1]})  # fmt: skip
-    pairs = [(base, cell, found) for base, cell in combinations(cells, 2)
-             if cell.setting == base.setting and (found := cell.against(base))]  # fmt: skip
-    return {"drawn": _drawn(cells), "cells": cell_rows, "differences": [
-        {"setting": cell.setting, "arm": cell.arm, "compared_with": base.arm, "difference": found.mean,
-         "low": found.low, "high": found.high, "p": None if found.p != found.p else found.p, "pairs": found.pairs}
-        for base, cell, found in pairs]}  # fmt: skip
+        row = {"arm": cell.arm, "setting": cell.setting, "folds": list(cell.summaries)}
+        for name, values in (("last", cell.last()), ("best", cell.best())):
+            row[name], row[f"{name}_std"] = map(_known, mean_std([*values.values()]))
+        rows.append(row)
+    return {"drawn": _drawn(cells), "cells": rows, "differences": [
+        {"setting": one.cell.setting, "arm": one.cell.arm, "compared_with": one.base.arm,
+         "difference": one.found.mean, "low": one.found.low, "high": one.found.high, "p": _known(one.found.p),
+         "p_holm": one.corrected, "pairs": one.found.pairs}
+        for one in compared(cells)]}  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def origin(cells: Sequence[Cell]) -> str:
@@ -181,10 +205,10 @@ def _readme(few_shot: FewShot, cells: Sequence[Cell]) -> str:
     )
     commits = Counter(str(environment_of(summary).get("commit", "unknown")) for summary in summaries)
     machines = Counter(machine_of(summary) for summary in summaries)
-    compared = differences(few_shot, cells)
+    rows = differences(few_shot, cells)
     return "\n".join([
         f"# Few-shot: {few_shot.study.name}", "", f"{recipe}. {done}.", "", f"**{origin(cells)}**", "",
-        *markdown(table(few_shot, cells)), "", *([*markdown(compared), ""] if compared else []), AID, "",
+        *markdown(table(few_shot, cells)), "", *([*markdown(rows), ""] if rows else []), AID, "",
         "```", shlex.join(few_shot.command), "```", "",
         f"Commit {counted_texts(commits)}. Machine: {counted_texts(machines)}.", "",
         "`results.csv` has a line per run, `costs.csv` the seconds that they took.", "",

@@ -96,9 +96,9 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
             **tests,
             f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
             "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
-            "p": _p(figures["p"]),
-            "p, Holm": _p(figures["p_holm"]),
-            "training loss": _spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
+            "p": p_text(figures["p"]),
+            "p, Holm": p_text(figures["p_holm"]),
+            "training loss": spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
             "its difference": f"{fit.mean:+.4f} ({fit.low:+.4f} to {fit.high:+.4f})" if fit else no_difference,
             "validation, last epoch": last,
             "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
@@ -108,7 +108,8 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return rows
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p value as text; '-' without one."""
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
