@@ -23,7 +23,7 @@ from torch.nn.functional import gelu, linear
 
 from pointewa import datasets, tasks
 from pointewa.__main__ import COMMANDS
-from pointewa.datasets import registry
+from pointewa.datasets import few_shot, registry
 from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
 from pointewa.models import PRESETS
@@ -42,8 +42,16 @@ HUB = ("point-mae-base.modelnet40.yatian-pang", "point-mae-base.pretrain.yatian-
 START = r"(?:make|pointewa|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
-    "train": ["train.epochs=1", "train.device=cpu", "train.batch_size=32", "run.report=false", "run.dir=new"],
+    "train": [
+        "train.epochs=1",
+        "train.warmup_epochs=0",
+        "train.device=cpu",
+        "train.batch_size=32",
+        "run.report=false",
+        "run.dir=new",
+    ],
     "study": ["--budget", "0"],  # it starts no training
+    "few_shot": ["--settings", "2w1s", "--budget", "0"],
     "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
 }
 # Run elsewhere: by whoever reads this, and by tests of their own; what only shows something
@@ -134,6 +142,7 @@ def shrink(patch):
     for name, arch in PRESETS.items():
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
+    patch.setattr(few_shot, "QUERIES", 1)
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
     patch.setattr(images, "COUNT", {"train": 64, "test": 16})
     patch.setattr(theirs._registry, "MODELS_DIR", "cache")  # in the current folder
@@ -183,7 +192,11 @@ def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
         tool, arguments = words[at + 1], [word.replace("/your/data", "data") for word in words[at + 2 :]]
         assert tool.startswith(("tools.", "benchmarks.")), line
         # The clouds here have no more points, and compiling takes minutes.
-        arguments = [word.replace("8192", "1024") for word in arguments if word != "--compile"]
+        arguments = [
+            word.replace("8192", "1024").replace("shot=10", "shot=2").replace("w10s", "w2s")
+            for word in arguments
+            if word != "--compile"
+        ]
         shorter = [] if "--report-only" in arguments else SHORTER.get(tool.partition(".")[2], [])
         more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in shorter]
         with end(arguments, capsys):

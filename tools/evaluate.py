@@ -75,7 +75,7 @@ def show_metrics(subjects: Subjects, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"dataset": dataset, "objects": objects, **metrics}))
         return
-    table = Table("", "", title=f"{dataset}, test split, {counted(objects, 'object')}", show_header=False)
+    table = Table("", "", title=f"{subjects.what}, {counted(objects, 'object')}", show_header=False)
     for key, metric in subjects.task.metrics.items():
         table.add_row(metric.label, metric.text(metrics[key]))
     Console().print(table)
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     errors = evaluator.corrupted() if args.corrupt else None
     plain = results["plain"]
     if args.confusion:
-        title = f"{dataset}, test split, plain"
+        title = f"{subjects.what}, plain"
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, names, title), dpi=150)
     if args.json:
         # A class without objects has no accuracy, and JSON no NaN.
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             report["mean_corruption_error"] = _mean([_mean(row) for row in errors.values()])
         print(json.dumps(report))
         return
-    console, what = Console(), f"{dataset}, test split, {counted(len(plain.labels), 'object')}"
+    console, what = Console(), f"{subjects.what}, {counted(len(plain.labels), 'object')}"
     if evaluator.shared:
         what += f" of the {len(names)} classes that the model has too, argmax over these"
     console.print(accuracies(what, names, results, reported(dataset)))

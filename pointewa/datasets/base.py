@@ -64,6 +64,10 @@ class Clouds(ABC):
         """The clouds at ``indices``."""
 
     @abstractmethod
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> Self:
+        """The same clouds with other labels int64 ``[N]``, of other classes."""
+
+    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """The same clouds on a device; streamed ones put their batches there."""
 
@@ -193,6 +197,10 @@ class PointClouds(Clouds):
             labels=self.labels[indices],
             object_names=tuple(self.object_names[i] for i in indices.tolist()),
         )
+
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "PointClouds":
+        """The same clouds with other labels."""
+        return replace(self, labels=labels.to(self.labels.device), class_names=class_names)
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""

@@ -264,14 +264,14 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
     )
 
 
-def resident(packed: Split, count: int) -> PointClouds:
-    """The first ``count`` points of every cloud of a prepared split, in memory."""
-    points, point_labels = packed.read(slice(None), count)
+def resident(packed: Split, count: int, rows: Sequence[int] | None = None) -> PointClouds:
+    """The first ``count`` points of every cloud of a prepared split, or of those in ``rows`` only, in memory."""
+    points, point_labels = packed.read(slice(None) if rows is None else rows, count)
     return PointClouds(
         torch.from_numpy(points).float(),
-        torch.from_numpy(packed.labels),
+        torch.from_numpy(packed.labels if rows is None else packed.labels[rows]),
         packed.class_names,
-        packed.object_names,
+        packed.object_names if rows is None else tuple(packed.object_names[row] for row in rows),
         str(packed.path),
         packed.normalized,
         None if point_labels is None else torch.from_numpy(point_labels),
@@ -377,6 +377,11 @@ class StreamedClouds(Clouds):
         """The clouds at ``indices``."""
         indices = torch.as_tensor(indices)
         return replace(self, rows=self.rows[indices], labels=self.labels[indices.to(self.labels.device)])
+
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "StreamedClouds":
+        """The same clouds with other labels."""
+        packed = replace(self.packed, class_names=class_names)
+        return replace(self, packed=packed, labels=labels.to(self.labels.device))
 
     def to(self, device: torch.device | str) -> "StreamedClouds":
         """The clouds with their labels and batches on a device."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +147,7 @@ def load(
     device: torch.device,
     stream: bool | None,
     asked: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Clouds:
     """The first ``count`` points of each object of a source, prepared, in memory or streamed.
 
@@ -160,10 +161,11 @@ def load(
         device: of the training.
         stream: keep the points on disk; None: if they would take more than half of the device's free memory.
         asked: points of an object that are asked for, at most ``count``; None for ``count``.
+        rows: which of the source's objects, the only ones that are read once it is prepared; None for all.
     """
     asked = asked or count
     if stream is None:
-        size = 12 * len(source) * count
+        size = 12 * len(source if rows is None else rows) * count
         stream = size > free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
@@ -177,17 +179,18 @@ def load(
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
-        return packed.StreamedClouds.of(made).to(device)
+        streamed = packed.StreamedClouds.of(made)
+        return (streamed if rows is None else streamed.take(rows)).to(device)
     kept = min(count, made.shape[1])
     try:
-        return packed.resident(made, kept).to(device)
+        return packed.resident(made, kept, rows).to(device)
     except DataError as error:
         if source.ordered:
             raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
         made = replace(prepared(name, split, source, count, asked), **told)
-        return packed.resident(made, kept).to(device)
+        return packed.resident(made, kept, rows).to(device)
 
 
 def free_memory(device: torch.device) -> float:

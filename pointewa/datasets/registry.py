@@ -2,11 +2,13 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import torch
 
 from pointewa.datasets import layouts, prepare
 from pointewa.datasets.base import Clouds
+from pointewa.datasets.few_shot import Fold, drawn
 from pointewa.datasets.images import Images
 from pointewa.datasets.source import Source
 from pointewa.datasets.transforms import pool_size
@@ -62,6 +64,16 @@ def open_source(
     return module.without_background(module.source(root, split, num_points, variant)).normalized_as(normalize)
 
 
+def fold_file(name: str, root: str, fold: Fold, variant: str | None = None, background: str = "keep") -> Path | None:
+    """The published file of a fold; None if it is to be drawn: without such files, or from the layout ``variant``.
+
+    Raises:
+        DataError: published folds are there, without this one.
+    """
+    find = getattr(NAMES.get(name), "fold_file", None)
+    return find(root, fold) if find and variant is None and background == "keep" else None
+
+
 def load(
     name: str,
     root: str,
@@ -74,6 +86,7 @@ def load(
     stream: bool | None = False,
     device: torch.device | str = "cpu",
     img_size: int = 32,
+    fold: Fold | None = None,
 ) -> Clouds:
     """Load a split of a data set; the first time also prepare and cache it.
 
@@ -89,15 +102,26 @@ def load(
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
         img_size: side in pixels, of a set of images, which is held in memory.
+        fold: only the support set ("train") or the queries ("test") of a fold, labelled 0 to ``fold.way`` - 1; see
+            `pointewa.datasets.few_shot`.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
-    source = open_source(name, root, split, num_points or 1, variant, background, normalize)
+    chosen, file = None, fold and fold_file(name, root, fold, variant, background)
+    if file:
+        source = NAMES[name].open_fold(file, split, fold, num_points or 1).normalized_as(normalize)
+    else:
+        source = open_source(name, root, split, num_points or 1, variant, background, normalize)
+        chosen = fold and drawn(source, split, fold)
+    rows = chosen and chosen.rows
     if source.images:
         if stream:
             raise DataError("data.stream: images are held in memory, found true: set it to auto or false")
-        return Images.of(source, img_size, torch.device(device), f"reading {name} ({split})")
-    wanted = pool_size(num_points) if num_points else source.num_points or _ANY
-    count = min(wanted, source.num_points or wanted)
-    return prepare.load(name, split, source, count, torch.device(device), stream, num_points)
+        clouds = Images.of(source, img_size, torch.device(device), f"reading {name} ({split})")
+        clouds = clouds.take(rows) if rows else clouds
+    else:
+        wanted = pool_size(num_points) if num_points else source.num_points or _ANY
+        count = min(wanted, source.num_points or wanted)
+        clouds = prepare.load(name, split, source, count, torch.device(device), stream, num_points, rows)
+    return clouds.relabelled(torch.tensor(chosen.labels), chosen.class_names) if chosen else clouds

@@ -15,7 +15,7 @@ from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
-from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, fold_entry, fold_of, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
@@ -26,6 +26,7 @@ from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, pl
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
+from pointewa.runs.summary import fold_text
 from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
 from pointewa.tasks.base import Batch, Task, evaluating
@@ -42,6 +43,9 @@ _OF_THE_RUN = (
     "val_fraction",
     "train_fraction",
     "img_size",
+    "way",
+    "shot",
+    "fold",
 )  # as long as the data set is the run's
 
 
@@ -95,6 +99,9 @@ class Subjects:
     @property
     def what(self) -> str:
         """Set and split, for titles."""
+        if fold := fold_entry(self.config):
+            part = "support set" if self.split == "train" else "queries"
+            return f"{self.config.data.name}, {part} of {fold_text(fold)}"
         return f"{self.config.data.name}, {self.split} split"
 
     @cached_property
@@ -107,6 +114,12 @@ class Subjects:
         found = load_split(self.config, self.split)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+            if fold_of(self.config) and found.class_names != self._loaded.class_names:
+                mine = f"{fold_of(self.config).name}, as it is found now, is of {', '.join(found.class_names)}"
+                raise ConfigError(
+                    f"data.fold: {mine}, and the model of {self.run} is of {', '.join(self._loaded.class_names)}: "
+                    "name the fold and the data that it was trained on"
+                )
         return found
 
     @cached_property

@@ -16,6 +16,7 @@ import torch
 
 from pointewa import datasets
 from pointewa.datasets import prepare
+from pointewa.datasets.few_shot import Fold
 from pointewa.datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
@@ -92,6 +93,23 @@ def rewrite_pickle(path, rng):
         [[cloud * 1j for cloud in points], labels], [[cloud * 1e30 for cloud in points], labels],
     )  # fmt: skip
     path.write_bytes(pickle.dumps(choices[rng.integers(len(choices))]))
+
+
+def rewrite_fold(path, rng):
+    """A pickle of other things than a few-shot fold."""
+    content = pickle.loads(path.read_bytes())
+    (points, label, number), *rest = content["train"]
+    firsts = (
+        (points, label), None, (points[:, :2], label, number), (points.astype(str), label, number), (points, "a", 7),
+        (points, -1, number), (points, label, 99), (points, [1, 2], number), (points * 1e30, label, number),
+        (points * 1j, label, number), (points.astype(object), label, number), (np.full_like(points, np.nan), 0, number),
+        (points[:7], label, number), (None, label, number), (points, 2**70, number), (np.zeros((0, 6)), label, number),
+    )  # fmt: skip
+    wholes = (7, None, [], {"train": content["train"]}, content | {"test": []}, content | {"train": rest},
+              content | {"train": None}, {"train": {}, "test": {}})  # fmt: skip
+    kind = rng.integers(len(firsts) + len(wholes))
+    changed = wholes[kind - len(firsts)] if kind >= len(firsts) else content | {"train": [firsts[kind], *rest]}
+    path.write_bytes(pickle.dumps(changed))
 
 
 def listing(folder):
@@ -253,3 +271,19 @@ def test_archives(tmp_path):
             shutil.rmtree(target)
         assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "in"}
         assert not list((tmp_path / "in").iterdir())
+
+
+@pytest.mark.hostile
+def test_damaged_few_shot_folds(play, tmp_path):
+    path, rng = tmp_path / "set/ModelNetFewshot/2way_3shot/0.pkl", np.random.default_rng(0)
+    path.parent.mkdir(parents=True)
+    counts = {"train": 3, "test": 20}
+    content = {
+        split: [
+            (rng.normal(size=(48, 6)).astype(np.float32), label, 7 + label) for label in (0, 1) for _ in range(count)
+        ]
+        for split, count in counts.items()
+    }
+    path.write_bytes(pickle.dumps(content))
+    loaded = play("modelnet40", tmp_path / "set", [path], 200, rewrite_fold, fold=Fold(2, 3, 0))
+    assert 0 < loaded < 120 * ROUNDS

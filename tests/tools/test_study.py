@@ -438,7 +438,7 @@ GOOD = "arms: {a: {}, b: {ewa: {enabled: false}}}\nseeds: [0]\n"
         (GOOD + "folds: {data.variant: [a-b]}", [], "folds.data.variant: expected a list of names"),
         (GOOD + "folds: {data.variant: [0]}", [], "folds.data.variant: expected a list of names"),
         (GOOD + "folds: {data.variant: [a, a]}", [], "folds.data.variant: expected different values, found ['a', 'a']"),
-        (GOOD + "folds: {data.fold: [a]}", [], "arms.a, seed 0, a: unknown key data.fold"),
+        (GOOD + "folds: {data.folds: [a]}", [], "arms.a, seed 0, a: unknown key data.folds"),
         (GOOD + "folds: {train.seed: [a]}", [], "folds: train.seed: the study sets it"),
         (GOOD + "settings: {data: {variant: x}}\nfolds: {data.variant: [a]}", [], "data.variant is also set elsewhere"),
         (GOOD + "folds: {data.variant: [a]}", ["data.variant=b"], "data.variant is also set elsewhere"),
