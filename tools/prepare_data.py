@@ -152,7 +152,7 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    variant = f"_{scanobjectnn.slug(data.variant)}" if data.name == "scanobjectnn" else ""
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
     root = Path(data.root)
