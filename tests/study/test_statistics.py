@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pointewa.study.statistics import Paired, mean_std, paired
+from pointewa.study.statistics import Paired, holm, mean_std, paired
 
 
 def test_mean_and_sample_standard_deviation():
@@ -12,6 +12,13 @@ def test_mean_and_sample_standard_deviation():
     assert mean_std([80.0])[0] == 80
     assert math.isnan(mean_std([80.0])[1])
     assert all(map(math.isnan, mean_std([])))
+
+
+def test_holm_by_hand():
+    assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_three_pairs():
