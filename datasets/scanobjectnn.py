@@ -1,7 +1,7 @@
 """ScanObjectNN (Uy et al., ICCV 2019): 15 classes of objects as scanners see them, cut out of scenes.
 
 The published HDF5 files have a dataset ``mask`` ``[n, 2048]``: -1 where a point belongs to the background, and a number
-from 0 up where it belongs to the object. Here that becomes point labels, 0 (`BACKGROUND`) and 1 (`OBJECT`). The raw
+from 0 up where it belongs to the object. Here that becomes point labels, 0 and 1, of the `PARTS`. The raw
 objects have a semantic label for each point, see `pointewa.datasets.files.raw_scans.read_raw`.
 """
 
@@ -19,6 +19,7 @@ from pointewa.datasets.files.raw_scans import OBJECT, read_list, read_raw
 from pointewa.datasets.inspect.download import BY_REQUEST
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError, counted
+from pointewa.models.parts import EVERY, Parts
 from pointewa.safe.files import reading
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
@@ -47,6 +48,7 @@ SIZES = {  # of the official splits, where they are known
     "obj_only": {"train": 2309, "test": 581},
     "pb_t50_rs": {"train": 11416, "test": 2882},
 }
+PARTS = Parts(("background", "object"), (EVERY, EVERY))
 _FOLDERS = ("", "h5_files", "ScanObjectNN", "ScanObjectNN/h5_files")
 _WHAT = "HDF5 with the datasets data [n, 2048, 3] and label [n]"
 _DROPPED = ", without background"
@@ -143,6 +145,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         raise DataError(
             f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
         )
+    if found.point_labels:
+        found = replace(found, parts=found.parts or PARTS)
     if title in SIZES and len(found) != SIZES[title][split]:
         print(
             f"note: {found.path} has {len(found)} objects in {split}; the official split of {title} has "
@@ -276,4 +280,5 @@ def without_background(source: Source) -> Source:
         clouds=clouds,
         ordered=False,
         point_labels=False,
+        parts=None,
     )

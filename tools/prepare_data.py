@@ -26,6 +26,7 @@ from pointewa.datasets.layouts import scanobjectnn
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
+from pointewa.tasks import task_class
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
@@ -43,9 +44,9 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data = config.data
+    data, labelled = config.data, task_class(config.train.task).needs_labels
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, labelled)
         for split in ("train", "test")
     }
     if found["train"].images:

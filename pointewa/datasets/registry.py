@@ -20,7 +20,13 @@ _ANY = 1024  # points kept of an object if its source can give any number and no
 
 
 def open_source(
-    name: str, root: str, split: str, num_points: int = 1, variant: str | None = None, background: str = "keep"
+    name: str,
+    root: str,
+    split: str,
+    num_points: int = 1,
+    variant: str | None = None,
+    background: str = "keep",
+    labelled: bool = True,
 ) -> Source:
     """A split of a data set as it is on disk.
 
@@ -31,6 +37,7 @@ def open_source(
         num_points: how many points an object must have.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
+        labelled: objects must have classes; else one for all of them will do, where a folder has no others.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, or a
@@ -41,11 +48,12 @@ def open_source(
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
+    read = module.source if labelled else getattr(module, "unlabelled", module.source)
     if background == "keep":
-        return module.source(root, split, num_points, variant)
+        return read(root, split, num_points, variant)
     if not hasattr(module, "without_background"):
         raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(module.source(root, split, num_points, variant))
+    return module.without_background(read(root, split, num_points, variant))
 
 
 def load(
@@ -56,6 +64,7 @@ def load(
     *,
     variant: str | None = None,
     background: str = "keep",
+    labelled: bool = True,
     stream: bool | None = False,
     device: torch.device | str = "cpu",
     img_size: int = 32,
@@ -70,6 +79,7 @@ def load(
             `pointewa.datasets.transforms.random_subset` draws from. None: all that the source has.
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, see `open_source`.
+        labelled: objects must have classes, see `open_source`.
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
         img_size: side in pixels, of a set of images, which is held in memory.
@@ -77,7 +87,7 @@ def load(
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
-    source = open_source(name, root, split, num_points or 1, variant, background)
+    source = open_source(name, root, split, num_points or 1, variant, background, labelled)
     if source.images:
         if stream:
             raise DataError("data.stream: images are held in memory, found true: set it to auto or false")

@@ -33,6 +33,7 @@ def load_split(config: Config, split: str) -> Clouds:
         data.num_points,
         variant=data.variant,
         background=data.background,
+        labelled=task_class(config.train.task).needs_labels,
         stream=stream,
         device=device,
         img_size=data.img_size,

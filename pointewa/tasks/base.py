@@ -90,6 +90,7 @@ class Task(ABC):
         metrics: of a split, by their keys in summaries; the first is the primary one.
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
+        needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
@@ -98,6 +99,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
 
