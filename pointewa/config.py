@@ -35,7 +35,7 @@ class DataConfig:
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; others: a layout or the up axis, see docs/data.md
+        None  # of ScanObjectNN obj_bg, obj_only, pb_t50_rs and more; else a layout or the up axis, see docs/data.md
     )
     num_points: AtLeastOne = 1024
     img_size: AtLeastOne = 32  # side in pixels, of a set of images

@@ -116,7 +116,7 @@ def test_a_pre_training_on_them_is_evaluated_on_the_same_objects(write, tmp_path
     summary = json.loads(capsys.readouterr().out)
     subjects = Subjects(tmp_path / "p")
     assert len(subjects.clouds) == 4
-    assert subjects.metrics["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-5)
+    assert subjects.metrics()["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-5)
     features, labels = subjects.training_features()
     assert (len(features), labels.tolist()) == (16, [0] * 16)
     with pytest.raises(DataError, match="svm: expected objects of at least two classes"):
