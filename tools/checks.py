@@ -151,8 +151,8 @@ def data_sets(config: Config) -> Iterator[Finding]:
     def look() -> None:
         for name in sorted(datasets.NAMES, key=lambda name: name != chosen.name):
             try:
-                own = (chosen.variant, chosen.background, labelled) if name == chosen.name else ()
-                source = datasets.open_source(name, chosen.root, "test", 1, *own)
+                own = {"variant": chosen.variant, "background": chosen.background, "labelled": labelled}
+                source = datasets.open_source(name, chosen.root, "test", 1, **(own if name == chosen.name else {}))
                 found[name] = True, f"{source.layout}, {counted(len(source), 'test object')}, {source.path}"
             except Exception as error:  # unexpected files of one set must not hide the others
                 known, others = isinstance(error, DataError), getattr(datasets.NAMES[name], "variants_at", None)

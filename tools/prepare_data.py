@@ -46,7 +46,7 @@ def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
     data, labelled = config.data, task_class(config.train.task).needs_labels
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, labelled)
+        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, labelled=labelled)
         for split in ("train", "test")
     }
     if found["train"].images:

@@ -49,11 +49,12 @@ def open_source(
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
     read = module.source if labelled else getattr(module, "unlabelled", module.source)
+    found = read(root, split, num_points, variant)
     if background == "keep":
-        return read(root, split, num_points, variant)
+        return found
     if not hasattr(module, "without_background"):
         raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(read(root, split, num_points, variant))
+    return module.without_background(found)
 
 
 def load(
@@ -87,7 +88,7 @@ def load(
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
     """
-    source = open_source(name, root, split, num_points or 1, variant, background, labelled)
+    source = open_source(name, root, split, num_points or 1, variant, background, labelled=labelled)
     if source.images:
         if stream:
             raise DataError("data.stream: images are held in memory, found true: set it to auto or false")

@@ -103,15 +103,10 @@ class Subjects:
         Raises:
             ConfigError: images for a model of clouds, or clouds for one of images.
         """
-        found = load_split(self.config, self.split, self._labelled)
+        found = load_split(self.config, self.split, self._loaded and self._loaded.task)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
         return found
-
-    @property
-    def _labelled(self) -> bool | None:
-        """Whether objects must have classes; None: as the configuration has it. The split is that of the training."""
-        return None if self._loaded is None else task_class(self._loaded.task).needs_labels
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -307,7 +302,7 @@ class Subjects:
 
     def training_features(self) -> tuple[Tensor, Tensor]:
         """Features ``[N, F]`` and labels ``[N]`` of the objects that a training on this configuration is given."""
-        train, _ = training_split(self.config, self._labelled)
+        train, _ = training_split(self.config, self.loaded.task)
         return features(self.loaded.model, self.batches(title="training split", clouds=train))
 
 

@@ -195,10 +195,10 @@ def test_a_long_scan_is_left(monkeypatch, capsys, tmp_path):
     never = threading.Event()
     original = datasets.open_source
 
-    def slow(name, *arguments):
+    def slow(name, *arguments, **options):
         if name == "modelnet40":
             never.wait(20)
-        return original(name, *arguments)
+        return original(name, *arguments, **options)
 
     monkeypatch.setattr(datasets, "open_source", slow)
     monkeypatch.setattr(checks, "SECONDS", 0.5)
