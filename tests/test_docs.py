@@ -109,6 +109,9 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
+    (home / "my_clouds").mkdir()
+    for number in range(50):
+        np.save(home / "my_clouds" / f"{number}.npy", rng.normal(size=(1024, 3)))
     for number in range(80):
         path = home / "my_images" / ("train", "test")[number % 2] / f"class_{number // 40}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
+from pointewa.tasks import task_class
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
@@ -44,9 +45,11 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data = config.data
+    data, labelled = config.data, task_class(config.train.task).needs_labels
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, data.normalize)
+        split: datasets.open_source(
+            data.name, data.root, split, 1, data.variant, data.background, data.normalize, labelled
+        )
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -153,8 +156,11 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    defaults = {"scanobjectnn": scanobjectnn.DEFAULT, "sydney": sydney.FOLDS[0]}
-    variant = f"_{data.variant or defaults[data.name]}" if data.name in defaults else ""
+    variant = ""
+    if data.name == "scanobjectnn":
+        variant = f"_{scanobjectnn.slug(data.variant)}"
+    elif data.name == "sydney":
+        variant = f"_{data.variant or sydney.FOLDS[0]}"
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
     if data.normalize != "auto":

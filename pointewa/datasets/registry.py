@@ -35,6 +35,7 @@ def open_source(
     variant: str | None = None,
     background: str = "keep",
     normalize: str = "auto",
+    labelled: bool = True,
 ) -> Source:
     """A split of a data set as it is on disk.
 
@@ -47,6 +48,7 @@ def open_source(
         background: "drop" to leave out points that are not of the object, in sets that tell them apart; or "keep".
         normalize: "unit_sphere", "center" or "none", see `pointewa.runs.description.LoadedModel`; "auto": as the set is
             used.
+        labelled: objects must have classes; else one for all of them will do, where a folder has no others.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, a
@@ -57,11 +59,13 @@ def open_source(
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
+    read = module.source if labelled else getattr(module, "unlabelled", module.source)
+    found = read(root, split, num_points, variant)
     if background == "keep":
-        return module.source(root, split, num_points, variant).normalized_as(normalize)
+        return found.normalized_as(normalize)
     if not hasattr(module, "without_background"):
         raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(module.source(root, split, num_points, variant)).normalized_as(normalize)
+    return module.without_background(found).normalized_as(normalize)
 
 
 def fold_file(name: str, root: str, fold: Fold, variant: str | None = None, background: str = "keep") -> Path | None:
@@ -83,6 +87,7 @@ def load(
     variant: str | None = None,
     background: str = "keep",
     normalize: str = "auto",
+    labelled: bool = True,
     stream: bool | None = False,
     device: torch.device | str = "cpu",
     img_size: int = 32,
@@ -99,6 +104,7 @@ def load(
         variant: which of a data set's variants, see its module; None for its default.
         background: "drop" to leave out points that are not of the object, see `open_source`.
         normalize: how the clouds are normalised, see `open_source`.
+        labelled: objects must have classes, see `open_source`.
         stream: leave the points on disk and read batches in advance; None: only if memory is short.
         device: what batches are put on.
         img_size: side in pixels, of a set of images, which is held in memory.
@@ -112,7 +118,7 @@ def load(
     if file:
         source = NAMES[name].open_fold(file, split, fold, num_points or 1).normalized_as(normalize)
     else:
-        source = open_source(name, root, split, num_points or 1, variant, background, normalize)
+        source = open_source(name, root, split, num_points or 1, variant, background, normalize, labelled)
         chosen = fold and drawn(source, split, fold)
     rows = chosen and chosen.rows
     if source.images:

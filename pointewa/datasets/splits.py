@@ -37,9 +37,14 @@ def fold_entry(config: Config) -> dict[str, Any] | None:
     return {"way": fold.way, "shot": fold.shot, "fold": fold.number, "drawn": drawn}
 
 
-def load_split(config: Config, split: str) -> Clouds:
+def load_split(config: Config, split: str, task: str | None = None) -> Clouds:
     """A whole split ("train" or "test") of the configuration's data set, on the configuration's device; of a few-shot
     fold (``data.fold``) its support set and its queries.
+
+    Args:
+        config: the whole configuration.
+        split: "train" or "test".
+        task: the clouds are for this task; None for that of the configuration.
 
     Raises:
         DataError: see `pointewa.datasets.load`.
@@ -56,6 +61,7 @@ def load_split(config: Config, split: str) -> Clouds:
         variant=data.variant,
         background=data.background,
         normalize=data.normalize,
+        labelled=task_class(task or config.train.task).needs_labels,
         stream=stream,
         device=device,
         img_size=data.img_size,
@@ -74,17 +80,17 @@ def check_kind(clouds: Clouds, of_points: bool, what: str) -> None:
         raise ConfigError(f"data.name: {what} expects {kinds[0]}, found {kinds[1]} ({clouds.source}): set another one")
 
 
-def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
+def training_split(config: Config, task: str | None = None) -> tuple[Clouds, Clouds | None]:
     """The objects that are trained on, ``data.train_fraction`` of each class, and those that are held out of the
     training split for validation, ``data.val_fraction`` of each class; None if that is 0.
 
-    Both depend on the configuration only, not on the seed of the training.
+    Both depend on the configuration only, not on the seed of the training. For ``task`` see `load_split`.
 
     Raises:
         DataError, ConfigError: see `load_split`.
     """
     data, held_out = config.data, None
-    train = load_split(config, "train")
+    train = load_split(config, "train", task)
     check_kind(train, task_class(config.train.task).of_points, f"train.task={config.train.task}")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=0)

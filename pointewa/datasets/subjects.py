@@ -111,7 +111,7 @@ class Subjects:
         Raises:
             ConfigError: images for a model of clouds, or clouds for one of images.
         """
-        found = load_split(self.config, self.split)
+        found = load_split(self.config, self.split, self._loaded and self._loaded.task)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
             if fold_of(self.config) and found.class_names != self._loaded.class_names:
@@ -318,7 +318,7 @@ class Subjects:
 
     def training_features(self) -> tuple[Tensor, Tensor]:
         """Features ``[N, F]`` and labels ``[N]`` of the objects that a training on this configuration is given."""
-        train, _ = training_split(self.config)
+        train, _ = training_split(self.config, self.loaded.task)
         return features(self.loaded.model, self.batches(title="training split", clouds=train))
 
 

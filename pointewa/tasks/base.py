@@ -91,6 +91,7 @@ class Task(ABC):
         further: metrics that are recorded too, and shown only where a data set asks for them, see `reporting`.
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
+        needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
@@ -100,6 +101,7 @@ class Task(ABC):
     further: ClassVar[Mapping[str, Metric]] = {}
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
 
