@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pointewa.errors import counted
 from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
-from pointewa.runs.weights import load_model
+from pointewa.runs.weights import as_classifier, load_any
 from pointewa.tools import cli
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         "--fuse-batch-norm", action="store_true", help="merge batch norms into the layers before them: faster"
     )
     args = parser.parse_args(argv)
-    loaded = load_model(args.model)
+    loaded = as_classifier(load_any(args.model), args.model, ("classifier", "timm", "segmenter"))
     written = export(loaded, args.out, args.format, args.fuse_batch_norm)
     if args.json:
         opset = {"opset": OPSET} if args.format == "onnx" else {}

@@ -4,14 +4,18 @@ from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
+from pointewa.models.parts import Parts
 from pointewa.models.presets import PRESETS, Architecture
+from pointewa.models.segmenter import PointTransformerSegmenter
 
 __all__ = [
     "PRESETS",
     "Architecture",
     "LoadReport",
     "MaskedAutoencoder",
+    "Parts",
     "PointTransformerClassifier",
+    "PointTransformerSegmenter",
     "Reconstruction",
     "fuse_batch_norm",
     "load_weights",

@@ -190,7 +190,9 @@ OTHERS = {
 def test_its_other_models_are_refused_by_name(name):
     state = theirs.create_model(name).state_dict()
     assert is_theirs(state)
-    with pytest.raises(CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, and there is no such"):
+    with pytest.raises(
+        CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, which are not read here"
+    ):
         load_weights(PointTransformerClassifier(ARCH, 40), state)
 
 
