@@ -10,17 +10,19 @@ python -m tools.evaluate runs/shapes-tiny-part_segmentation-ewa-seed0 --points a
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pointewa.datasets.registry import reported
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import counted
 from pointewa.inference.corruptions import SEVERITIES
 from pointewa.inference.segmentation import segment_all_points, votes
-from pointewa.tasks.classification import Evaluation
-from pointewa.tasks.part_segmentation import plain, segment
+from pointewa.tasks import part_segmentation
+from pointewa.tasks.classification import Classification, Evaluation
 from pointewa.tools import cli
 from pointewa.viz.clouds import check_suffix, save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
@@ -30,8 +32,17 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation]) -> Table:
-    """Accuracy of each class, overall, and as the mean of the classes, with a column for each way of evaluating."""
+def accuracies(
+    title: str, names: tuple[str, ...], results: dict[str, Evaluation], further: Sequence[str] = ()
+) -> Table:
+    """Accuracy of each class, overall, and as the mean of the classes, with a column for each way of evaluating.
+
+    Args:
+        title: of the table.
+        names: of the classes.
+        results: by the way of evaluating.
+        further: metrics that the data set reports besides.
+    """
     table = Table(title=title)
     table.add_column("")
     for name in results:
@@ -42,6 +53,9 @@ def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation
     table.add_section()
     table.add_row("overall", *(f"{result.accuracy:.2f} %" for result in results.values()))
     table.add_row("mean of classes", *(f"{result.mean_class_accuracy:.2f} %" for result in results.values()))
+    for key in further:
+        metric = Classification.further[key]
+        table.add_row(metric.label, *(metric.text(result.metrics[key]) for result in results.values()))
     return table
 
 
@@ -63,7 +77,7 @@ def show_parts(subjects: Subjects, args: argparse.Namespace) -> None:
     """Print the IoU of each category, and the metrics, of a model that predicts the parts of points."""
     loaded, task = subjects.segmenter, subjects.task
     every_part, device = args.argmax == "all", next(loaded.model.parameters()).device
-    ways = {"plain": plain}
+    ways = {"plain": part_segmentation.plain}
     if args.votes:
         ways[counted(args.votes, "vote")] = votes(args.votes, device, subjects.config.train.seed)
     results = {}
@@ -72,7 +86,7 @@ def show_parts(subjects: Subjects, args: argparse.Namespace) -> None:
         if args.points == "all":
             found = segment_all_points(loaded.model, batches, subjects.originals(), predict, every_part)
         else:
-            found = segment(loaded.model, batches, predict, every_part)
+            found = part_segmentation.segment(loaded.model, batches, predict, every_part)
         results[name] = found
     (first, *others), names, dataset = results.values(), loaded.class_names, subjects.config.data.name
     by_class = [result.by_class(len(names)).tolist() for result in results.values()]
@@ -86,7 +100,8 @@ def show_parts(subjects: Subjects, args: argparse.Namespace) -> None:
         return
     seen = "all points" if args.points == "all" else f"{counted(subjects.num_points, 'point')} a cloud"
     among = "all parts" if every_part else "the parts of the true category"
-    table = Table(title=f"{dataset}, test split, {counted(len(first.labels), 'object')}, {seen}, argmax over {among}")
+    objects = counted(len(first.labels), "object")
+    table = Table(title=f"{subjects.what}, {objects}, {seen}, argmax over {among}")
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
@@ -104,7 +119,7 @@ def show_metrics(subjects: Subjects, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"dataset": dataset, "objects": objects, **metrics}))
         return
-    table = Table("", "", title=f"{dataset}, test split, {counted(objects, 'object')}", show_header=False)
+    table = Table("", "", title=f"{subjects.what}, {counted(objects, 'object')}", show_header=False)
     for key, metric in subjects.task.metrics.items():
         table.add_row(metric.label, metric.text(metrics[key]))
     Console().print(table)
@@ -152,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     errors = evaluator.corrupted() if args.corrupt else None
     plain = results["plain"]
     if args.confusion:
-        title = f"{dataset}, test split, plain"
+        title = f"{subjects.what}, plain"
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, names, title), dpi=150)
     if args.json:
         # A class without objects has no accuracy, and JSON no NaN.
@@ -169,10 +184,10 @@ def main(argv: list[str] | None = None) -> None:
             report["mean_corruption_error"] = _mean([_mean(row) for row in errors.values()])
         print(json.dumps(report))
         return
-    console, what = Console(), f"{dataset}, test split, {counted(len(plain.labels), 'object')}"
+    console, what = Console(), f"{subjects.what}, {counted(len(plain.labels), 'object')}"
     if evaluator.shared:
         what += f" of the {len(names)} classes that the model has too, argmax over these"
-    console.print(accuracies(what, names, results))
+    console.print(accuracies(what, names, results, reported(dataset)))
     if errors:
         console.print(robustness(errors, 100 - plain.accuracy))
     if args.confusion is not None:

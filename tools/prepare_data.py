@@ -22,6 +22,7 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
+from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
@@ -38,6 +39,7 @@ _ABOUT = {
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
     "shapenetpart": "CAD models of 16 categories whose points are labelled by parts; WHAT=download says where",
+    "sydney": "LiDAR scans of 14 classes in streets, four folds; from its authors, WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
 _MESH_POINTS = 8192  # packed per object if the source can give any number
@@ -45,9 +47,19 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data, parts = config.data, task_class(config.train.task).point_labels
+    data, task = config.data, task_class(config.train.task)
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background, parts)
+        split: datasets.open_source(
+            data.name,
+            data.root,
+            split,
+            1,
+            data.variant,
+            data.background,
+            data.normalize,
+            task.needs_labels,
+            task.point_labels,
+        )
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -159,10 +171,17 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    default = getattr(datasets.NAMES[data.name], "DEFAULT", None)  # where variants are other objects, not other files
-    variant = f"_{data.variant or default}" if default else ""
+    variant = ""
+    if data.name == "scanobjectnn":
+        variant = f"_{scanobjectnn.slug(data.variant)}"
+    elif data.name == "sydney":
+        variant = f"_{data.variant or sydney.FOLDS[0]}"
+    elif default := getattr(datasets.NAMES[data.name], "DEFAULT", None):
+        variant = f"_{data.variant or default}"
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
+    if data.normalize != "auto":
+        variant = f"_{data.normalize}{variant}"
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

@@ -102,7 +102,8 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
         names = partial(to_theirs, architecture=plain.architecture)
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
     elif format != "safetensors" and loaded.normalize != "none":
-        notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
+        done = "centred" if loaded.normalize == "center" else "centred and scaled to norm 1"
+        notes = (f"it takes float32, {done}: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     notes += _turned(loaded.up)
@@ -244,10 +245,9 @@ def _turned(up: str | None) -> tuple[str, ...]:
         return ()
     if up is None:
         return ("the clouds need y up; the model's description does not say how the files of its training were",)
-    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
-    return (
-        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
-    )
+    turns = {"x": "-y, x, z", "z": "x, z, -y", "-x": "y, -x, z", "-y": "x, -y, -z", "-z": "x, -z, y"}
+    turn = f"(x, y, z) -> ({turns[up]})"
+    return (f"the clouds need y up: those with {up} up, as the training's files, are turned first: {turn}",)
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pointewa.errors import CheckpointError
 from pointewa.inference.segmentation import on_all_points
 from pointewa.models import PointTransformerSegmenter
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
@@ -150,11 +150,9 @@ class Predictor:
         if not normalized:
             points = turn_up(points, up or self.up)
             order = canonical_order(points)
-            points = group(points, order)
-            if self.normalize != "none":
-                # By all points, as the training's clouds were, before any is left out; far from the origin, float32
-                # would not hold their shape before they are centred.
-                points = unit_sphere(points)
+            # By all points, as the training's clouds were, before any is left out; far from the origin, float32 would
+            # not hold their shape before they are centred.
+            points = placed(group(points, order), self.normalize)
         return points.to(self.device, torch.float32), order
 
     def _sample(self, points: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.interpolate import interpolate
 from pointewa.ops.knn import knn
-from pointewa.ops.normalize import flaw, unit_sphere
+from pointewa.ops.normalize import flaw, placed, unit_sphere
 from pointewa.ops.order import canonical_order
-from pointewa.ops.up_axis import UP_AXES, turn_up
+from pointewa.ops.up_axis import UP_AXES, UP_WORDS, turn_up, up_word
 
 __all__ = [
     "UP_AXES",
+    "UP_WORDS",
     "backend",
     "canonical_order",
     "chamfer_distance",
@@ -26,6 +27,8 @@ __all__ = [
     "group",
     "interpolate",
     "knn",
+    "placed",
     "turn_up",
     "unit_sphere",
+    "up_word",
 ]

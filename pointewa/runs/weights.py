@@ -132,7 +132,7 @@ def _assumed_up(dataset: str, folder: Path) -> str | None:
         return None
     if data.name != dataset or (dataset == "modelnet40" and data.variant is None):
         return None  # of modelnet40 any layout may have been there
-    return "z" if data.variant in ("z_up", "off") else "y"
+    return "z" if data.variant in ("z_up", "off") else "y"  # there were no other axes then
 
 
 def is_described(path: str | Path) -> bool:

@@ -66,7 +66,7 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
             or fewer than a tenth of them finite; coordinates beyond float32; a mesh without area.
     """
     with _reading(path, SUFFIXES) as suffix:
-        vertices, faces, *_ = _READERS[suffix](_content(path))
+        vertices, faces, *_ = _READERS[suffix](content(path))
         if not len(faces):
             points, left_out = _finite(path, np.ascontiguousarray(vertices))
             _check(path, points)
@@ -88,7 +88,7 @@ def read_labelled(path: Path) -> tuple[Cloud, str]:
     """
     with _reading(path, LABELLED) as suffix:
         try:
-            shape = _READERS[suffix](_content(path), labels=True)
+            shape = _READERS[suffix](content(path), labels=True)
         except NoLabelsError as error:
             raise DataError(f"{path}: {error}") from error
         if len(shape.faces) or (shape.labels is None and len(shape.vertices)):
@@ -123,7 +123,13 @@ def _reading(path: Path, suffixes: Sequence[str]) -> Iterator[str]:
         yield suffix
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """The bytes of a file, unpacked if it ends in .gz.
+
+    Raises:
+        DataError: no file, empty, too large, or something that stands for the file.
+        ValueError: too large when unpacked.
+    """
     size = path.stat().st_size
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found a folder or a device: remove or rename it")

@@ -64,6 +64,9 @@ BY_REQUEST = {
     "labeled_psb": "The Labeled PSB is not downloaded: its meshes are at https://segeval.cs.princeton.edu, its labels "
     "come with Kalogerakis et al., Learning 3D Mesh Segmentation and Labeling. Draw points on them and save these as "
     "docs/data.md says, then: make train DATASET=labeled_psb TASK=part_segmentation DATA_ROOT=...",
+    "sydney": "Sydney Urban Objects is not downloaded here: it is the Australian Centre for Field Robotics' "
+    "(https://www.acfr.usyd.edu.au/papers/SydneyUrbanObjectsDataset.shtml), which asks to be cited. Unpack "
+    "sydney-urban-objects-dataset.tar.gz in DATA_ROOT, then: make train DATASET=sydney DATA_ROOT=...",
 }
 
 
