@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pointewa import datasets
-from pointewa.errors import ConfigError
 from pointewa.inference.export import SUFFIXES, export
 from pointewa.models import Architecture, PointTransformerSegmenter
 from pointewa.runs.description import LoadedModel
@@ -79,9 +78,3 @@ def test_a_program_gives_the_segmenter_s_logits(clouds, tmp_path, kind, decoder)
 def test_the_batch_norms_of_the_category_can_be_fused(clouds, tmp_path):
     loaded = segmenter("light", clouds)
     assert export(loaded, tmp_path / "fused.pt", "torchscript", fuse=True).difference < 1e-4
-
-
-def test_another_library_s_layout_is_refused(clouds, tmp_path):
-    with pytest.raises(ConfigError, match="not written in torch-pointcloud's layout"):
-        export(segmenter("light", clouds), tmp_path / "m.safetensors", "torch_pointcloud")
-    assert not list(tmp_path.iterdir())
