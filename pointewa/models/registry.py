@@ -7,11 +7,15 @@ from typing import Any
 from torch import nn
 
 from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.dvae import DiscreteVAE, TokenizerSizes
 from pointewa.models.masked_autoencoder import MaskedAutoencoder
 from pointewa.models.presets import Architecture
 from pointewa.models.timm_vit import TimmArchitecture, timm_vit
 
-_MOST_DECODER_BLOCKS = 100  # a file may say anything
+# A file may say anything.
+_MOST_DECODER_BLOCKS = 100
+_MOST_POINTS = 2**20  # of all patches together: the weights do not depend on it
+_WIDEST, _MOST_CODES = 2**14, 2**18
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,16 @@ def _autoencoder(values: Mapping[str, Any], num_classes: int) -> MaskedAutoencod
     return MaskedAutoencoder(**values)
 
 
+def _tokenizer(values: Mapping[str, Any], num_classes: int) -> DiscreteVAE:
+    sizes = TokenizerSizes(**values)
+    if sizes.num_groups * sizes.group_size > _MOST_POINTS:
+        raise ValueError(f"{sizes.num_groups} groups of {sizes.group_size} points")
+    for name, value in values.items():
+        if value > (_MOST_CODES if name == "codebook_size" else _MOST_POINTS if "group" in name else _WIDEST):
+            raise ValueError(f"{name} is out of range")
+    return DiscreteVAE(sizes)
+
+
 KINDS: dict[str, Kind] = {
     "classifier": Kind(
         PointTransformerClassifier,
@@ -53,6 +67,9 @@ KINDS: dict[str, Kind] = {
             "decoder_depth": len(model.MAE_decoder.blocks),
         },
         _autoencoder,
+    ),
+    "dvae": Kind(
+        DiscreteVAE, dict.fromkeys(asdict(TokenizerSizes()), int), lambda model: asdict(model.sizes), _tokenizer
     ),
     "timm": Kind(
         TimmArchitecture,
