@@ -16,6 +16,8 @@ from pointewa.ops import chamfer_l1, knn
 _NEIGHBORS = 4  # of a patch, itself included
 _FINE = 4  # fine points around each coarse point, on a grid of 2 x 2
 _GRID = 0.05  # half the side of that grid
+_WIDEST, _MOST_POINTS = 2**14, 2**20  # a file may say anything; the weights do not depend on the number of patches
+_MOST = {"codebook_size": 2**18, "num_groups": _MOST_POINTS, "group_size": _MOST_POINTS}
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,13 @@ class TokenizerSizes:
         factors = {"group_size": _FINE, "codebook_size": NORM_GROUPS, "feature_width": NORM_GROUPS, "graph_width": 2}
         for name in (one.name for one in fields(self)):
             value, factor = getattr(self, name), factors.get(name, 1)
-            if value < 1 or value % factor:
-                what = f"a multiple of {factor}" if factor > 1 and value >= 1 else "at least 1"
-                raise ValueError(f"{name} must be {what}, got {value}")
+            if not 1 <= value <= _MOST.get(name, _WIDEST):
+                raise ValueError(f"{name} must be 1 to {_MOST.get(name, _WIDEST)}, got {value}")
+            if value % factor:
+                raise ValueError(f"{name} must be a multiple of {factor}, got {value}")
+        if self.num_groups * self.group_size > _MOST_POINTS:
+            raise ValueError(f"num_groups x group_size must be at most {_MOST_POINTS}, got {self.num_groups} x "
+                             f"{self.group_size}")  # fmt: skip
 
 
 _SMALL = {"patch_width": 64, "codebook_width": 128, "graph_width": 48, "feature_width": 128, "folding_width": 128}
@@ -165,6 +171,16 @@ class DiscreteVAE(nn.Module):
         logits = self.dgcnn_1(self.encoder(cut.patches), graph)
         coarse, fine = self.decoder(self.dgcnn_2(self._codes(logits), graph))
         return Autoencoding(cut.patches, cut.centers, logits, coarse, fine)
+
+    def features(self, points: Tensor) -> Tensor:
+        """``[B, P, 3] -> [B, 2 * codebook_width]``: maximum and mean of a cloud's codes, each that of a patch.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        cut = make_patches(points, self.num_groups, self.group_size, check_finite=not self.training)
+        codes = F.embedding(self.tokens(cut.patches, cut.centers), self.codebook)
+        return torch.cat([codes.amax(1), codes.mean(1)], dim=-1)
 
     def logits(self, patches: Tensor, centers: Tensor) -> Tensor:
         """Patches ``[B, G, K, 3]`` relative to their centres ``[B, G, 3]`` -> logits of the codes ``[B, G, N]``."""

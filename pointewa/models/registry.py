@@ -12,10 +12,7 @@ from pointewa.models.masked_autoencoder import MaskedAutoencoder
 from pointewa.models.presets import Architecture
 from pointewa.models.timm_vit import TimmArchitecture, timm_vit
 
-# A file may say anything.
-_MOST_DECODER_BLOCKS = 100
-_MOST_POINTS = 2**20  # of all patches together: the weights do not depend on it
-_WIDEST, _MOST_CODES = 2**14, 2**18
+_MOST_DECODER_BLOCKS = 100  # a file may say anything
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,6 @@ def _autoencoder(values: Mapping[str, Any], num_classes: int) -> MaskedAutoencod
     return MaskedAutoencoder(**values)
 
 
-def _tokenizer(values: Mapping[str, Any], num_classes: int) -> DiscreteVAE:
-    sizes = TokenizerSizes(**values)
-    if sizes.num_groups * sizes.group_size > _MOST_POINTS:
-        raise ValueError(f"{sizes.num_groups} groups of {sizes.group_size} points")
-    for name, value in values.items():
-        if value > (_MOST_CODES if name == "codebook_size" else _MOST_POINTS if "group" in name else _WIDEST):
-            raise ValueError(f"{name} is out of range")
-    return DiscreteVAE(sizes)
-
-
 KINDS: dict[str, Kind] = {
     "classifier": Kind(
         PointTransformerClassifier,
@@ -69,7 +56,10 @@ KINDS: dict[str, Kind] = {
         _autoencoder,
     ),
     "dvae": Kind(
-        DiscreteVAE, dict.fromkeys(asdict(TokenizerSizes()), int), lambda model: asdict(model.sizes), _tokenizer
+        DiscreteVAE,
+        dict.fromkeys(asdict(TokenizerSizes()), int),
+        lambda model: asdict(model.sizes),
+        lambda values, num_classes: DiscreteVAE(TokenizerSizes(**values)),
     ),
     "timm": Kind(
         TimmArchitecture,
