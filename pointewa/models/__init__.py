@@ -5,7 +5,9 @@ from pointewa.models.dvae import TOKENIZERS, DiscreteVAE, TokenizerSizes
 from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
+from pointewa.models.parts import Parts
 from pointewa.models.presets import PRESETS, Architecture
+from pointewa.models.segmenter import PointTransformerSegmenter
 
 __all__ = [
     "PRESETS",
@@ -14,7 +16,9 @@ __all__ = [
     "DiscreteVAE",
     "LoadReport",
     "MaskedAutoencoder",
+    "Parts",
     "PointTransformerClassifier",
+    "PointTransformerSegmenter",
     "Reconstruction",
     "TokenizerSizes",
     "fuse_batch_norm",
