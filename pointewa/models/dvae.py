@@ -67,7 +67,7 @@ _SMALL = {"patch_width": 64, "codebook_width": 128, "graph_width": 48, "feature_
 # By the names of the point transformers' presets, whose patches they cut and, of "point_bert", "tiny" and "small",
 # whose patch encoder they have.
 TOKENIZERS = {
-    "tiny": TokenizerSizes(num_groups=32, group_size=16, patch_out=192, codebook_size=512, **_SMALL),
+    "tiny": TokenizerSizes(num_groups=32, group_size=16, patch_out=192, codebook_size=256, **_SMALL),
     "small": TokenizerSizes(num_groups=64, group_size=16, patch_out=256, codebook_size=1024, **_SMALL),
     "point_mae": TokenizerSizes(),
     "point_bert": TokenizerSizes(),

@@ -69,6 +69,15 @@ def test_a_training_sets_the_schedules_by_its_progress(tokenizing, monkeypatch):
     assert seen == [(temperature(step / 10), kl_weight(step / 10)) for step in range(10)]
 
 
+@pytest.mark.parametrize(("preset", "scale"), [("tiny", 3), ("point_bert", 1)])
+def test_the_logits_of_small_tokenizers_start_larger(preset, scale, monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, preset, SMALL)
+    task = Tokenizer(load_config(["configs/task/tokenizer.yaml"], [f"model.preset={preset}"]))
+    model = task.build_model(())
+    assert set(model.dgcnn_1.layer5[1].weight.tolist()) == {scale}
+    assert set(model.dgcnn_2.layer5[1].weight.tolist()) == {1}
+
+
 def test_metrics_against_a_loop(tokenizing):
     trainer = tokenizing()
     model = trainer.model.eval()
