@@ -50,7 +50,8 @@ $(foreach name,$(filter-out PYTHON $(takes),$(given)),\
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
-	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, sydney, folder, images) MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
+	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, shapenetpart, labeled_psb, sydney, folder, images)'
+	@echo '           MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
 	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
@@ -102,7 +103,7 @@ predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x:
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
 	@$(PY) -m tools.predict $(call q,$(CKPT)) $(if $(DEVICE),--device $(call q,$(DEVICE))) $(ARGS)
 
-visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, embedding, experts to OUT: DATASET CKPT ARGS
+visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, parts, embedding, experts to OUT: DATASET CKPT ARGS
 	@$(if $(WHAT),,echo 'error: make visualize WHAT=cloud DATASET=shapes OUT=cloud.png' >&2; exit 2)
 	@$(PY) -m tools.visualize $(call q,$(WHAT)) $(if $(CKPT),--run $(call q,$(CKPT))) $(OTHER) \
 		$(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pointewa.clone import CONFIGS
 from pointewa.errors import ConfigError, first_line
+from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.presets import PRESETS, Architecture
 from pointewa.safe.yaml_files import load_yaml
 
@@ -37,7 +38,7 @@ class DataConfig:
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # ScanObjectNN: obj_bg, pb_t50_rs/split2; sydney: the fold to test on; others: a layout or the up axis
+        None  # ScanObjectNN: obj_bg, pb_t50_rs/split2; others: a fold, a layout or the up axis, see docs/data.md
     )
     num_points: AtLeastOne = 1024
     img_size: AtLeastOne = 32  # side in pixels, of a set of images
@@ -46,7 +47,7 @@ class DataConfig:
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
     augment: Any = field(
         default_factory=lambda: ["scale_shift"]
-    )  # applied in order; also rotate_up, jitter, dropout; of images: crop, flip
+    )  # applied in order; also scale_shift_uniform, rotate_up, jitter, dropout; of images: crop, flip
     stream: Any = "auto"  # leave the points on disk: true, false; auto: where they would fill the device's memory
     val_fraction: Fraction = 0.0  # of each class of the training split, held out for every choice; fixed objects
     train_fraction: PositiveFraction = (
@@ -82,6 +83,7 @@ class ModelConfig:
     patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
     codebook_size: int | None = None  # codes of a tokenizer, a multiple of 4
+    decoder: str | None = None  # of part segmentation: "point_mae", "point_bert" or "light"
 
 
 @dataclass
@@ -119,6 +121,9 @@ class TrainConfig:
     epochs: AtLeastOne = 300
     batch_size: AtLeastOne = 32  # over all processes
     accumulate: AtLeastOne = 1  # parts in which a batch is processed, to save memory
+    # of the optimizer, on the same gradients; 2: one before they are clipped and one after, as published part
+    # segmentations were trained
+    steps_per_batch: Literal[1, 2] = 1
     activation_checkpointing: bool = False  # keep less for the backward pass and recompute it: exact, slower
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
     lr: NonNegative = 5e-4
@@ -248,7 +253,8 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "codebook_size")  # not fields of an architecture
+    # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "codebook_size", "decoder")
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
@@ -257,6 +263,11 @@ def build_architecture(config: ModelConfig) -> Architecture:
         return Architecture(**values)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+
+
+def decoder_of(config: ModelConfig) -> str:
+    """The decoder of a part segmentation, as `pointewa.models.PointTransformerSegmenter` knows it."""
+    return config.decoder or PRESET_DECODERS.get(config.preset, "light")
 
 
 def save_interval(config: TrainConfig) -> tuple[int, float]:

@@ -8,9 +8,10 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 model.safetensors --format tor
 python -m tools.export runs/pretrained ckpt.pth --format point_mae
 
 The exported programs take points float32 [B, num_points, 3], prepared as in the model's training: turned so that the
-axis `up` of model.json becomes y, then normalised as its `normalize` says. They return logits; the patch embedding is
-part of them. Each file is read back and compared with the model. Of a pre-training there are point_mae and safetensors,
-with all its weights.
+axis `up` of model.json becomes y, then normalised as its `normalize` says. Those of a part segmentation also take
+labels int64 [B], the numbers of the categories among its `class_names`. They return logits; the patch embedding is part
+of them. Each file is read back and compared with the model. Of a pre-training there are point_mae and safetensors, with
+all its weights.
 """
 
 import json

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pointewa.datasets import packed
 from pointewa.datasets.base import Clouds
@@ -67,6 +68,21 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
     if some := sum(share > 0 for share in left_out):
         note = f"{some} of {len(sizes)} objects have points that are not finite, up to {100 * max(left_out):.0f} %"
         print(f"note: {source.path}: {note}: they are left out", file=sys.stderr)
+
+
+def originals(source: Source, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All points ``[P, 3]`` of each object, scaled as `prepare` does and in the order of its file, and their labels.
+
+    Args:
+        source: with point labels.
+        count: points to draw of an object whose source can give any number.
+    """
+    for index, cloud in enumerate(source.clouds(count)):
+        check(cloud, source, index)
+        points, labels = cloud.points[: cloud.distinct], cloud.point_labels[: cloud.distinct]
+        if not source.ordered:
+            points = normalized(points, source.normalization)
+        yield torch.from_numpy(np.array(points, np.float32)), torch.from_numpy(np.array(labels, np.int64))
 
 
 def normalized(points: np.ndarray, how: str = "unit_sphere") -> np.ndarray:

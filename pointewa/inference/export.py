@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, ConfigError, first_line
-from pointewa.inference.portable import PortableClassifier
+from pointewa.inference.portable import PortableClassifier, PortableSegmenter
 from pointewa.models import fuse_batch_norm
 from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
 from pointewa.models.registry import kind_of
@@ -31,7 +31,7 @@ SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "torch_export":
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of logits that is accepted
 
-Logits = Callable[[Tensor], Tensor]  # from points [B, P, 3] to logits [B, C]
+Logits = Callable[..., Tensor]  # from what the model takes to its logits
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class Exported:
 
 
 def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
-    """Write a classifier for others; a segmenter or the model of a pre-training as "safetensors" or "point_mae".
+    """Write a classifier or a segmenter for others, the latter not as "torch_pointcloud"; or a pre-training's model.
 
     "safetensors" (with a ``.json`` beside it) is what `load_model` takes, and "torch_pointcloud" the same by that
     package's parameter names; "point_mae" is a checkpoint as Point-MAE's and Point-BERT's code write it. The others are
-    programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B, patches included; they contain the
-    description of the model, as ``description.json`` or ONNX metadata. Of a pre-training there are "safetensors" and
-    "point_mae", with everything that its training state has of the model: decoder, tokenizer, momentum encoder, queue.
+    programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, of a segmenter ``points, labels int64 [B] ->
+    logits [B, num_points, M]``, any B, patches included; they contain the description of the model, as
+    ``description.json`` or ONNX metadata. Of a pre-training there are "safetensors" and "point_mae", with everything
+    that its training state has of the model: decoder, tokenizer, momentum encoder, queue.
 
     Args:
         loaded: the model, on the CPU, in evaluation mode.
@@ -93,8 +94,8 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
             "in its run folder has the weights by timm's names, for any export of timm's and torch's"
         )
-    if kind == "segmenter" and format not in ("safetensors", "point_mae"):
-        raise ConfigError(f"--format: a part segmentation is written as safetensors or point_mae, found {format!r}")
+    if kind == "segmenter" and format == "torch_pointcloud":
+        raise ConfigError("--format: a part segmentation is not written in torch-pointcloud's layout: choose another")
     plain, notes, names = loaded.model, (), dict
     if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
         raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
@@ -146,7 +147,8 @@ def check_clouds(num_points: int) -> Iterable[Tensor]:
 
 
 def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> float:
-    pairs = [(read(points), _logits(model)(points)) for points in check_clouds(num_points)]
+    inputs = [_inputs(model, points) for points in check_clouds(num_points)]
+    pairs = [(read(*given), model(*given)) for given in inputs]
     difference = max((found - expected).abs().max().item() for found, expected in pairs)
     if all(found.shape == expected.shape for found, expected in pairs) and difference <= TOLERANCE:  # NaN is not
         return difference
@@ -156,11 +158,9 @@ def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> flo
     )
 
 
-def _logits(model: nn.Module) -> Logits:
-    """From points to logits, of a segmenter with one category after another."""
-    if kind_of(model) != "segmenter":
-        return model
-    return lambda points: model(points, torch.arange(len(points)) % model.num_classes)
+def _inputs(model: nn.Module, points: Tensor) -> tuple[Tensor, ...]:
+    """What a model takes: points ``[B, P, 3]``, and of a segmenter one category after another."""
+    return (points, torch.arange(len(points)) % model.num_classes) if kind_of(model) == "segmenter" else (points,)
 
 
 def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Callable[[dict], dict]) -> float:
@@ -169,7 +169,7 @@ def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Calla
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder, path.name)
         save_model(written, loaded, names)
-        difference = _compare(_logits(load_any(written).model), model, loaded.num_points, path)
+        difference = _compare(load_any(written).model, model, loaded.num_points, path)
         for suffix in (".json", ".safetensors"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     return difference
@@ -177,8 +177,10 @@ def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Calla
 
 def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
     with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
-        portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
-        traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
+        portable = _portable(loaded, scripted=True)
+        traced = torch.jit.trace(
+            portable, _inputs(loaded.model, torch.rand(2, loaded.num_points, 3)), check_trace=False
+        )
         buffer = BytesIO()  # of a full disk torch would abort the process
         torch.jit.save(traced, buffer, _extra_files={"description.json": _description(loaded)})
         path.write_bytes(buffer.getvalue())
@@ -187,8 +189,8 @@ def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
 
 def _torch_export(loaded: LoadedModel, path: Path) -> Logits:
     buffer = BytesIO()  # a path would have to end in .pt2
-    module, points, shapes = _program(loaded)
-    program = torch.export.export(module, points, dynamic_shapes=shapes)
+    module, given, shapes = _program(loaded)
+    program = torch.export.export(module, given, dynamic_shapes=shapes)
     torch.export.save(program, buffer, extra_files={"description.json": _description(loaded)})
     path.write_bytes(buffer.getvalue())
     with warnings.catch_warnings(action="ignore"):  # about weights in read-only memory
@@ -206,9 +208,9 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
     import onnx
     import onnxruntime
 
-    module, points, shapes = _program(loaded)
+    module, given, shapes = _program(loaded)
     with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
-        program = torch.onnx.export(module, points, input_names=["points"], output_names=["logits"], verbose=False,
+        program = torch.onnx.export(module, given, input_names=list(shapes), output_names=["logits"], verbose=False,
                                     opset_version=OPSET, dynamo=True, dynamic_shapes=shapes)  # fmt: skip
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the paths of this machine
@@ -217,7 +219,10 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda points: torch.from_numpy(session.run(["logits"], {"points": points.numpy()})[0])
+    named = {name: number for number, name in enumerate(shapes)}
+    return lambda *inputs: torch.from_numpy(
+        session.run(["logits"], {name: inputs[number].numpy() for name, number in named.items()})[0]
+    )
 
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
@@ -227,7 +232,7 @@ def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
         _write_state(model, path, "model_state_dict", "")
     else:
         _write_state(model, path)
-    return _logits(load_foreign(path, model.architecture, len(loaded.class_names), *parts))
+    return load_foreign(path, model.architecture, len(loaded.class_names), *parts)
 
 
 def _write_state(model: nn.Module, path: Path, place: str = "base_model", prefix: str = "module.") -> None:
@@ -244,10 +249,16 @@ def _write_state(model: nn.Module, path: Path, place: str = "base_model", prefix
 _WRITERS = {"torchscript": _torchscript, "torch_export": _torch_export, "onnx": _onnx, "point_mae": _point_mae}
 
 
-def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, dict]]:
+def _portable(loaded: LoadedModel, scripted: bool = False) -> nn.Module:
+    kind = PortableSegmenter if kind_of(loaded.model) == "segmenter" else PortableClassifier
+    return kind(loaded.model, loaded.num_points, scripted).eval()
+
+
+def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, dict]]:
     """What is exported, an example input (of 2 clouds: a 1 would be taken for a constant), and which sizes are free."""
-    module = PortableClassifier(loaded.model, loaded.num_points).eval()
-    return module, (torch.rand(2, loaded.num_points, 3),), {"points": {0: torch.export.Dim("batch", min=1)}}
+    given = _inputs(loaded.model, torch.rand(2, loaded.num_points, 3))
+    batch = torch.export.Dim("batch", min=1)
+    return _portable(loaded), given, {name: {0: batch} for name, _ in zip(("points", "labels"), given, strict=False)}
 
 
 def _description(loaded: LoadedModel) -> str:

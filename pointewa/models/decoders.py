@@ -5,6 +5,7 @@ A decoder's layers become a segmenter's own, since the published parameters have
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,27 @@ class Decoder:
         class_token: whether the trunk has a class token.
         layers: from the architecture, the number of categories and that of parts to the layers, by their names.
         decode: from those layers, the points ``[B, P, 3]``, the centres ``[B, G, 3]``, the normed tokens of three
-            blocks ``[B, G, C]`` and the one-hot categories ``[B, num_classes]`` to logits ``[B, P, num_parts]``.
+            blocks ``[B, G, C]``, the one-hot categories ``[B, num_classes]`` and operators to logits
+            ``[B, P, num_parts]``.
     """
 
     class_token: bool
     layers: Callable[[Architecture, int, int], dict[str, nn.Module]]
-    decode: Callable[[nn.Module, Tensor, Tensor, list[Tensor], Tensor], Tensor]
+    decode: Callable[[nn.Module, Tensor, Tensor, list[Tensor], Tensor, "Operators"], Tensor]
+
+
+class Operators(NamedTuple):
+    """The operators on points that decoders are made of, so that an export can have others of the same results.
+
+    Args:
+        interpolate: from points, centres and the centres' features, as `pointewa.ops.interpolate`.
+        neighbors: from points, those that can be neighbours, and a number, as `pointewa.ops.knn`.
+        sample: from points and a number to farthest points ``[B, K, 3]``.
+    """
+
+    interpolate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    neighbors: Callable[[Tensor, Tensor, int], Tensor]
+    sample: Callable[[Tensor, int], Tensor]
 
 
 class Propagation(nn.Module):
@@ -43,11 +59,11 @@ class Propagation(nn.Module):
         self.mlp_convs = nn.ModuleList([nn.Conv1d(own + features, hidden, 1), nn.Conv1d(hidden, out, 1)])
         self.mlp_bns = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(out)])
 
-    def forward(self, points: Tensor, centers: Tensor, own: Tensor, features: Tensor) -> Tensor:
+    def forward(self, points: Tensor, centers: Tensor, own: Tensor, features: Tensor, ops: Operators) -> Tensor:
         """Points ``[B, P, 3]``, centres ``[B, G, 3]`` and features of both ``[B, P or G, .]`` to ``[B, P, out]``."""
         first, second = self.mlp_convs
         of_own, of_centers = _split(first, own.shape[-1])
-        x = _interpolate(points, centers, F.linear(features, of_centers)) + F.linear(own, of_own, first.bias)
+        x = ops.interpolate(points, centers, F.linear(features, of_centers)) + F.linear(own, of_own, first.bias)
         x = _norm_relu(self.mlp_bns[0], x)
         return _norm_relu(self.mlp_bns[1], F.linear(x, second.weight.squeeze(-1), second.bias))
 
@@ -60,10 +76,12 @@ class GraphPropagation(nn.Module):
         self.num_neighbors = num_neighbors
         self.layer1, self.layer2 = EdgeConv(width, hidden), EdgeConv(hidden, width)
 
-    def forward(self, points: Tensor, features: Tensor, coarse: Tensor, coarse_features: Tensor) -> Tensor:
+    def forward(
+        self, points: Tensor, features: Tensor, coarse: Tensor, coarse_features: Tensor, ops: Operators
+    ) -> Tensor:
         """Points ``[B, Q, 3]``, coarser ones ``[B, N, 3]`` and features of both ``[B, Q or N, C]`` to ``[B, Q, C]``."""
-        x = self.layer1(features, coarse_features, _neighbors(points, coarse, self.num_neighbors))
-        return self.layer2(x, x, _neighbors(points, points, self.num_neighbors))
+        x = self.layer1(features, coarse_features, ops.neighbors(points, coarse, self.num_neighbors))
+        return self.layer2(x, x, ops.neighbors(points, points, self.num_neighbors))
 
 
 def _global_decoder(joined: bool, hidden: Callable[[int], tuple[int, int]], widths: tuple[int, int]) -> Decoder:
@@ -91,12 +109,14 @@ def _global_decoder(joined: bool, hidden: Callable[[int], tuple[int, int]], widt
             "convs3": nn.Conv1d(widths[1], num_parts, 1),
         }
 
-    def decode(of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor) -> Tensor:
+    def decode(
+        of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor, ops: Operators
+    ) -> Tensor:
         conv, norm, act = of.label_conv
         label = act(norm(F.linear(category, conv.weight.squeeze(-1), conv.bias)))  # (B, 64)
         tokens = torch.cat(levels, -1) if joined else torch.stack(levels).mean(0)
         overall = torch.cat([tokens.amax(1), tokens.mean(1), label.to(tokens.dtype)], -1)
-        local = of.propagation_0(points, centers, points, tokens)
+        local = of.propagation_0(points, centers, points, tokens, ops)
         # What is the same for all points of a cloud is multiplied once.
         of_point, of_cloud = _split(of.convs1, local.shape[-1])
         x = F.linear(local, of_point) + F.linear(overall, of_cloud, of.convs1.bias).unsqueeze(1)
@@ -125,16 +145,18 @@ def _bert_layers(arch: Architecture, num_classes: int, num_parts: int) -> dict[s
     }
 
 
-def _bert_decode(of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor) -> Tensor:
+def _bert_decode(
+    of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor, ops: Operators
+) -> Tensor:
     size = points.shape[1]
-    fine = group(points, _sample(points, min(_FINE, size)))
+    fine = ops.sample(points, min(_FINE, size))
     middle = fine[:, :_MIDDLE]  # farthest point samples are nested
-    of_middle = of.propagation_2(middle, centers, middle, levels[1])
-    of_fine = of.propagation_1(fine, centers, fine, levels[0])
-    of_middle = of.dgcnn_pro_2(middle, of_middle, centers, levels[2])
-    of_fine = of.dgcnn_pro_1(fine, of_fine, middle, of_middle)
+    of_middle = of.propagation_2(middle, centers, middle, levels[1], ops)
+    of_fine = of.propagation_1(fine, centers, fine, levels[0], ops)
+    of_middle = of.dgcnn_pro_2(middle, of_middle, centers, levels[2], ops)
+    of_fine = of.dgcnn_pro_1(fine, of_fine, middle, of_middle, ops)
     own = torch.cat([category.to(points.dtype).unsqueeze(1).expand(-1, size, -1), points], -1)
-    x = of.propagation_0(points, fine, own, of_fine)
+    x = of.propagation_0(points, fine, own, of_fine, ops)
     return _conv(of.conv2, of.drop1(_norm_relu(of.bn1, _conv(of.conv1, x))))
 
 
@@ -149,9 +171,13 @@ DECODERS = {
 PRESET_DECODERS = {"tiny": "light", "small": "light", "point_mae": "point_mae", "point_bert": "point_bert"}
 
 # The operators are loops and foreign kernels: a graph break is all a compiler could do.
-_interpolate = torch.compiler.disable(lambda *args: interpolate(*args, check_finite=False))
-_sample = torch.compiler.disable(lambda *args: farthest_point_sample(*args, check_finite=False))
-_neighbors = torch.compiler.disable(lambda *args: knn(*args, check_finite=False))
+OPERATORS = Operators(
+    torch.compiler.disable(lambda *args: interpolate(*args, check_finite=False)),
+    torch.compiler.disable(lambda *args: knn(*args, check_finite=False)),
+    torch.compiler.disable(
+        lambda points, count: group(points, farthest_point_sample(points, count, check_finite=False))
+    ),
+)
 
 
 def _split(conv: nn.Conv1d, first: int) -> tuple[Tensor, Tensor]:

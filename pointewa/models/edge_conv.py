@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.ops import group
-
 
 class EdgeConv(nn.Sequential):
     """Maximum over the edges to a point's neighbours of a 1x1 convolution, group norm and LeakyReLU 0.2.
@@ -39,7 +37,9 @@ class EdgeConv(nn.Sequential):
         """
         conv, norm, act = self
         of_neighbor, of_query = conv.weight.flatten(1).chunk(2, dim=1)  # (O, I) each
-        edges = group(F.linear(points, of_neighbor), neighbors)  # (B, Q, K, O)
+        # Not `pointewa.ops.group`, whose indices of the batch tracing would make constants.
+        picked = neighbors.flatten(1).unsqueeze(2).expand(-1, -1, of_neighbor.shape[0])
+        edges = F.linear(points, of_neighbor).gather(1, picked).unflatten(1, neighbors.shape[1:])  # (B, Q, K, O)
         edges = edges + F.linear(queries, of_query - of_neighbor).unsqueeze(2)
         # The activation is monotone, so it commutes with the maximum; that of `max` has the faster backward pass.
         return act(norm(edges.movedim(-1, 1)).max(-1).values.mT)

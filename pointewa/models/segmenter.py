@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.models.backbone import PointTransformer
-from pointewa.models.decoders import DECODERS
+from pointewa.models.decoders import DECODERS, OPERATORS, Operators
 from pointewa.models.parts import EVERY, Parts
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
@@ -70,8 +70,15 @@ class PointTransformerSegmenter(PointTransformer):
             )
         arch = self.architecture
         cut = make_patches(points, arch.num_groups, arch.group_size, check_finite=not self.training)
-        levels = self.levels(self.embed(cut.patches), cut.centers, self._taken)
+        category = F.one_hot(labels, self.num_classes).to(points.dtype)
+        return self.decode(points, cut.patches, cut.centers, category)
+
+    def decode(
+        self, points: Tensor, patches: Tensor, centers: Tensor, category: Tensor, ops: Operators = OPERATORS
+    ) -> Tensor:
+        """`forward` of points ``[B, P, 3]`` that are cut into patches ``[B, G, K, 3]``, relative to their centres
+        ``[B, G, 3]``, and of one-hot categories ``[B, num_classes]``."""
+        levels = self.levels(self.embed(patches), centers, self._taken)
         if self.cls_token is not None:
             levels = [tokens[:, 1:] for tokens in levels]
-        category = F.one_hot(labels, self.num_classes).to(points.dtype)
-        return DECODERS[self.decoder].decode(self, points, cut.centers, levels, category)
+        return DECODERS[self.decoder].decode(self, points, centers, levels, category, ops)

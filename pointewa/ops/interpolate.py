@@ -7,7 +7,7 @@ from torch import Tensor
 from pointewa.ops.group import group
 from pointewa.ops.knn import knn
 
-_EPSILON = 1e-8  # of a squared distance: a point in the place of a centre takes that centre's features
+EPSILON = 1e-8  # of a squared distance: a point in the place of a centre takes that centre's features
 
 
 def interpolate(
@@ -41,7 +41,7 @@ def interpolate(
     index = knn(points, centers, min(k, centers.shape[1]), backend=backend, check_finite=check_finite)  # (B, P, k)
     common = torch.promote_types(torch.promote_types(points.dtype, features.dtype), torch.float32)
     weights = points.unsqueeze(2).to(common) - group(centers.to(common), index)
-    weights = 1 / (weights.square().sum(-1) + _EPSILON)
+    weights = 1 / (weights.square().sum(-1) + EPSILON)
     weights = weights / weights.sum(-1, keepdim=True)
     batch, num_centers, _ = features.shape
     rows = index + torch.arange(0, batch * num_centers, num_centers, device=index.device).view(-1, 1, 1)

@@ -93,7 +93,9 @@ class Task(ABC):
         model_file: the file of the trained dense model in the run folder.
         needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
+        point_labels: the points of the clouds have to be labelled by their parts (`pointewa.models.parts`).
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
+        changes: what `compare` returns, as the table of a result shows it.
     """
 
     name: ClassVar[str]
@@ -103,7 +105,11 @@ class Task(ABC):
     model_file: ClassVar[str] = "model.safetensors"
     needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
+    point_labels: ClassVar[bool] = False
     predicts_classes: ClassVar[bool] = False
+    changes: ClassVar[Mapping[str, Metric]] = {
+        "largest_logit_difference": Metric("largest difference of logits", ".1e")
+    }
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -136,6 +142,10 @@ class Task(ABC):
             ConfigError: the task has no such part.
         """
         raise ConfigError(f"train.freeze_backbone: {self.name} trains the whole model: leave it out")
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model is called with; the clouds or images by default."""
+        return (batch.points,)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -175,6 +185,10 @@ class Task(ABC):
 
     def compare(self, before: Outputs, after: Outputs) -> dict[str, float]:
         """How much folding changed, for the summary; nothing by default."""
+        return {}
+
+    def detail(self, outputs: Outputs, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Further entries of the summary; nothing by default."""
         return {}
 
     def input_classes(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -218,8 +232,9 @@ class Task(ABC):
             if one.headline
         ]
         rows.append(["parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}"])
-        if before and isinstance(difference := summary.get("largest_logit_difference"), float):
-            rows.append(["largest difference of logits", "", f"{difference:.1e}"])
+        for key, one in cls.changes.items():
+            if before and isinstance(change := summary.get(key), float):
+                rows.append([one.label, "", one.text(change)])
         rows.append(["seconds of training", f"{summary['seconds']:.0f}", "" if before else f"{summary['seconds']:.0f}"])
         if before:
             return ["", "in training (MoE)", kind], rows

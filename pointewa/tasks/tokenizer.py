@@ -52,7 +52,7 @@ def sizes_of(config: ModelConfig) -> TokenizerSizes:
     """
     if config.preset not in TOKENIZERS:
         raise ConfigError(f"model.preset: expected one of {', '.join(TOKENIZERS)}, found {config.preset!r}")
-    for key in ("width", "depth", "heads", "mlp_ratio", "drop_path", "patch_size", "head"):
+    for key in ("width", "depth", "heads", "mlp_ratio", "drop_path", "patch_size", "head", "decoder"):
         if getattr(config, key) is not None:
             raise ConfigError(f"model.{key}: a tokenizer is no transformer: leave it out, model.preset has its sizes")
     own = {key: value for key in ("num_groups", "group_size", "patch_out", "codebook_size")

@@ -64,13 +64,18 @@ class Training:
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = config.activation_checkpointing
         self.optimizer = build_optimizer(self.model, config)
-        self.averaging = build_averaging(self.config, self.model, self.optimizer, self.total_steps)
+        self.averaging = build_averaging(self.config, self.model, self.optimizer, self.optimizer_steps)
         self.ema = build_ema(self.model, config.ema_decay)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.sums = ("loss", *task.train_metrics, "grad_norm", "objects")
         self.totals = torch.zeros(len(self.sums), device=self.device)  # over the epoch so far
         self.nonfinite: list[Tensor] = []  # for each step since the last look: was it skipped?
         self.ddp = self.forward = self.model
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Those of the whole training."""
+        return self.total_steps * self.config.train.steps_per_batch
 
     @property
     def foldable(self) -> bool:
@@ -105,7 +110,8 @@ class Training:
                 ((loss + balance) / parts).backward()
             metrics = [logged[name] for name in self.task.train_metrics]
             sums += torch.stack([loss.detach() * len(part.labels), *metrics])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
+        early = config.steps_per_batch == 2
+        norm = self._clip(early)
         # The processes have the same gradients now. Their batch norms' statistics are averaged at each step, so that
         # a checkpoint or an evaluation does not depend on when it is made.
         after = world.sum_(torch.cat([_flat(statistics, self.device), sums]))
@@ -117,6 +123,9 @@ class Training:
         self.totals += torch.where(nonfinite, 0, torch.cat([sums, norm * objects, objects]))
         self.nonfinite.append(nonfinite)
         self.optimizer.found_inf = nonfinite.float()  # makes the optimizer and the averaging after it skip the step
+        if early:
+            self.optimizer.step()
+            self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         follows = type(self.task).after_step is not Task.after_step
@@ -125,6 +134,11 @@ class Training:
             if self.ema:
                 self.ema.update_parameters(self.model)
         self.step += 1
+
+    def _clip(self, only_measure: bool = False) -> Tensor:
+        """The norm of the gradients, which are then at most ``clip_norm``, unless they are only to be measured."""
+        largest = torch.inf if only_measure else self.config.train.clip_norm or torch.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager:
         """Gradients are reduced over the processes once per step, with the last part of the batch."""
@@ -155,7 +169,7 @@ class Training:
         twin.world, twin.nonfinite, twin.totals, twin.ema = ALONE, [], self.totals.clone(), None
         twin.model = twin.ddp = twin.forward = copy.deepcopy(self.model)
         twin.optimizer = build_optimizer(twin.model, self.config.train)
-        twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.total_steps)
+        twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.optimizer_steps)
         return twin
 
 

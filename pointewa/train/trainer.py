@@ -187,8 +187,8 @@ class Trainer(Training):
         for name, value in ewa.disagreement(self.model).items():
             metrics[f"ewa/disagreement/{name}"] = value
         if self.foldable:
-            probe = next(self.data.train.epoch(0)).points
-            for name, value in ewa.fold_gap(self.model, probe).items():
+            probe = self.task.inputs(next(self.data.train.epoch(0)))
+            for name, value in ewa.fold_gap(self.model, *probe).items():
                 metrics[f"ewa/fold_gap/{name}"] = value
         return metrics
 
@@ -224,6 +224,7 @@ class Trainer(Training):
             "evaluation_seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.task.compare(before, after),
+            **self.task.detail(after, self.data.class_names),
         }
         if self.world.first:
             summary |= {"few_shot": self._few_shot()} if self.data.fold else {}

@@ -21,11 +21,13 @@ from pointewa.viz.saliency import SALIENCY_LEGEND, saliency, saliency_panels
 
 @dataclass(frozen=True)
 class Item:
-    """An object: points ``[P, 3]`` as the model takes them, and its class where that is known."""
+    """An object: points ``[P, 3]`` as the model takes them, and where they are known its class and the labels
+    int64 ``[P]`` of its points."""
 
     points: Tensor
     name: str
     class_name: str | None = None
+    point_labels: Tensor | None = None
 
     @property
     def title(self) -> str:

@@ -151,7 +151,7 @@ def test_its_page_has_metrics_and_reconstructions_and_its_split_is_measured(toke
     text = (trainer.folder / "report.html").read_text()
     for part in ("CD-L1 of fine points", "codes in use", "perplexity", "Reconstructions from one code a patch"):
         assert part in text
-    with pytest.raises(CheckpointError, match="a pre-training, which predicts no classes"):
+    with pytest.raises(CheckpointError, match="a tokenizer, which predicts no classes"):
         subjects.classifier.model.eval()
     assert subjects.features().shape == (60, 2 * SMALL.codebook_width)
 

@@ -1,0 +1,99 @@
+"""Evaluation of a segmenter: by votes, and on all points of objects of which it sees a sample."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pointewa.errors import DataError
+from pointewa.models import PointTransformerSegmenter
+from pointewa.ops import interpolate
+from pointewa.tasks.base import Batch, evaluating
+from pointewa.tasks.part_segmentation import Predict, Segmentation, measured, plain
+
+_SMALLEST, _LARGEST = 0.8, 1.25  # scales of a vote: those of the training
+
+
+def votes(count: int, device: torch.device, seed: int = 0) -> Predict:
+    """The mean logits over copies of each cloud that are scaled by U(0.8, 1.25): its points, and so their labels, stay.
+
+    Args:
+        count: how many copies.
+        device: of the batches.
+        seed: of the scales.
+    """
+    generator = Generator(device).manual_seed(seed)
+
+    def predict(model: nn.Module, batch: Batch) -> Tensor:
+        total = torch.zeros((), device=device)
+        for _ in range(count):
+            scale = torch.rand(len(batch.points), 1, 1, device=device, generator=generator)
+            total = total + plain(
+                model, batch._replace(points=batch.points * (_SMALLEST + scale * (_LARGEST - _SMALLEST)))
+            )
+        return total / count
+
+    return predict
+
+
+def distinct(points: Tensor) -> int:
+    """How many points of ``[P, 3]`` there are before they start over, as those of objects do that have fewer than the
+    others of their set."""
+    for again in (points[1:] == points[0]).all(1).nonzero().squeeze(1).tolist():
+        count = again + 1
+        if torch.equal(points[count:], points[: len(points) - count]):
+            return count
+    return len(points)
+
+
+def on_all_points(logits: Tensor, sample: Tensor, points: Tensor) -> Tensor:
+    """Logits of all points of an object, from those of a sample of it: of the three nearest points of the sample,
+    weighted by their inverse squared distances (`pointewa.ops.interpolate`).
+
+    Args:
+        logits: ``[K, M]``.
+        sample: ``[K, 3]``, whose points may start over.
+        points: ``[P, 3]``.
+    """
+    count = distinct(sample)
+    return interpolate(points[None], sample[None, :count], logits[None, :count])[0]
+
+
+def segment_all_points(
+    model: PointTransformerSegmenter,
+    batches: Iterable[Batch],
+    objects: Iterable[tuple[Tensor, Tensor]],
+    predict: Predict = plain,
+    every_part: bool = False,
+) -> Segmentation:
+    """`pointewa.tasks.part_segmentation.segment`, measured on all points of each object, each counted once.
+
+    Args:
+        model: the segmenter.
+        batches: the samples that it sees.
+        objects: points ``[P, 3]`` and parts ``[P]`` of the same objects in the same order, of any sizes.
+        predict: from the model and a batch to the logits of its points.
+        every_part: predict any part, not only those of the true category.
+
+    Raises:
+        DataError: another number of objects than in the batches.
+    """
+    rows, rest = [], iter(objects)
+    with evaluating(model):
+        for batch in batches:
+            for logits, sample, label, (points, truth) in zip(
+                predict(model, batch), batch.points, batch.labels, _next(rest, len(batch.labels)), strict=True
+            ):
+                count = distinct(points)
+                everywhere = on_all_points(logits.float(), sample, points[:count])
+                one = Batch(points[None, :count], label[None], truth[None, :count])
+                rows.append(measured(model, one, everywhere[None], every_part) | {"predicted": torch.empty(1, 0)})
+    return Segmentation(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+
+def _next(objects: Iterator[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, Tensor]]:
+    found = [one for _, one in zip(range(count), objects, strict=False)]
+    if len(found) < count:
+        raise DataError("the files of the data set have fewer objects than what was prepared of them: remove the "
+                        "prepared ones (pointewa doctor says where they are)")  # fmt: skip
+    return found
