@@ -26,7 +26,7 @@ from pointewa.__main__ import COMMANDS
 from pointewa.datasets import few_shot, registry
 from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
-from pointewa.models import PRESETS
+from pointewa.models import PRESETS, TOKENIZERS
 from pointewa.models import registry as models_registry
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import to_theirs
@@ -132,6 +132,7 @@ def home(place):
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
             ("parts", ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml"]),
             ("pretrained", masked),
+            ("tokenizer", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/tokenizer.yaml"]),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
         Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
@@ -152,6 +153,8 @@ def shrink(patch):
     for name, arch in PRESETS.items():
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
+        sizes = replace(TOKENIZERS[name], num_groups=8, group_size=8, patch_width=16, patch_out=24, graph_width=4)
+        patch.setitem(TOKENIZERS, name, replace(sizes, codebook_size=16))
     patch.setattr(few_shot, "QUERIES", 1)
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
     patch.setattr(images, "COUNT", {"train": 64, "test": 16})

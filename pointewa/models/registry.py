@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.dvae import DiscreteVAE, TokenizerSizes
 from pointewa.models.masked_autoencoder import MaskedAutoencoder
 from pointewa.models.parts import Parts
 from pointewa.models.presets import Architecture
@@ -70,6 +71,12 @@ KINDS: dict[str, Kind] = {
             "decoder_depth": len(model.MAE_decoder.blocks),
         },
         _autoencoder,
+    ),
+    "dvae": Kind(
+        DiscreteVAE,
+        dict.fromkeys(asdict(TokenizerSizes()), int),
+        lambda model: asdict(model.sizes),
+        lambda values, num_classes: DiscreteVAE(TokenizerSizes(**values)),
     ),
     "segmenter": Kind(
         PointTransformerSegmenter,

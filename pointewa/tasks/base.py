@@ -154,6 +154,24 @@ class Task(ABC):
         Called under autocast; cast to float32 where that is needed.
         """
 
+    def before_step(self, model: nn.Module, progress: float) -> None:  # noqa: B027  optional
+        """Called before each step of a training, for what changes on a schedule; nothing by default.
+
+        Since a training resumes by its step, and evaluations come at any time, what is set here must follow from
+        ``progress`` alone.
+
+        Args:
+            model: the model in training, not its wrapper for several processes or for compilation.
+            progress: the fraction of the training's steps that are done, from 0 to below 1.
+        """
+
+    def after_step(self, model: nn.Module) -> None:  # noqa: B027  optional
+        """Called after each optimizer step, unless that was skipped as non-finite; nothing by default.
+
+        For what follows the weights, such as a momentum encoder; it belongs to the model's parameters or buffers, so
+        that checkpoints have it. A task that defines it makes the device wait at each step.
+        """
+
     @abstractmethod
     def outputs(self, model: nn.Module, batches: Iterable[Batch]) -> Outputs:
         """What `measure` needs of a split: tensors on the CPU with a row per object. The model is in evaluation mode.

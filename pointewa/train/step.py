@@ -95,6 +95,8 @@ class Training:
         config, world = self.config.train, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(self.step, self.steps_per_epoch, config)
+        # The steps that are timed before a short training may be more than it has.
+        self.task.before_step(self.model, min(1.0, self.step / self.total_steps))
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]  # of the batch norms
         before = _flat(statistics, self.device)
         sums, parts = torch.zeros(len(self.sums) - 2, device=self.device), config.accumulate
@@ -126,8 +128,11 @@ class Training:
             self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema and not nonfinite:  # torch's average waits for the device anyway
-            self.ema.update_parameters(self.model)
+        follows = type(self.task).after_step is not Task.after_step
+        if (self.ema or follows) and not nonfinite:  # waits for the device, as torch's average does anyway
+            self.task.after_step(self.model)
+            if self.ema:
+                self.ema.update_parameters(self.model)
         self.step += 1
 
     def _clip(self, only_measure: bool = False) -> Tensor:
