@@ -20,7 +20,6 @@ from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
-from pointewa.models import MaskedAutoencoder
 from pointewa.models.foreign.published import PUBLISHED, published_name
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
@@ -147,18 +146,18 @@ class Subjects:
         Raises:
             CheckpointError: it is a pre-training.
         """
-        if isinstance(self.loaded.model, MaskedAutoencoder):
+        if not task_class(self.loaded.task).predicts_classes:
             raise CheckpointError(f"{self.run}: a pre-training, which predicts no classes: name a classifier's run")
         return self.loaded
 
     @property
     def autoencoder(self) -> LoadedModel:
-        """The model, which is a masked autoencoder.
+        """The model, which reconstructs what was masked.
 
         Raises:
             CheckpointError: it is a classifier.
         """
-        if not isinstance(self.loaded.model, MaskedAutoencoder):
+        if not hasattr(self.loaded.model, "reconstruct"):
             raise CheckpointError(f"{self.run}: a classifier, which reconstructs nothing: name a pre-training's run")
         return self.loaded
 
