@@ -78,7 +78,7 @@ train: .venv/.done  ## train, fold, evaluate, or resume RUN=x: DATASET MODEL EPO
 	@$(TRAIN)
 
 pretrain: TASK = masked_autoencoding
-pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
+pretrain: .venv/.done  ## pre-train by masking, or TASK=tokenizer; then: make train ARGS="train.init_from=runs/x": the same variables
 	@$(TRAIN)
 
 study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"

@@ -73,6 +73,7 @@ class ModelConfig:
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
     patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
+    codebook_size: int | None = None  # codes of a tokenizer, a multiple of 4
 
 
 @dataclass
@@ -254,7 +255,7 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth", "patch_size")  # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "codebook_size")  # not fields of an architecture
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:

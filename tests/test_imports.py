@@ -17,9 +17,12 @@ BELOW = {
     "viz": (("models", "ops", "ewa", "safe", "errors"), None),
     "tasks": (("runs", "viz", "models", "config", "errors"), None),
     "train": (("tasks", "runs", "models", "ops", "ewa", "safe", "config", "errors"), None),
-    "inference": (("train", "tasks", "runs", "viz", "models", "ops", "ewa", "safe", "config", "errors"), None),
+    "inference": (
+        ("train", "study.statistics", "tasks", "runs", "viz", "models", "ops", "ewa", "safe", "config", "errors"),
+        None,
+    ),
     "study": (("train", "tasks", "runs", "safe", "config", "errors"), None),
-    "datasets": (("tasks.base", "ops", "safe", "errors", "clone"), None),
+    "datasets": (("tasks.base", "models.parts", "ops", "safe", "errors", "clone"), None),
     "tools": ((), None),
 }
 FOLDERS = {

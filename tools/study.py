@@ -14,10 +14,11 @@ A study file:
       ewa:
       ewa-all: {moe: {layers: all}}
     seeds: [0, 1, 2]  # or for some arms others: {default: [0, 1, 2], dense: [0, 1, 2, 3, 4]}
+    # folds: {data.variant: [fold0, fold1]}  # of a cross-validated set: a seed's result is the mean over them
 
-Each run has its folder runs/STUDY/ARM-seedK, and its output is in runs/STUDY/ARM-seedK.log. Whatever ends the tool ends
-its trainings too, and the same command resumes it. The report of all finished runs is in runs/STUDY/report; --publish
-writes it to results/STUDY, unless a report of more runs is there.
+Each run has its folder runs/STUDY/ARM-seedK (with folds ARM-FOLD-seedK), and its output is in a file beside it, with
+.log. Whatever ends the tool ends its trainings too, and the same command resumes it. The report of all finished runs is
+in runs/STUDY/report; --publish writes it to results/STUDY, unless a report of more runs is there.
 """
 
 import json
@@ -103,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
     elif arms:
-        rows = [{key: row[key] for key in list(row)[:7]} for row in table(arms)]
+        rows = table(arms)
+        shown = list(rows[0])[: list(rows[0]).index("p, Holm") + 1]
+        rows = [{key: row[key] for key in shown} for row in rows]
         result = Table(*rows[0], title=f"{study.name}: mean ± standard deviation over seeds")
         for row in rows:
             result.add_row(*row.values())

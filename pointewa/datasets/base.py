@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import DataError
+from pointewa.models.parts import Parts
 
 
 class Labelled(NamedTuple):
@@ -32,6 +33,7 @@ class Clouds(ABC):
         normalized: each cloud was centred and scaled to largest norm 1.
         num_points: P, the points that each cloud has.
         up: the axis that points up in the files that they were read from; in the clouds it is y.
+        parts: what the labels of points count; None if the set has no parts.
     """
 
     labels: Tensor
@@ -41,6 +43,7 @@ class Clouds(ABC):
     normalized: bool
     num_points: int
     up: str
+    parts: Parts | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,9 +117,11 @@ class PointClouds(Clouds):
         normalized: each cloud was centred and scaled to largest norm 1.
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
         up: the axis that points up in the files that they were read from.
+        parts: what ``point_labels`` count.
 
     Raises:
-        DataError: wrong shapes, a label out of range, a coordinate that is not finite.
+        DataError: wrong shapes, a label out of range, a part that objects of the category do not have, a
+            coordinate that is not finite.
     """
 
     points: Tensor
@@ -127,6 +132,7 @@ class PointClouds(Clouds):
     normalized: bool = False
     point_labels: Tensor | None = None
     up: str = "y"
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         points = self.points
@@ -139,12 +145,28 @@ class PointClouds(Clouds):
                 f"{self.source}: expected point labels {list(points.shape[:2])}, found {list(self.point_labels.shape)}"
             )
         check_labels(self.labels, self.class_names, self.object_names, self.source)
+        self._check_parts()
         bad = ~torch.isfinite(points).flatten(1).all(1)
         if bad.any():
             index = int(bad.nonzero()[0])
             raise DataError(
                 f"{self.source}: object {index} ({self.object_names[index]}) has coordinates that are not finite, "
                 f"as {int(bad.sum())} of {len(bad)} objects do: remove or repair them"
+            )
+
+    def _check_parts(self) -> None:
+        if self.parts is None or self.point_labels is None:
+            return
+        mask, labels = self.parts.mask(len(self.class_names)).to(self.points.device), self.point_labels
+        inside = (labels >= 0) & (labels < len(self.parts))
+        wrong = ~(inside & mask[self.labels].gather(1, labels.clamp(0, len(self.parts) - 1)))
+        if wrong.any():
+            index, point = wrong.nonzero()[0].tolist()
+            name = self.class_names[int(self.labels[index])]
+            mine = mask[self.labels[index]].nonzero().squeeze(1).tolist()
+            raise DataError(
+                f"{self.source}: object {index} ({self.object_names[index]}): point {point} has label "
+                f"{int(labels[index, point])}, expected a part of {name} ({', '.join(map(str, mine)) or 'none'})"
             )
 
     @property

@@ -47,6 +47,7 @@ class Images(Clouds):
     source: str
     normalized = False  # to the unit sphere
     up = "y"
+    parts = None
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.class_names, self.object_names, self.source)

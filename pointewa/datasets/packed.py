@@ -3,8 +3,9 @@
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
 ``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
 Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order),
-``normalized``, and ``up``, the axis that points up in the files that they were made of (in the clouds it is y); of a
-group ``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
+``normalized``, and ``up``, the axis that points up in the files that they were made of (in the clouds it is y); where
+the point labels count parts, also ``part_names`` and ``part_classes`` (`pointewa.models.parts.Parts`); of a group
+``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
 
 Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
 1 (the object) and 0 (its background).
@@ -13,7 +14,7 @@ Files written before there were point labels have a bool ``mask`` ``[n, P]`` in 
 import hashlib
 import reprlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels
 from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
+from pointewa.models.parts import Parts
 from pointewa.ops import UP_AXES
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
@@ -51,6 +53,8 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
         for split, (source, count, clouds) in splits.items():
             h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
             h5.attrs["up"] = source.up
+            if source.parts is not None:
+                h5.attrs["part_names"], h5.attrs["part_classes"] = _bytes(source.parts.names), source.parts.classes
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
             # Each cloud is a chunk of its own, so that it can be read alone; checksums make damage noticeable.
@@ -116,6 +120,7 @@ class Split:
     distinct: int  # most points of an object before they start over
     trusted: bool
     up: str | None  # the axis that points up in the files that it was made of; None if it does not say
+    parts: Parts | None
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Points ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
@@ -188,6 +193,7 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             int(group.attrs.get("distinct", shape[1])),
             trusted,
             _up(path, h5.attrs.get("up")),
+            _parts(path, h5.attrs, len(names)),
         )
 
 
@@ -195,6 +201,19 @@ def _up(path: Path, found: Any) -> str | None:
     if found is not None and str(found) not in UP_AXES:
         raise DataError(f"{path}: attribute up: expected one of {', '.join(UP_AXES)}, found {reprlib.repr(found)}")
     return found and str(found)
+
+
+def _parts(path: Path, attributes: Mapping[str, Any], num_classes: int) -> Parts | None:
+    names, classes = attributes.get("part_names"), attributes.get("part_classes")
+    if names is None and classes is None:
+        return None
+    try:
+        parts = Parts(_texts(names), tuple(np.asarray(classes, np.int64).tolist()))
+        parts.mask(num_classes)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: attributes part_names, part_classes: expected a name and a category for each part "
+                        f"({error})") from error  # fmt: skip
+    return parts
 
 
 def source(path: Path, split: str, normalize: bool = True, up: str | None = None) -> Source:
@@ -230,6 +249,7 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
         normalize,
         ordered=packed.ordered and packed.normalized == normalize,
         point_labels=packed.point_labels is not None,
+        parts=packed.parts,
         up=packed.up or up or "y",
     )
 
@@ -246,6 +266,7 @@ def resident(packed: Split, count: int) -> PointClouds:
         packed.normalized,
         None if point_labels is None else torch.from_numpy(point_labels),
         packed.up or "y",
+        packed.parts,
     )
 
 
@@ -297,6 +318,11 @@ class StreamedClouds(Clouds):
     def num_points(self) -> int:
         """P, the points that each cloud has."""
         return self.packed.shape[1]
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the labels of points count."""
+        return self.packed.parts
 
     @property
     def up(self) -> str:

@@ -169,7 +169,9 @@ def load(
         made = packed.open_split(source.path, split)
     else:
         made = prepared(name, split, source, count, asked)
-    made = replace(made, up=source.up)  # a cache of an older version does not say it
+    # What a cache of an older version does not say; the parts may be named otherwise without a change of the files.
+    told = {"up": source.up, "parts": source.parts}
+    made = replace(made, **told)
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
@@ -182,7 +184,7 @@ def load(
             raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
-        made = replace(prepared(name, split, source, count, asked), up=source.up)
+        made = replace(prepared(name, split, source, count, asked), **told)
         return packed.resident(made, kept).to(device)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pointewa.datasets.base import check_labels
+from pointewa.models.parts import Parts
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -47,6 +48,7 @@ class Source:
         normalize: clouds are to be centred and scaled to largest norm 1.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
+        parts: what these labels count, for segmentation.
         images: the objects are images uint8 ``[H, W, 3]`` of any size, in place of clouds; see
             `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
@@ -67,6 +69,7 @@ class Source:
     normalize: bool = True
     ordered: bool = False
     point_labels: bool = False
+    parts: Parts | None = None
     images: bool = False
     up: str = "y"
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -102,4 +102,5 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.class_names,
         train.normalize,
         train.up,
+        train.parts,
     )

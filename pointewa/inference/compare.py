@@ -13,6 +13,7 @@ from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.log import read_metrics
 from pointewa.runs.summary import SUMMARY, read_summary
+from pointewa.study.statistics import holm
 from pointewa.tasks import task_of
 from pointewa.tasks.base import Subjects, Task
 from pointewa.tasks.classification import Evaluation
@@ -113,15 +114,6 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     from scipy.stats import binomtest  # slow to import
 
     return McNemar(b, c, float(binomtest(b, b + c).pvalue))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for their number by Holm's method (1979), in their order."""
-    corrected, largest = [0.0] * len(p), 0.0
-    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def read_run(folder: Path, name: str, subjects: Subjects) -> Run:

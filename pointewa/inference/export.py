@@ -120,8 +120,8 @@ def _pretraining(loaded: LoadedModel, path: Path, format: str, fuse: bool) -> Ex
     if format not in ("safetensors", "point_mae") or fuse:
         found = "--fuse-batch-norm" if fuse else f"--format {format}"
         raise CheckpointError(
-            f"{found}: expected a classifier, found a {kind_of(loaded.model)}, whose weights are written as safetensors "
-            "or point_mae; train a classifier from it with train.init_from for anything else"
+            f"{found}: expected a classifier, found a {kind_of(loaded.model)}, whose weights are written as "
+            "safetensors or point_mae; train a classifier from it with train.init_from for anything else"
         )
     if format == "point_mae":
         with atomic_write(path) as temporary:

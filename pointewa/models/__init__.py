@@ -1,6 +1,7 @@
 """Point transformers: dense, and unaware of experts."""
 
 from pointewa.models.classifier import PointTransformerClassifier
+from pointewa.models.dvae import TOKENIZERS, DiscreteVAE, TokenizerSizes
 from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
@@ -8,11 +9,14 @@ from pointewa.models.presets import PRESETS, Architecture
 
 __all__ = [
     "PRESETS",
+    "TOKENIZERS",
     "Architecture",
+    "DiscreteVAE",
     "LoadReport",
     "MaskedAutoencoder",
     "PointTransformerClassifier",
     "Reconstruction",
+    "TokenizerSizes",
     "fuse_batch_norm",
     "load_weights",
 ]

@@ -162,11 +162,14 @@ class PointBert(nn.Module):
             self._keys.append(keys)
         targets = tokens[mask]
         contrast = mixing_contrast(mixed_features, keys, self.queue, mixed.ratio, self.temperature)
+        plain = torch.zeros_like(contrast)
+        if self.plain_contrast:
+            plain = plain_contrast(features, keys, self.queue, self.temperature)
         return Losses(
             F.cross_entropy(logits, targets),
             F.cross_entropy(mixed_logits, mixed.tokens[mixed_mask]),
             contrast,
-            plain_contrast(features, keys, self.queue, self.temperature) if self.plain_contrast else 0 * contrast.detach(),
+            plain,
             (logits.argmax(1) == targets).float().mean(),
         )
 
@@ -297,7 +300,7 @@ def mix(patches: Tensor, centers: Tensor, tokens: Tensor) -> Mixed:
 def block_mask(centers: Tensor, low: float, high: float) -> Tensor:
     """A random patch of each cloud and those nearest to it by their centres ``[B, G, 3]``, bool ``[B, G]``.
 
-    Their fraction is drawn for each cloud between ``low`` and ``high``, and their number is rounded down, to at least 1.
+    Their fraction is drawn for each cloud between ``low`` and ``high``; their number is rounded down, to at least 1.
     """
     batch, groups, _ = centers.shape
     # In float64: what is 9 of 20 exactly must not become 8.

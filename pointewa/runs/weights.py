@@ -26,7 +26,8 @@ from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
 RUN_CONFIG = "config.yaml"
-MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
+MODEL, PRETRAINED, TOKENIZER = "model.safetensors", "pretrained.safetensors", "tokenizer.safetensors"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 CONFIG = "config.json"  # what the description is called beside a model for Hugging Face's hub
 
 
@@ -83,7 +84,7 @@ def load_any(path: str | Path) -> LoadedModel:
     """
     path = located(path)
     if path.is_dir():
-        found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
+        found = [path / name for name in (MODEL, PRETRAINED, TOKENIZER) if (path / name).is_file()]
         if not found and not has_state(path):
             raise CheckpointError(
                 f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path) or 'neither'}"

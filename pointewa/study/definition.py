@@ -1,4 +1,4 @@
-"""The definition of a study: trainings of arms x seeds, from a file."""
+"""The definition of a study: trainings of arms x seeds (x folds), from a file."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from pointewa.runs.summary import SUMMARY, read_summary
 from pointewa.tasks import task_class, task_of
 from pointewa.tasks.base import Task
 
-KEYS = ("description", "configs", "settings", "arms", "seeds")
+KEYS = ("description", "configs", "settings", "arms", "seeds", "folds")
 # Settings of the machine: they change no result and are left out of the report.
 MACHINE = ("data.root", "data.stream", "train.device", "train.save_every", "train.activation_checkpointing", "run.dir")
 
@@ -32,17 +32,19 @@ class StudyRun:
         seed: its seed.
         config: its configuration.
         arguments: that give tools.train this configuration.
+        fold: its value of the study's ``folds``; empty in a study without.
     """
 
     arm: str
     seed: int
     config: Config = field(compare=False)  # cannot be hashed
     arguments: tuple[str, ...]
+    fold: str = ""
 
     @property
     def name(self) -> str:
         """The name of the run folder."""
-        return f"{self.arm}-seed{self.seed}"
+        return _name(self.arm, self.seed, self.fold)
 
     @property
     def folder(self) -> Path:
@@ -85,8 +87,10 @@ class Study:
         arms: names; the first is the baseline.
         seeds: of each arm.
         task: the same for all runs.
-        runs: seed by seed, so that complete pairs come early.
+        runs: seed by seed, and fold by fold, so that complete pairs come early.
         overrides: of the command line, without those of the machine.
+        fold_key: the config key that the folds differ in; empty without folds.
+        folds: its values; an arm trains with each of them for each of its seeds.
     """
 
     name: str
@@ -98,6 +102,8 @@ class Study:
     task: type[Task]
     runs: tuple[StudyRun, ...]
     overrides: tuple[str, ...]
+    fold_key: str = ""
+    folds: tuple[str, ...] = ("",)
 
     @property
     def folder(self) -> Path:
@@ -110,8 +116,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and optionally ``configs``
-            (files), ``settings`` (config keys of all arms), ``description``. ``seeds`` is a list, or a mapping of arms
-            to lists, with one for all others under ``default``.
+            (files), ``settings`` (config keys of all arms), ``description``, ``folds`` (a config key: its values, over
+            which the result of a seed is averaged). ``seeds`` is a list, or a mapping of arms to lists, with one for
+            all others under ``default``.
         overrides: ``"group.key=value"`` for every run; ``run.dir`` is the parent of the study's folder.
 
     Raises:
@@ -122,7 +129,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     content = OmegaConf.to_container(read_yaml(path))  # this reader understands 1e-3, and refuses duplicate keys
     if unknown := [key for key in content if key not in KEYS]:
         raise ConfigError(f"{path}: unknown key {_short(unknown[0])}: expected one of {', '.join(KEYS)}")
-    description, configs, settings, arms, seeds = (content.get(key) for key in KEYS)
+    description, configs, settings, arms, seeds, folds = (content.get(key) for key in KEYS)
     _expect(description is None or isinstance(description, str), path, "description", "text", description)
     configs = [] if configs is None else configs
     _expect(_all(configs, str), path, "configs", "a list of files, such as [configs/shapes.yaml]", configs)
@@ -133,10 +140,17 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     seeds_of = _seeds(seeds, arms, path)
     common = list(_flat(settings, path, "settings"))
     own = {arm: list(_flat(keys, path, f"arms.{arm}")) for arm, keys in arms.items()}
+    fold_key, folds = _folds(folds, path)
+    for key in [*common, *(key for mine in own.values() for key in mine), *overrides]:
+        if fold_key and key.partition("=")[0] == fold_key:
+            raise ConfigError(f"{path}: folds: {fold_key} is also set elsewhere (settings, arms or the command line): "
+                              "leave it out there")  # fmt: skip
     root = _root(overrides)
     runs = tuple(
-        _run(path, arm, seed, configs, [*common, *own[arm], *overrides], f"{root}/{path.stem}")
+        _run(path, arm, seed, fold, configs, [*common, *own[arm], *overrides, *keys], f"{root}/{path.stem}")
         for seed in dict.fromkeys(seed for mine in seeds_of.values() for seed in mine)
+        for fold in folds
+        for keys in [[f"{fold_key}={json.dumps(fold)}"] if fold else []]
         for arm in arms
         if seed in seeds_of[arm]
     )
@@ -161,6 +175,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         task_class(tasks[0]),
         runs,
         reported,
+        fold_key,
+        folds,
     )
 
 
@@ -177,6 +193,28 @@ def _seeds(seeds: Any, arms: Iterable[str], path: Path) -> dict[str, tuple[int, 
         _expect(len(set(mine)) == len(mine) and min(mine) >= 0, path, where, "different numbers from 0 on", mine)
         found[arm] = tuple(mine)
     return found
+
+
+def _folds(folds: Any, path: Path) -> tuple[str, tuple[str, ...]]:
+    """The config key of the folds, and its values."""
+    if folds is None:
+        return "", ("",)
+    expected = "one config key with its values, such as {data.variant: [fold0, fold1]}"
+    _expect(isinstance(folds, dict) and folds, path, "folds", expected, folds)
+    flat = list(_flat(folds, path, "folds"))
+    _expect(len(flat) == 1, path, "folds", expected, folds)
+    key, _, values = flat[0].partition("=")
+    values = json.loads(values)
+    # No '-', which separates the parts of a run's name.
+    usable = _all(values, str) and all(re.fullmatch(r"[A-Za-z0-9][\w.+]{0,79}", one, re.ASCII) for one in values)
+    where = f"folds.{key}"
+    _expect(usable and values, path, where, "a list of names of letters, digits, '.', '_', '+'", values)
+    _expect(len(set(values)) == len(values), path, where, "different values", values)
+    return key, tuple(values)
+
+
+def _name(arm: str, seed: int, fold: str) -> str:
+    return f"{arm}-{fold}-seed{seed}" if fold else f"{arm}-seed{seed}"
 
 
 def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
@@ -201,13 +239,13 @@ def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
     return sum(means.get(arm, other) * count for arm, count in left) / parallel
 
 
-def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[str], folder: str) -> StudyRun:
-    where = f"{path}: arms.{arm}, seed {seed}"
+def _run(path: Path, arm: str, seed: int, fold: str, configs: list[str], overrides: list[str], folder: str) -> StudyRun:
+    where, name = f"{path}: arms.{arm}, seed {seed}" + (f", {fold}" if fold else ""), _name(arm, seed, fold)
     keys = [
         *overrides,
         f"train.seed={seed}",
         f"run.dir={json.dumps(folder)}",
-        f"run.name={json.dumps(f'{arm}-seed{seed}')}",
+        f"run.name={json.dumps(name)}",
         "run.report=false",  # the study has its own report
     ]
     try:
@@ -218,10 +256,8 @@ def _run(path: Path, arm: str, seed: int, configs: list[str], overrides: list[st
     try:
         find_run(config)
     except ConfigError as error:
-        raise ConfigError(
-            f"{where}: {error}\nIn a study: remove {folder}/{arm}-seed{seed}, or rename {path}"
-        ) from error
-    return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]))
+        raise ConfigError(f"{where}: {error}\nIn a study: remove {folder}/{name}, or rename {path}") from error
+    return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]), fold)
 
 
 def _root(overrides: Sequence[str]) -> str:

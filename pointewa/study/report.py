@@ -20,10 +20,11 @@ AID = """\
 *How to read this.* Metrics are of the model after the last epoch, on the test split: mean ± sample standard deviation
 over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
 of these paired differences. If such studies were repeated, 95 of 100 of their intervals (Student's t) would contain the
-true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the
-two-sided paired t test, not corrected for the number of arms. Nothing was selected on the test split: it is evaluated
-once a run, after the last epoch. *Best on validation* is the best of all epochs, and so flatters every arm; no model
-was chosen by it."""
+true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the two-
+sided paired t test; *p, Holm* is corrected for the number of arms. *Training loss* is the mean over the last epoch's
+steps, with experts where there are any: an arm may fit better, generalise better, or both. Nothing was selected on the
+test split: it is evaluated once a run, after the last epoch. *Best on validation* is the best of all epochs, and so
+flatters every arm; no model was chosen by it."""
 
 
 RESULTS = "results.csv"
@@ -37,13 +38,13 @@ def write_report(study: Study, out: Path, pdf: bool = False) -> list[Arm]:
         CheckpointError: a damaged summary.
     """
     arms = gather(study)
-    if not any(arm.results for arm in arms):
+    if not any(arm.runs for arm in arms):
         raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
     pictures = save_plots(out, arms, pdf)
     texts = {
-        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.results.values()),
-        "curves.csv": _csv(row for arm in arms for result in arm.results.values() for row in _curve_rows(result)),
-        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.results.values()),
+        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.runs),
+        "curves.csv": _csv(row for arm in arms for result in arm.runs for row in _curve_rows(result)),
+        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.runs),
         "costs.md": _costs(study, arms),
         "study.yaml": study.text,
         "README.md": _readme(study, arms, pictures),
@@ -88,14 +89,17 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
         }
         epochs = ", ".join(map(str, figures["val_best_epochs"]))
         no_difference = "baseline" if arm is arms[0] else "-"
-        p = figures["p"]
+        fit = arm.fit
         rows.append({
             "arm": arm.name,
             "seeds": str(len(arm.results)),
             **tests,
             f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
             "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
-            "p": "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+            "p": _p(figures["p"]),
+            "p, Holm": _p(figures["p_holm"]),
+            "training loss": _spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
+            "its difference": f"{fit.mean:+.4f} ({fit.low:+.4f} to {fit.high:+.4f})" if fit else no_difference,
             "validation, last epoch": last,
             "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
             "parameters in training": _count(figures["parameters_in_training"]),
@@ -104,9 +108,14 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return rows
 
 
+def _p(p: float | None) -> str:
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
-    results = [result for arm in arms for result in arm.results.values()]
-    missing = [run.name for run in study.runs if run.seed not in next(a for a in arms if a.name == run.arm).results]
+    results = [result for arm in arms for result in arm.runs]
+    finished = {result.run.name for result in results}
+    missing = [run.name for run in study.runs if run.name not in finished]
     done = f"All {len(results)} runs are finished" if len(results) != 1 else "The only run is finished"
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
@@ -118,13 +127,32 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
     return "\n".join([
         f"# Study: {study.name}", "", *([study.description, ""] if study.description else []),
         f"{'; '.join(data)}. {done}.", "",
-        *_markdown(table(arms)), "", *_caution(arms), AID, "",
+        *_markdown(table(arms)), "", *_caution(arms), AID, "", *_of_folds(study, arms),
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
         "```", command, "```", "",
         f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
         "`results.csv` has a line per run, `curves.csv` one per epoch of each run, `study.yaml` is the study; times",
         "and memory are in `costs.md` and `costs.csv`.", "",
     ])  # fmt: skip
+
+
+def _of_folds(study: Study, arms: Sequence[Arm]) -> list[str]:
+    """What a study with folds has besides: how they are averaged, and the primary metric on each of them."""
+    if not study.fold_key:
+        return []
+    metric = study.task.metrics[study.task.primary()]
+    rows = []
+    for arm in arms:
+        found = arm.by_fold()
+        spreads = {fold: _spread(*mean_std(found.get(fold, [])), metric.form) for fold in study.folds}
+        rows.append({"arm": arm.name} | spreads)
+    return [
+        f"Each arm was trained once for each seed and each of the folds (`{study.fold_key}`) {', '.join(study.folds)}.",
+        "The result of a seed is the mean over its folds, which all must be finished; all of the above is of these",
+        "means, since the folds of a seed are no independent repetitions.", "",
+        f"Test {metric.label} by fold, mean ± sample standard deviation over the seeds:", "",
+        *_markdown(rows), "",
+    ]  # fmt: skip
 
 
 def _caution(arms: Sequence[Arm]) -> list[str]:
@@ -153,6 +181,7 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
     return "\n".join([
         f"# Costs of the study {study.name}", "", *_markdown(rows), "",
         "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
+        *(["Of a seed with folds it is the mean of its runs."] if study.fold_key else []),
         "Parallel runs, or other work on the machine, make all of them slower. `costs.csv` has a line per run.", "",
     ])  # fmt: skip
 
@@ -162,10 +191,15 @@ def _known(arm: Arm, figure: str) -> list[float]:
     return [result.summary[figure] for result in arm.results.values() if figure in result.summary]
 
 
+def _place(result: Result) -> dict[str, Any]:
+    run = result.run
+    return {"arm": run.arm, **({"fold": run.fold} if run.fold else {}), "seed": run.seed}
+
+
 def _result_row(result: Result) -> dict[str, Any]:
     summary, task, best = result.summary, result.task, result.val_best or (None, None)
     before = summary["test_before_folding"] or {}
-    row = {"arm": result.run.arm, "seed": result.run.seed, "epochs": summary["epochs"]}
+    row = _place(result) | {"epochs": summary["epochs"]}
     row |= {f"test_{key}": summary["test"][key] for key in task.metrics}
     row |= {f"test_{key}_before_folding": before.get(key) for key, one in task.metrics.items() if one.headline}
     primary = task.primary()
@@ -179,7 +213,7 @@ def _result_row(result: Result) -> dict[str, Any]:
 
 def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
     for epoch in result.epochs:
-        row = {"arm": result.run.arm, "seed": result.run.seed, "epoch": epoch["epoch"] + 1}
+        row = _place(result) | {"epoch": epoch["epoch"] + 1}
         primary = result.task.primary()
         figures = {"train_loss": epoch.get("train/loss"), f"val_{primary}": epoch.get(f"val/{primary}"),
                    "disagreement": disagreement(epoch)}  # fmt: skip
@@ -188,7 +222,7 @@ def _curve_rows(result: Result) -> Iterable[dict[str, Any]]:
 
 def _cost_row(result: Result) -> dict[str, Any]:
     summary = result.summary
-    row = {"arm": result.run.arm, "seed": result.run.seed, "seconds": summary["seconds"], "epochs": summary["epochs"]}
+    row = _place(result) | {"seconds": summary["seconds"], "epochs": summary["epochs"]}
     row["seconds_an_epoch"] = f"{summary['seconds'] / summary['epochs']:.3f}"
     return row | {key: _environment(summary).get(key) for key in ("device", "threads")}
 

@@ -35,6 +35,15 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number by Holm's method (1979), in their order."""
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired | None:
     """Compare two series of equal length, pair by pair; None with fewer than two pairs.
 

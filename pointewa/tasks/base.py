@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pointewa.config import Config
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models import LoadReport
+from pointewa.models.parts import Parts
 from pointewa.runs.description import LoadedModel
 
 if TYPE_CHECKING:
@@ -104,8 +105,12 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+    def build_model(self, class_names: tuple[str, ...], parts: Parts | None = None) -> nn.Module:
         """The dense model with fresh weights, of a class in `pointewa.models.registry`, so that it can be loaded.
+
+        Args:
+            class_names: of the data set.
+            parts: of its objects, where it has labelled points.
 
         Raises:
             ConfigError: values that do not go together.

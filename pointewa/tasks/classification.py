@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture
 from pointewa.errors import DataError, counted
 from pointewa.models import LoadReport, PointTransformerClassifier
+from pointewa.models.parts import Parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
@@ -85,7 +86,7 @@ class Classification(Task):
         super().__init__(config)
         build_architecture(config.model)
 
-    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+    def build_model(self, class_names: tuple[str, ...], parts: Parts | None = None) -> nn.Module:
         """Point-MAE's or Point-BERT's classifier.
 
         Raises:

@@ -6,6 +6,7 @@ from torch import nn
 from pointewa.config import Config
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
+from pointewa.models.parts import Parts
 from pointewa.models.timm_vit import TimmArchitecture, need_timm, timm_vit
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
@@ -51,7 +52,7 @@ class ImageClassification(Classification):
             architecture_of(config)
             need_timm()
 
-    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+    def build_model(self, class_names: tuple[str, ...], parts: Parts | None = None) -> nn.Module:
         """A ViT of timm's."""
         try:
             model = timm_vit(architecture_of(self.config), len(class_names))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture
 from pointewa.errors import ConfigError
 from pointewa.models import MaskedAutoencoder
+from pointewa.models.parts import Parts
 from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
 
@@ -27,7 +28,7 @@ class MaskedAutoencoding(Task):
         if config.router == "top_k":
             raise ConfigError(f"moe.router: {self.name} folds its experts, if any: set auto, none or random")
 
-    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+    def build_model(self, class_names: tuple[str, ...], parts: Parts | None = None) -> nn.Module:
         """The autoencoder, whatever the classes."""
         model = self.config.model
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models.dvae import DiscreteVAE
+from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.registry import kind_of
 from pointewa.runs.weights import load_any
@@ -46,7 +47,7 @@ class MaskedPointModeling(Task):
             raise ConfigError(f"task.queue_size: expected at least train.batch_size {train.batch_size}, whose keys it "
                               f"takes at each step, found {task.queue_size}")  # fmt: skip
 
-    def build_model(self, class_names: tuple[str, ...]) -> nn.Module:
+    def build_model(self, class_names: tuple[str, ...], parts: Parts | None = None) -> nn.Module:
         """Point-BERT's pre-training model on the tokenizer of ``task.tokenizer``, whatever the classes.
 
         Raises:

@@ -10,23 +10,27 @@ import pointewa.ewa as ewa
 from pointewa.config import Config
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
+from pointewa.models.parts import Parts
 from pointewa.models.registry import model_ffns
 from pointewa.tasks.base import Task
 
 
-def build_model(task: Task, class_names: tuple[str, ...], load: bool = True) -> tuple[nn.Module, LoadReport | None]:
+def build_model(
+    task: Task, class_names: tuple[str, ...], load: bool = True, parts: Parts | None = None
+) -> tuple[nn.Module, LoadReport | None]:
     """The model to train, its modules in training or evaluation mode, and the report of ``train.init_from``.
 
     Args:
         task: what is learned.
         class_names: of the data set.
         load: load the weights of ``train.init_from``; not needed where a checkpoint will be loaded anyway.
+        parts: of the data set's objects.
 
     Raises:
         ConfigError, CheckpointError: values that do not go together, weights that do not fit.
     """
     train = task.config.train
-    model, report = task.build_model(class_names), None
+    model, report = task.build_model(class_names, parts), None
     if train.init_from and load:
         report = task.load_initial(model, train.init_from)
     if train.freeze_backbone:

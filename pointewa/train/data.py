@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch
 
 
@@ -30,6 +31,7 @@ class Data:
         val: those of the validation split; None without one.
         test: those of the test split.
         class_names: C names.
+        parts: what the labels of points count.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
     """
 
@@ -39,3 +41,4 @@ class Data:
     class_names: tuple[str, ...]
     normalize: str = "unit_sphere"
     up: str = "y"
+    parts: Parts | None = None

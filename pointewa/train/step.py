@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import pointewa.ewa as ewa
 from pointewa.errors import ConfigError
+from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch, Outputs, Task, evaluating
 from pointewa.train.build import build_averaging, build_ema, build_model
 from pointewa.train.device import select_device, select_precision
@@ -25,6 +26,7 @@ class Training:
         steps_per_epoch: batches in an epoch.
         world: the processes that train together.
         load: take the weights of ``train.init_from``.
+        parts: of the data set's objects.
 
     Raises:
         ConfigError, CheckpointError: what cannot be built or loaded.
@@ -37,7 +39,13 @@ class Training:
     """
 
     def __init__(
-        self, task: Task, class_names: tuple[str, ...], steps_per_epoch: int, world: World = ALONE, load: bool = True
+        self,
+        task: Task,
+        class_names: tuple[str, ...],
+        steps_per_epoch: int,
+        world: World = ALONE,
+        load: bool = True,
+        parts: Parts | None = None,
     ) -> None:
         config = task.config.train
         self.task, self.config, self.world, self.steps_per_epoch = task, task.config, world, steps_per_epoch
@@ -50,7 +58,7 @@ class Training:
                 f"({config.accumulate} x {world.size}), found {config.batch_size}"
             )
         torch.manual_seed(config.seed)  # the same weights on every process
-        model, self.report = build_model(task, class_names, load)
+        model, self.report = build_model(task, class_names, load, parts)
         self.model: nn.Module = model.to(self.device)
         for module in self.model.modules():
             if hasattr(module, "activation_checkpointing"):

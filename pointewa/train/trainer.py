@@ -56,7 +56,7 @@ class Trainer(Training):
         self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
         task = task_class(config.train.task)(config)
-        super().__init__(task, data.class_names, len(data.train), world, load=not self.resumed)
+        super().__init__(task, data.class_names, len(data.train), world, not self.resumed, data.parts)
         if self.report:
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:

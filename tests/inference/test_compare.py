@@ -9,7 +9,7 @@ import torch
 from pointewa.config import load_config
 from pointewa.errors import ConfigError, DataError
 from pointewa.inference import compare
-from pointewa.inference.compare import Run, holm, mcnemar
+from pointewa.inference.compare import Run, mcnemar
 from pointewa.tasks.classification import Classification, Evaluation
 from pointewa.tasks.masked_autoencoding import MaskedAutoencoding
 
@@ -55,13 +55,6 @@ def test_equal_models_do_not_differ():
     assert mcnemar([True, False], [True, False]).p == 1
     with pytest.raises(ValueError, match="longer"):
         mcnemar([True], [True, False])
-
-
-def test_holm_by_hand():
-    assert holm([]) == []
-    assert holm([0.03]) == [0.03]
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_objects_are_paired_by_their_names():

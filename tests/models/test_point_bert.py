@@ -24,9 +24,7 @@ from pointewa.models.patch_embed import make_patches
 from pointewa.models.point_bert import PointBert, block_mask, mix, random_mask
 from pointewa.models.registry import model_ffns
 
-ARCH = Architecture(
-    width=24, depth=3, heads=2, num_groups=8, group_size=8, patch_width=8, patch_out=16, drop_path=0.0
-)
+ARCH = Architecture(width=24, depth=3, heads=2, num_groups=8, group_size=8, patch_width=8, patch_out=16, drop_path=0.0)
 SIZES = TokenizerSizes(8, 8, 8, 16, 16, codebook_width=8, graph_width=4, feature_width=8, folding_width=8)
 
 
@@ -103,7 +101,8 @@ def test_a_random_mask_has_one_ratio_for_a_batch():
 def test_mixing_takes_patches_with_their_centres_and_tokens_from_the_partner():
     batch, groups = 401, 64
     number = torch.arange(batch * groups).view(batch, groups)
-    mixed = mix(number[..., None, None].expand(-1, -1, 2, 3).double(), number[..., None].expand(-1, -1, 3) + 0.5, number)
+    patches, centers = number[..., None, None].expand(-1, -1, 2, 3).double(), number[..., None].expand(-1, -1, 3)
+    mixed = mix(patches, centers + 0.5, number)
     own, partner = mixed.tokens == number, mixed.tokens == number.flip(0)
     assert (own | partner).all()
     assert torch.equal(mixed.patches[:, :, 0, 0].long(), mixed.tokens)

@@ -71,13 +71,13 @@ def load_weights(model: nn.Module, checkpoint: Mapping, optional: tuple[str, ...
     Args:
         model: the dense model.
         checkpoint: the content of a file (`torch.load` with ``weights_only=True``, or safetensors).
-        optional: how the names of what may be missing begin, those of the head first.
+        optional: how the names of what may be missing begin, those of the head first; none if all is needed.
 
     Raises:
         CheckpointError: the checkpoint is of another architecture.
     """
     state, own = classifier_state(checkpoint), model.state_dict()
-    head = {key: value for key, value in state.items() if key.startswith(optional[0])}
+    head = {key: value for key, value in state.items() if key.startswith(optional[:1])}
     if any(key not in own or own[key].shape != value.shape for key, value in head.items()):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = [
