@@ -20,11 +20,11 @@ AID = """\
 *How to read this.* Metrics are of the model after the last epoch, on the test split: mean ± sample standard deviation
 over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
 of these paired differences. If such studies were repeated, 95 of 100 of their intervals (Student's t) would contain the
-true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the two-
-sided paired t test; *p, Holm* is corrected for the number of arms. *Training loss* is the mean over the last epoch's
-steps, with experts where there are any: an arm may fit better, generalise better, or both. Nothing was selected on the
-test split: it is evaluated once a run, after the last epoch. *Best on validation* is the best of all epochs, and so
-flatters every arm; no model was chosen by it."""
+true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the
+two-sided paired t test; *p, Holm* is corrected for the number of arms. *Training loss* is the mean over the last
+epoch's steps, with experts where there are any: an arm may fit better, generalise better, or both. Nothing was selected
+on the test split: it is evaluated once a run, after the last epoch. *Best on validation* is the best of all epochs, and
+so flatters every arm; no model was chosen by it."""
 
 
 RESULTS = "results.csv"
