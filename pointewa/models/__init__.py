@@ -5,6 +5,7 @@ from pointewa.models.dvae import TOKENIZERS, DiscreteVAE, TokenizerSizes
 from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
+from pointewa.models.point_bert import PointBert
 from pointewa.models.presets import PRESETS, Architecture
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "DiscreteVAE",
     "LoadReport",
     "MaskedAutoencoder",
+    "PointBert",
     "PointTransformerClassifier",
     "Reconstruction",
     "TokenizerSizes",
