@@ -18,8 +18,8 @@ from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
 
 # The published schedules count steps: the temperature falls over the first 100,000, the weight of the divergence rises
-# over as many from step 10,000 on. That training, on ShapeNet-55's 41,952 clouds in batches of 64, has 655 steps in each
-# of 301 epochs, 197,155 in all. As fractions of the training both also fit shorter ones.
+# over as many from step 10,000 on. That training, on 41,952 clouds of ShapeNet-55 in batches of 64, has 655 steps in
+# each of 301 epochs, 197,155 in all. As fractions of the training both also fit shorter ones.
 _STEPS = 655 * 301
 _COOLING, _FROM, _RISE = 100_000 / _STEPS, 10_000 / _STEPS, 100_000 / _STEPS  # 0.507, 0.051, 0.507
 _HOT, _COLD = 1.0, 0.0625
