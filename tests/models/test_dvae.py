@@ -224,9 +224,11 @@ def test_pictures_have_all_patches_as_they_are_and_as_predicted(model):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("group_size", 6, "group_size must be a multiple of 4, got 6"), ("codebook_size", 0, "codebook_size must be at"),
-     ("graph_width", 7, "graph_width must be a multiple of 2"), ("feature_width", -4, "feature_width must be at least"),
-     ("patch_out", 0, "patch_out must be at least 1, got 0")],
+    [("group_size", 6, "group_size must be a multiple of 4, got 6"),
+     ("codebook_size", 0, "codebook_size must be 1 to 262144, got 0"),
+     ("graph_width", 7, "graph_width must be a multiple of 2, got 7"),
+     ("feature_width", -4, "feature_width must be 1 to 16384, got -4"),
+     ("num_groups", 2**18, "num_groups x group_size must be at most 1048576, got 262144 x 8")],
 )  # fmt: skip
 def test_sizes_that_cannot_be_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
