@@ -303,8 +303,7 @@ def block_mask(centers: Tensor, low: float, high: float) -> Tensor:
     Their fraction is drawn for each cloud between ``low`` and ``high``; their number is rounded down, to at least 1.
     """
     batch, groups, _ = centers.shape
-    # In float64: what is 9 of 20 exactly must not become 8.
-    ratio = low + (high - low) * torch.rand(batch, dtype=torch.float64, device=centers.device)
+    ratio = low + (high - low) * torch.rand(batch, device=centers.device)
     count = (ratio * groups).long().clamp(min=1)
     return _block(centers) < count.unsqueeze(1)
 

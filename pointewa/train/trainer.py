@@ -260,6 +260,8 @@ class Trainer(Training):
         """Say what will run, and about how long it will take, by timing steps of a copy of the model."""
         config = self.config
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
+        if (trained := sum(one.numel() for one in self.model.parameters() if one.requires_grad)) != _count(self.model):
+            count += f", of which {trained / 1e6:.1f} M are trained"
         names = {"none": "dense", "random": "random partition, not averaged", "top_k": "gated MoE"}
         if self.averaging:
             names |= {"random": "EWA", "top_k": "gated MoE, averaged"}

@@ -175,7 +175,7 @@ def test_an_interrupted_pretraining_goes_on_exactly(pretraining, monkeypatch, ex
     assert_same(whole.model, resumed.model)
 
 
-def test_the_page_shows_decoded_tokens(pretraining, tokenizer, tmp_path, monkeypatch):
+def test_the_page_shows_decoded_tokens(pretraining, tokenizer, tmp_path, monkeypatch, capsys):
     from pointewa.datasets.layouts import shapes
     from pointewa.tools import export as tool
     from pointewa.tools import report, train
@@ -187,6 +187,10 @@ def test_the_page_shows_decoded_tokens(pretraining, tokenizer, tmp_path, monkeyp
     config = ["--config", "configs/shapes.yaml", "--config", "configs/task/point_bert.yaml"]
     train.main([*config, *small, f"task.tokenizer={tokenizer}", "task.queue_size=50", f"run.dir={tmp_path}",
                 "task.mask_ratio=[0.5,0.7]", "run.name=p"])  # fmt: skip
+    model = load_any(tmp_path / "p").model
+    whole, trained = (sum(one.numel() for one in part.parameters()) / 1e6 for part in (model, model.transformer_q))
+    said = f"{whole:.1f} M parameters in training, of which {trained:.1f} M are trained, on cpu"
+    assert said in capsys.readouterr().out
     page = (tmp_path / "p/report.html").read_text()
     assert "Predicted tokens, decoded by the tokenizer" in page
     assert "masked input: 4 of 8 patches" in page
