@@ -4,6 +4,7 @@ Unknown keys and values of a wrong type are errors that name the key.
 """
 
 import difflib
+import functools
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from pointewa.models.presets import PRESETS, Architecture
 from pointewa.safe.yaml_files import load_yaml
 
 AtLeastOne = Annotated[int, Field(ge=1, lt=2**63)]
+AtLeastTwo = Annotated[int, Field(ge=2, lt=2**63)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,10 +37,12 @@ class DataConfig:
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # ScanObjectNN: obj_bg, obj_only, pb_t50_rs; others: a layout or the up axis, see docs/data.md
+        None  # ScanObjectNN: obj_bg, pb_t50_rs/split2; sydney: the fold to test on; others: a layout or the up axis
     )
     num_points: AtLeastOne = 1024
     img_size: AtLeastOne = 32  # side in pixels, of a set of images
+    # centred and scaled to largest norm 1; centred, in their own units; as they come; auto: as is usual for the set
+    normalize: Literal["auto", "unit_sphere", "center", "none"] = "auto"
     background: Literal["drop", "keep"] = "keep"  # of ScanObjectNN's objects; "drop" removes its points
     augment: Any = field(
         default_factory=lambda: ["scale_shift"]
@@ -48,6 +52,10 @@ class DataConfig:
     train_fraction: PositiveFraction = (
         1.0  # of each class of the training split, used for training; the same objects for every seed
     )
+    # Few-shot, all three or none, see docs/tasks.md: train on `shot` objects of each of `way` classes, test on 20.
+    way: AtLeastTwo | None = None
+    shot: AtLeastOne | None = None
+    fold: Natural | None = None  # which classes and objects; the same ones for every seed
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):  # version 0.1 had only one
@@ -352,6 +360,11 @@ _LIMITS = {  # pydantic's errors in our words
 }
 
 
+@functools.cache
+def _adapter() -> TypeAdapter:
+    return TypeAdapter(Config)  # most of what loading a configuration takes
+
+
 def _check_values(config: Config) -> None:
     """Refuse values out of range, each by its own annotation, and values that do not go together.
 
@@ -359,7 +372,7 @@ def _check_values(config: Config) -> None:
         ConfigError: naming the key.
     """
     try:
-        TypeAdapter(Config).validate_python(asdict(config))
+        _adapter().validate_python(asdict(config))
     except ValidationError as error:
         first = error.errors()[0]
         key, limits = ".".join(map(str, first["loc"][:2])), first.get("ctx", {})
@@ -371,6 +384,14 @@ def _check_values(config: Config) -> None:
     if data.val_fraction and data.train_fraction < 1 and data.val_fraction + data.train_fraction > 1:
         raise ConfigError(f"data.train_fraction: expected at most 1 - data.val_fraction = {1 - data.val_fraction:g}, "
                           f"found {data.train_fraction}")  # fmt: skip
+    fold = {f"data.{key}": getattr(data, key) for key in ("way", "shot", "fold")}
+    if missing := [key for key, value in fold.items() if value is None]:
+        if given := [key for key in fold if key not in missing]:
+            raise ConfigError(f"{missing[0]}: expected a number beside {' and '.join(given)}, found none: few-shot "
+                              "needs data.way, data.shot and data.fold")  # fmt: skip
+    elif data.val_fraction or data.train_fraction < 1:
+        key = "val_fraction" if data.val_fraction else "train_fraction"
+        raise ConfigError(f"data.{key}: a fold (data.way) is trained on its whole support set: leave it out")
     if train.batch_size % train.accumulate:
         raise ConfigError(f"train.accumulate: expected a divisor of train.batch_size {train.batch_size}, found "
                           f"{train.accumulate}")  # fmt: skip

@@ -50,7 +50,7 @@ def test_committed_overlays_load_on_top_of_a_data_set(path):
 def test_committed_studies_are_valid(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = load_study(path, [f"run.dir={tmp_path}"])
-    assert len(study.runs) == sum(map(len, study.seeds.values()))
+    assert len(study.runs) == sum(map(len, study.seeds.values())) * len(study.folds)
 
 
 def test_yaml_reads_back(tmp_path):

@@ -8,12 +8,13 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from pointewa.config import Config, load_config
 from pointewa.errors import ConfigError, Stopped, UserError
+from pointewa.ops import UP_AXES
 from pointewa.safe.files import NO_ROOM
 from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
@@ -31,6 +32,14 @@ class Debug(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Take the word after ``--up`` for its value, although it may begin with a '-' as options do."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            joined = words and words[-1] == "--up" and word in UP_AXES
+            words = [*words[:-1], f"--up={word}"] if joined else [*words, word]
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         """One line, as for all that the user can mend."""
         self.exit(2, f"error: {message}: {self.prog} --help shows the arguments\n")
@@ -68,6 +77,11 @@ def add_number(
         return value
 
     parser.add_argument(flag, type=parse, **options)
+
+
+def add_up(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--up``, an axis of `UP_AXES`; "-z" may be given as ``--up -z`` too."""
+    parser.add_argument("--up", choices=UP_AXES, help=f"{text}; -z: z points down")
 
 
 def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Container[str]]) -> None:

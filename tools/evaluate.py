@@ -8,15 +8,17 @@ python -m tools.evaluate point_mae.pth --config configs/modelnet40.yaml data.roo
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pointewa.datasets.registry import reported
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, counted
 from pointewa.inference.corruptions import SEVERITIES
-from pointewa.tasks.classification import Evaluation
+from pointewa.tasks.classification import Classification, Evaluation
 from pointewa.tools import cli
 from pointewa.viz.clouds import check_suffix, save_figure
 from pointewa.viz.confusion import confusion_figure, confusion_text
@@ -26,8 +28,17 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation]) -> Table:
-    """Accuracy of each class, overall, and as the mean of the classes, with a column for each way of evaluating."""
+def accuracies(
+    title: str, names: tuple[str, ...], results: dict[str, Evaluation], further: Sequence[str] = ()
+) -> Table:
+    """Accuracy of each class, overall, and as the mean of the classes, with a column for each way of evaluating.
+
+    Args:
+        title: of the table.
+        names: of the classes.
+        results: by the way of evaluating.
+        further: metrics that the data set reports besides.
+    """
     table = Table(title=title)
     table.add_column("")
     for name in results:
@@ -38,6 +49,9 @@ def accuracies(title: str, names: tuple[str, ...], results: dict[str, Evaluation
     table.add_section()
     table.add_row("overall", *(f"{result.accuracy:.2f} %" for result in results.values()))
     table.add_row("mean of classes", *(f"{result.mean_class_accuracy:.2f} %" for result in results.values()))
+    for key in further:
+        metric = Classification.further[key]
+        table.add_row(metric.label, *(metric.text(result.metrics[key]) for result in results.values()))
     return table
 
 
@@ -61,7 +75,7 @@ def show_metrics(subjects: Subjects, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"dataset": dataset, "objects": objects, **metrics}))
         return
-    table = Table("", "", title=f"{dataset}, test split, {counted(objects, 'object')}", show_header=False)
+    table = Table("", "", title=f"{subjects.what}, {counted(objects, 'object')}", show_header=False)
     for key, metric in subjects.task.metrics.items():
         table.add_row(metric.label, metric.text(metrics[key]))
     Console().print(table)
@@ -100,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     errors = evaluator.corrupted() if args.corrupt else None
     plain = results["plain"]
     if args.confusion:
-        title = f"{dataset}, test split, plain"
+        title = f"{subjects.what}, plain"
         save_figure(Path(args.confusion), confusion_figure(plain.confusion, names, title), dpi=150)
     if args.json:
         # A class without objects has no accuracy, and JSON no NaN.
@@ -117,10 +131,10 @@ def main(argv: list[str] | None = None) -> None:
             report["mean_corruption_error"] = _mean([_mean(row) for row in errors.values()])
         print(json.dumps(report))
         return
-    console, what = Console(), f"{dataset}, test split, {counted(len(plain.labels), 'object')}"
+    console, what = Console(), f"{subjects.what}, {counted(len(plain.labels), 'object')}"
     if evaluator.shared:
         what += f" of the {len(names)} classes that the model has too, argmax over these"
-    console.print(accuracies(what, names, results))
+    console.print(accuracies(what, names, results, reported(dataset)))
     if errors:
         console.print(robustness(errors, 100 - plain.accuracy))
     if args.confusion is not None:

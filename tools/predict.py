@@ -21,7 +21,6 @@ from pointewa.datasets.images import read_image
 from pointewa.datasets.source import progress
 from pointewa.errors import ConfigError, DataError, counted, first_line
 from pointewa.inference.predict import ImagePredictor
-from pointewa.ops import UP_AXES
 from pointewa.safe.files import printable, reading
 from pointewa.tools import cli
 
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("model", help="run folder, .safetensors or .ckpt")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="cloud, mesh or image")
-    parser.add_argument("--up", choices=UP_AXES, help="axis of the files that points up (default: as in training)")
+    cli.add_up(parser, "axis of the files that points up (default: as in training)")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
     args = parser.parse_args(argv)
     model = pointewa.load(args.model, args.device)

@@ -22,10 +22,11 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
-from pointewa.datasets.layouts import scanobjectnn
+from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
+from pointewa.tasks import task_class
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
@@ -36,6 +37,7 @@ _ABOUT = {
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "sydney": "LiDAR scans of 14 classes in streets, four folds; from its authors, WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
 _MESH_POINTS = 8192  # packed per object if the source can give any number
@@ -43,9 +45,11 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data = config.data
+    data, labelled = config.data, task_class(config.train.task).needs_labels
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        split: datasets.open_source(
+            data.name, data.root, split, 1, data.variant, data.background, data.normalize, labelled
+        )
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -152,9 +156,15 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    variant = ""
+    if data.name == "scanobjectnn":
+        variant = f"_{scanobjectnn.slug(data.variant)}"
+    elif data.name == "sydney":
+        variant = f"_{data.variant or sydney.FOLDS[0]}"
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
+    if data.normalize != "auto":
+        variant = f"_{data.normalize}{variant}"
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

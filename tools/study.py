@@ -40,7 +40,9 @@ from pointewa.train.progress import say
 TRAIN = (sys.executable, "-m", "pointewa", "train")
 
 
-def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None) -> Outcome:
+def train(
+    study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None, keep_state: bool = True
+) -> Outcome:
     """Train those of the runs that are not finished.
 
     Raises:
@@ -50,7 +52,7 @@ def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budge
     study.folder.mkdir(parents=True, exist_ok=True)
     with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")
-        outcome = work(runs, TRAIN, progress, budget)
+        outcome = work(runs, TRAIN, progress, budget, keep_state)
         state = progress.state()
     if outcome.signal:
         raise Stopped(outcome.signal, f"{state}; the same command resumes")

@@ -29,7 +29,6 @@ from pointewa.config import build_architecture
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.inference import page
-from pointewa.ops import UP_AXES
 from pointewa.tools import cli
 from pointewa.viz import drawings, offscreen
 from pointewa.viz.clouds import FIGURES, PAGES, check_suffix, clouds_figure, save_figure
@@ -132,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="index, object name, class or file; may be repeated")  # fmt: skip
     cli.add_number(parser, "--count", metavar="N", help="at most N objects; of a class its first N")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the data set (default test)")
-    parser.add_argument("--up", choices=UP_AXES, help="axis of a file that points up (default: as in training, else y)")
+    cli.add_up(parser, "axis of a file that points up (default: as in training, else y)")
     cli.add_number(parser, "--num-groups", metavar="G", help="patches: how many")
     cli.add_number(parser, "--group-size", metavar="K", help="patches: points in each")
     parser.add_argument("--method", choices=METHODS, help="embedding: how (default tsne)")

@@ -31,6 +31,7 @@ class Clouds(ABC):
         object_names: N names.
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
         num_points: P, the points that each cloud has.
         up: the axis that points up in the files that they were read from; in the clouds it is y.
         parts: what the labels of points count; None if the set has no parts.
@@ -41,6 +42,7 @@ class Clouds(ABC):
     object_names: tuple[str, ...]
     source: str
     normalized: bool
+    centered: bool = False
     num_points: int
     up: str
     parts: Parts | None
@@ -51,7 +53,7 @@ class Clouds(ABC):
     @property
     def normalize(self) -> str:
         """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
-        return "unit_sphere" if self.normalized else "none"
+        return "unit_sphere" if self.normalized else "center" if self.centered else "none"
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
@@ -60,6 +62,10 @@ class Clouds(ABC):
     @abstractmethod
     def take(self, indices: Sequence[int] | Tensor) -> Self:
         """The clouds at ``indices``."""
+
+    @abstractmethod
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> Self:
+        """The same clouds with other labels int64 ``[N]``, of other classes."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
@@ -118,6 +124,7 @@ class PointClouds(Clouds):
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
         up: the axis that points up in the files that they were read from.
         parts: what ``point_labels`` count.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
 
     Raises:
         DataError: wrong shapes, a label out of range, a part that objects of the category do not have, a
@@ -133,6 +140,7 @@ class PointClouds(Clouds):
     point_labels: Tensor | None = None
     up: str = "y"
     parts: Parts | None = None
+    centered: bool = False
 
     def __post_init__(self) -> None:
         points = self.points
@@ -189,6 +197,10 @@ class PointClouds(Clouds):
             labels=self.labels[indices],
             object_names=tuple(self.object_names[i] for i in indices.tolist()),
         )
+
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "PointClouds":
+        """The same clouds with other labels."""
+        return replace(self, labels=labels.to(self.labels.device), class_names=class_names)
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""

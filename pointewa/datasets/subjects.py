@@ -15,16 +15,17 @@ from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
 from pointewa.datasets.source import progress
-from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, fold_entry, fold_of, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models.foreign.published import PUBLISHED, published_name
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
+from pointewa.runs.summary import fold_text
 from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
 from pointewa.tasks.base import Batch, Task, evaluating
@@ -37,9 +38,13 @@ _OF_THE_RUN = (
     "root",
     "variant",
     "background",
+    "normalize",
     "val_fraction",
     "train_fraction",
     "img_size",
+    "way",
+    "shot",
+    "fold",
 )  # as long as the data set is the run's
 
 
@@ -55,7 +60,7 @@ class Subjects:
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
-        up: the axis of files on disk that points up: "x", "y" or "z"; None: that of the model's training.
+        up: the axis of files on disk that points up, one of `pointewa.ops.UP_AXES`; None: that of the model's training.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -93,6 +98,9 @@ class Subjects:
     @property
     def what(self) -> str:
         """Set and split, for titles."""
+        if fold := fold_entry(self.config):
+            part = "support set" if self.split == "train" else "queries"
+            return f"{self.config.data.name}, {part} of {fold_text(fold)}"
         return f"{self.config.data.name}, {self.split} split"
 
     @cached_property
@@ -102,9 +110,15 @@ class Subjects:
         Raises:
             ConfigError: images for a model of clouds, or clouds for one of images.
         """
-        found = load_split(self.config, self.split)
+        found = load_split(self.config, self.split, self._loaded and self._loaded.task)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+            if fold_of(self.config) and found.class_names != self._loaded.class_names:
+                mine = f"{fold_of(self.config).name}, as it is found now, is of {', '.join(found.class_names)}"
+                raise ConfigError(
+                    f"data.fold: {mine}, and the model of {self.run} is of {', '.join(self._loaded.class_names)}: "
+                    "name the fold and the data that it was trained on"
+                )
         return found
 
     @cached_property
@@ -209,7 +223,7 @@ class Subjects:
 
     def _scaled(self, points: Tensor) -> Tensor:
         """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""
-        return unit_sphere(points) if self._scale else points
+        return placed(points, self._loaded.normalize) if self._scale else points
 
     def _sampled(self, points: Tensor) -> Tensor:
         """What the model is given of a batch of the pool: the first points, in farthest-point order."""
@@ -218,9 +232,9 @@ class Subjects:
 
     @property
     def _scale(self) -> bool:
-        """Whether the model's clouds were scaled in training, and those of the split are not."""
-        model = self._loaded
-        return model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
+        """Whether the model's clouds were centred or also scaled in training, and those of the split are not."""
+        done = {"unit_sphere": ("center", "none"), "center": ("none",)}
+        return self._loaded is not None and self.clouds.normalize in done.get(self._loaded.normalize, ())
 
     @property
     def _scale_sample(self) -> bool:
@@ -233,7 +247,8 @@ class Subjects:
         device = select_device(self.config.train.device)
         if problem := flaw(points):
             raise DataError(f"{path}: {problem}")
-        points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
+        how = self._loaded.normalize if self._loaded else "unit_sphere"
+        points = placed(group(points[None], canonical_order(points[None])), how).float()  # as in `pointewa.load`
         points = points.to(device)
         points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
         return Item(self._sampled(points)[0], path.name)
@@ -279,10 +294,11 @@ class Subjects:
             DataError: the set shares fewer than two classes with the model.
         """
         loaded, clouds = self.classifier, self.clouds
-        if loaded.normalize == "none" and clouds.normalized and loaded.dataset != self.config.data.name:
-            print("note: the model was trained on clouds as they come, these are scaled to norm 1", file=sys.stderr)
+        own_units = {"none": "as they come", "center": "in their own units"}.get(loaded.normalize)
+        if own_units and clouds.normalized and loaded.dataset != self.config.data.name:
+            print(f"note: the model was trained on clouds {own_units}, these are scaled to norm 1", file=sys.stderr)
         return Evaluator(loaded, self.batches, self.config.data.name, clouds.class_names, self.num_points,
-                         clouds.normalized or loaded.normalize != "none", progress)  # fmt: skip
+                         clouds.normalized or not own_units, progress)  # fmt: skip
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -301,13 +317,15 @@ class Subjects:
 
     def training_features(self) -> tuple[Tensor, Tensor]:
         """Features ``[N, F]`` and labels ``[N]`` of the objects that a training on this configuration is given."""
-        train, _ = training_split(self.config)
+        train, _ = training_split(self.config, self.loaded.task)
         return features(self.loaded.model, self.batches(title="training split", clouds=train))
 
 
 def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
     """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
     base: dict[str, Any] = {"name": loaded.dataset}
+    if loaded.normalize == "center":  # whatever is usual for another set
+        base["normalize"] = loaded.normalize
     # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
     size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
     overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]

@@ -22,7 +22,7 @@ from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
 from pointewa.models.registry import kind_of
 from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.weights import load_foreign, load_model, save_model
+from pointewa.runs.weights import load_any, load_foreign, save_model
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
 
@@ -54,7 +54,7 @@ class Exported:
 
 
 def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
-    """Write a classifier for others, or the model of a pre-training.
+    """Write a classifier for others; a segmenter or the model of a pre-training as "safetensors" or "point_mae".
 
     "safetensors" (with a ``.json`` beside it) is what `load_model` takes, and "torch_pointcloud" the same by that
     package's parameter names; "point_mae" is a checkpoint as Point-MAE's and Point-BERT's code write it. The others are
@@ -86,23 +86,26 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             "safetensors keeps them, for this library only"
         )
     kind = kind_of(loaded.model)
-    if kind not in ("classifier", "timm"):
+    if kind not in ("classifier", "segmenter", "timm"):
         return _pretraining(loaded, path, format, fuse)
-    if kind != "classifier":
+    if kind == "timm":
         raise CheckpointError(
             "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
             "in its run folder has the weights by timm's names, for any export of timm's and torch's"
         )
+    if kind == "segmenter" and format not in ("safetensors", "point_mae"):
+        raise ConfigError(f"--format: a part segmentation is written as safetensors or point_mae, found {format!r}")
     plain, notes, names = loaded.model, (), dict
     if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
         raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
     if format == "point_mae":
-        notes = _for_point_mae(loaded)
+        notes = _for_point_mae(loaded) if kind == "classifier" else _for_part_segmentation(loaded)
     elif format == "torch_pointcloud":
         names = partial(to_theirs, architecture=plain.architecture)
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
     elif format != "safetensors" and loaded.normalize != "none":
-        notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
+        done = "centred" if loaded.normalize == "center" else "centred and scaled to norm 1"
+        notes = (f"it takes float32, {done}: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     notes += _turned(loaded.up)
@@ -125,7 +128,7 @@ def _pretraining(loaded: LoadedModel, path: Path, format: str, fuse: bool) -> Ex
         )
     if format == "point_mae":
         with atomic_write(path) as temporary:
-            _write_base_model(loaded.model, temporary)
+            _write_state(loaded.model, temporary)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, loaded)
@@ -143,7 +146,7 @@ def check_clouds(num_points: int) -> Iterable[Tensor]:
 
 
 def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> float:
-    pairs = [(read(points), model(points)) for points in check_clouds(num_points)]
+    pairs = [(read(points), _logits(model)(points)) for points in check_clouds(num_points)]
     difference = max((found - expected).abs().max().item() for found, expected in pairs)
     if all(found.shape == expected.shape for found, expected in pairs) and difference <= TOLERANCE:  # NaN is not
         return difference
@@ -153,13 +156,20 @@ def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> flo
     )
 
 
+def _logits(model: nn.Module) -> Logits:
+    """From points to logits, of a segmenter with one category after another."""
+    if kind_of(model) != "segmenter":
+        return model
+    return lambda points: model(points, torch.arange(len(points)) % model.num_classes)
+
+
 def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Callable[[dict], dict]) -> float:
     """Both files are compared before either takes the place of what may be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder, path.name)
         save_model(written, loaded, names)
-        difference = _compare(load_model(written).model, model, loaded.num_points, path)
+        difference = _compare(_logits(load_any(written).model), model, loaded.num_points, path)
         for suffix in (".json", ".safetensors"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     return difference
@@ -211,18 +221,22 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
 
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
-    _write_base_model(loaded.model, path)
-    return load_foreign(path, loaded.model.architecture, len(loaded.class_names))
+    model, parts = loaded.model, ()
+    if kind_of(model) == "segmenter":  # whose code saves, and loads, another dictionary
+        parts = (model.parts, model.decoder)
+        _write_state(model, path, "model_state_dict", "")
+    else:
+        _write_state(model, path)
+    return _logits(load_foreign(path, model.architecture, len(loaded.class_names), *parts))
 
 
-def _write_base_model(model: nn.Module, path: Path) -> None:
-    """As Point-MAE's and Point-BERT's code write a model's weights, read back and compared."""
-    state = model.state_dict()
-    buffer = BytesIO()
-    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, buffer)
+def _write_state(model: nn.Module, path: Path, place: str = "base_model", prefix: str = "module.") -> None:
+    """A model's weights as Point-MAE's and Point-BERT's code write them, read back and compared."""
+    state, buffer = model.state_dict(), BytesIO()
+    torch.save({place: {f"{prefix}{name}": value for name, value in state.items()}}, buffer)
     path.write_bytes(buffer.getvalue())
-    found = read_state(path)["base_model"]
-    wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
+    found = read_state(path)[place]
+    wrong = [name for name in state if not torch.equal(found[f"{prefix}{name}"], state[name])]
     if wrong or len(found) != len(state):
         raise CheckpointError(f"{path}: read back, these differ from what was written: {', '.join(wrong[:3])}")
 
@@ -246,10 +260,9 @@ def _turned(up: str | None) -> tuple[str, ...]:
         return ()
     if up is None:
         return ("the clouds need y up; the model's description does not say how the files of its training were",)
-    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
-    return (
-        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
-    )
+    turns = {"x": "-y, x, z", "z": "x, z, -y", "-x": "y, -x, z", "-y": "x, -y, -z", "-z": "x, -z, y"}
+    turn = f"(x, y, z) -> ({turns[up]})"
+    return (f"the clouds need y up: those with {up} up, as the training's files, are turned first: {turn}",)
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
@@ -267,4 +280,25 @@ def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
         other.append("head=linear (there Point-MAE's or Point-BERT's)")
     if other:
         notes.append(f"the published code builds no such model: {', '.join(other)}; tools.evaluate loads it")
+    return tuple(notes)
+
+
+def _for_part_segmentation(loaded: LoadedModel) -> tuple[str, ...]:
+    """Whose code of part segmentation loads it, and what it cannot build."""
+    model, fields = loaded.model, asdict(loaded.model.architecture)
+    if model.decoder == "light":
+        return ("the published code has no such decoder (model.decoder=light); this library loads it",)
+    # Its blocks are numbers 3, 7 and 11, and the layers of both decoders are of that width.
+    fixed = {"width": 384, "depth": 12, "patch_width": 128, "mlp_ratio": 4.0}
+    if model.decoder == "point_mae":
+        fixed |= {"heads": 6, "num_groups": 128, "group_size": 32, "patch_out": 384}
+    other = [f"{name}={fields[name]} ({value} there)" for name, value in fixed.items() if fields[name] != value]
+    if len(loaded.class_names) != 16:
+        other.append(f"{len(loaded.class_names)} categories (16 there)")
+    if model.decoder == "point_bert" and fields["patch_out"] == fields["width"]:
+        other.append("no reduce_dim (there always)")
+    name = "segmentation/models/pt.py of Point-MAE" if model.decoder == "point_mae" else "Point-BERT's segmentation"
+    notes = [f"its model: {name}, with {len(model.parts)} parts; of num_points {loaded.num_points}"]
+    if other:
+        notes.append(f"the published code builds no such model: {', '.join(other)}; this library loads it")
     return tuple(notes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
@@ -138,10 +138,9 @@ class Predictor:
         if not normalized:
             points = turn_up(points, up)
             points = group(points, canonical_order(points))
-            if self.normalize != "none":
-                # By all points, as the training's clouds were, before any is left out; far from the origin, float32
-                # would not hold their shape before they are centred.
-                points = unit_sphere(points)
+            # By all points, as the training's clouds were, before any is left out; far from the origin, float32 would
+            # not hold their shape before they are centred.
+            points = placed(points, self.normalize)
         points = points.to(self.device, torch.float32)
         points = group(points, farthest_point_sample(points, self.num_points, check_finite=False))
         return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points

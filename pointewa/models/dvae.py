@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.models.edge_conv import NORM_GROUPS, EdgeConv
+from pointewa.models.edge_conv import EdgeConv
 from pointewa.models.masked_autoencoder import Reconstruction
 from pointewa.models.patch_embed import PatchEncoder, make_patches
 from pointewa.ops import chamfer_l1, knn
 
+_NORM_GROUPS = 4
 _NEIGHBORS = 4  # of a patch, itself included
 _FINE = 4  # fine points around each coarse point, on a grid of 2 x 2
 _GRID = 0.05  # half the side of that grid
@@ -50,7 +51,7 @@ class TokenizerSizes:
     folding_width: int = 512
 
     def __post_init__(self) -> None:
-        factors = {"group_size": _FINE, "codebook_size": NORM_GROUPS, "feature_width": NORM_GROUPS, "graph_width": 2}
+        factors = {"group_size": _FINE, "codebook_size": _NORM_GROUPS, "feature_width": _NORM_GROUPS, "graph_width": 2}
         for name in (one.name for one in fields(self)):
             value, factor = getattr(self, name), factors.get(name, 1)
             if not 1 <= value <= _MOST.get(name, _WIDEST):
@@ -262,7 +263,7 @@ class _GraphNetwork(nn.Module):
         self.layer3 = EdgeConv(4 * width, 4 * width)
         self.layer4 = EdgeConv(4 * width, 8 * width)
         self.layer5 = nn.Sequential(
-            nn.Conv1d(18 * width, out, 1, bias=False), nn.GroupNorm(NORM_GROUPS, out), nn.LeakyReLU(0.2)
+            nn.Conv1d(18 * width, out, 1, bias=False), nn.GroupNorm(_NORM_GROUPS, out), nn.LeakyReLU(0.2)
         )
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:

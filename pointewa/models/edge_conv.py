@@ -1,48 +1,45 @@
-"""The edge convolution of DGCNN (Wang et al., 2019) on a graph that does not change, as Point-BERT uses it."""
+"""The edge convolution of DGCNN (Wang et al., ACM TOG 2019), as Point-BERT has it."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.ops import group
 
-NORM_GROUPS = 4
-
 
 class EdgeConv(nn.Sequential):
-    """A 1x1 convolution on edges ``[neighbour - query, query]``, group norm, LeakyReLU, the maximum over neighbours.
+    """Maximum over the edges to a point's neighbours of a 1x1 convolution, group norm and LeakyReLU 0.2.
 
-    The convolution is linear, so its two halves act on neighbours and queries before these are paired: the first half
-    computes once for every point what would be computed again for each edge that it is in.
-
-    Parameters are named as in Point-BERT's code, "0" for the convolution and "1" for the norm.
+    An edge is ``[neighbour - query, query]``. The convolution acts on both halves once per point instead of once per
+    edge: W_n (n - q) + W_q q = W_n n + (W_q - W_n) q. Parameters are named as in Point-BERT's code, ``0`` the
+    convolution and ``1`` the norm.
 
     Args:
-        channels: C of queries and neighbours.
+        into: channels of the points.
         out: channels of the output.
+        norm_groups: groups of channels that the norm takes together, with all edges of a cloud.
 
     Raises:
-        ValueError: ``out`` does not go into 4 groups.
+        ValueError: ``out`` is no multiple of ``norm_groups``.
     """
 
-    def __init__(self, channels: int, out: int) -> None:
-        if out % NORM_GROUPS:
-            raise ValueError(f"out must be a multiple of {NORM_GROUPS}, got {out}")
-        super().__init__(nn.Conv2d(2 * channels, out, 1, bias=False), nn.GroupNorm(NORM_GROUPS, out), nn.LeakyReLU(0.2))
+    def __init__(self, into: int, out: int, norm_groups: int = 4) -> None:
+        if out % norm_groups:
+            raise ValueError(f"an edge convolution needs a multiple of {norm_groups} channels, got {out}")
+        super().__init__(
+            nn.Conv2d(2 * into, out, 1, bias=False), nn.GroupNorm(norm_groups, out), nn.LeakyReLU(negative_slope=0.2)
+        )
 
-    def forward(self, queries: Tensor, neighbors: Tensor, index: Tensor) -> Tensor:
-        """Features of the points where they are wanted, and of those that they are taken from.
+    def forward(self, queries: Tensor, points: Tensor, neighbors: Tensor) -> Tensor:
+        """Features of queries ``[B, Q, I]`` and of the points that their neighbours are among to ``[B, Q, O]``.
 
         Args:
-            queries: ``[B, Q, C]``.
-            neighbors: ``[B, N, C]``; the queries themselves on the graph of one level.
-            index: the k neighbours of each query, int64 ``[B, Q, k]``, as from `pointewa.ops.knn`.
-
-        Returns:
-            ``[B, Q, out]``.
+            queries: features of the points whose neighbours are looked at.
+            points: features ``[B, N, I]`` of those that can be neighbours; the same tensor within one cloud.
+            neighbors: int64 ``[B, Q, K]``, indices into the points.
         """
         conv, norm, act = self
-        of_neighbor, of_query = conv.weight.flatten(1).chunk(2, dim=1)  # (out, C) each
-        edges = group(F.linear(neighbors, of_neighbor), index)  # (B, Q, k, out)
+        of_neighbor, of_query = conv.weight.flatten(1).chunk(2, dim=1)  # (O, I) each
+        edges = group(F.linear(points, of_neighbor), neighbors)  # (B, Q, K, O)
         edges = edges + F.linear(queries, of_query - of_neighbor).unsqueeze(2)
         # The activation is monotone, so it commutes with the maximum; that of `max` has the faster backward pass.
-        return act(norm(edges.permute(0, 3, 1, 2)).max(3).values.mT)
+        return act(norm(edges.movedim(-1, 1)).max(-1).values.mT)

@@ -9,11 +9,13 @@ from torch import nn
 from pointewa.models.classifier import PointTransformerClassifier
 from pointewa.models.dvae import DiscreteVAE, TokenizerSizes
 from pointewa.models.masked_autoencoder import MaskedAutoencoder
+from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.presets import Architecture
+from pointewa.models.segmenter import PointTransformerSegmenter
 from pointewa.models.timm_vit import TimmArchitecture, timm_vit
 
-_MOST_DECODER_BLOCKS = 100  # a file may say anything
+_MOST_DECODER_BLOCKS, _MOST_PARTS = 100, 2**12  # a file may say anything
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ def _point_bert(values: Mapping[str, Any], num_classes: int) -> PointBert:
     )  # fmt: skip
 
 
+def _segmenter(values: Mapping[str, Any], num_classes: int) -> PointTransformerSegmenter:
+    parts = values["parts"]
+    for key, kind in (("names", str), ("classes", int)):
+        listed = parts.get(key)
+        if (
+            type(listed) not in (list, tuple)
+            or len(listed) > _MOST_PARTS
+            or any(type(one) is not kind for one in listed)
+        ):
+            raise ValueError(f"parts: expected {key}, at most {_MOST_PARTS}, each of type {kind.__name__}")
+    return PointTransformerSegmenter(
+        values["architecture"], Parts(tuple(parts["names"]), tuple(parts["classes"])), num_classes, values["decoder"]
+    )
+
+
 KINDS: dict[str, Kind] = {
     "classifier": Kind(
         PointTransformerClassifier,
@@ -84,6 +101,16 @@ KINDS: dict[str, Kind] = {
         dict.fromkeys(asdict(TokenizerSizes()), int),
         lambda model: asdict(model.sizes),
         lambda values, num_classes: DiscreteVAE(TokenizerSizes(**values)),
+    ),
+    "segmenter": Kind(
+        PointTransformerSegmenter,
+        {"architecture": Architecture, "decoder": str, "parts": dict},
+        lambda model: {
+            "architecture": model.architecture,
+            "decoder": model.decoder,
+            "parts": {"names": list(model.parts.names), "classes": list(model.parts.classes)},
+        },
+        _segmenter,
     ),
     "point_bert": Kind(
         PointBert,

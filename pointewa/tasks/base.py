@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,16 +88,20 @@ class Task(ABC):
     Attributes:
         name: its name in ``train.task``.
         metrics: of a split, by their keys in summaries; the first is the primary one.
+        further: metrics that are recorded too, and shown only where a data set asks for them, see `reporting`.
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
+        needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
+    further: ClassVar[Mapping[str, Metric]] = {}
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
     predicts_classes: ClassVar[bool] = False
 
@@ -182,6 +186,23 @@ class Task(ABC):
         return class_names
 
     # How results are shown.
+
+    @classmethod
+    def reporting(cls, keys: Any) -> "type[Self]":
+        """The task with those of its `further` metrics first that a data set's protocol reports.
+
+        Args:
+            keys: of metrics; others than those of `further`, and what is no list, are passed over.
+        """
+        wanted = (
+            {key: cls.further[key] for key in keys if isinstance(key, str) and key in cls.further}
+            if isinstance(keys, list | tuple)
+            else {}
+        )
+        if not wanted:
+            return cls
+        further = {key: one for key, one in cls.further.items() if key not in wanted}
+        return type(cls.__name__, (cls,), {"metrics": wanted | dict(cls.metrics), "further": further})
 
     @classmethod
     def primary(cls) -> str:

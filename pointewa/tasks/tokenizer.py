@@ -92,7 +92,7 @@ class Tokenizer(Task):
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
         """From a tokenizer of this library's, or the file of Point-BERT's."""
-        return init_from(model, path, optional=())
+        return init_from(model, path, head=(), tokens=())
 
     def before_step(self, model: nn.Module, progress: float) -> None:
         """Set temperature and weight of the divergence by their schedules."""

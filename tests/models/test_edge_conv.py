@@ -42,5 +42,5 @@ def test_its_parameters_have_the_published_names_and_shapes():
 
 
 def test_channels_that_do_not_go_into_groups_are_refused():
-    with pytest.raises(ValueError, match=r"out must be a multiple of 4, got 6"):
+    with pytest.raises(ValueError, match="an edge convolution needs a multiple of 4 channels, got 6"):
         EdgeConv(8, 6)

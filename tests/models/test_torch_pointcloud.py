@@ -154,7 +154,7 @@ def test_the_tokenizer_has_the_same_logits_and_decodes_the_same(clouds, monkeypa
     source.codebook.data.normal_()  # fresh, it is 0
     source = randomized(source)
     target = DiscreteVAE(TOKENIZERS["point_bert"]).eval()
-    assert load_weights(target, source.state_dict(), optional=()).fresh == []
+    assert load_weights(target, source.state_dict(), head=(), tokens=()).fresh == []
     batch = torch.arange(2).repeat_interleave(1024)
     # One code whatever the noise, as in our evaluation.
     monkeypatch.setattr(F, "gumbel_softmax", lambda logits, **_: F.one_hot(logits.argmax(2), logits.shape[2]).float())
@@ -221,7 +221,9 @@ OTHERS = {
 def test_its_other_models_are_refused_by_name(name):
     state = theirs.create_model(name).state_dict()
     assert is_theirs(state)
-    with pytest.raises(CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, and there is no such"):
+    with pytest.raises(
+        CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, which are not read here"
+    ):
         load_weights(PointTransformerClassifier(ARCH, 40), state)
 
 

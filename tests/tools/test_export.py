@@ -281,19 +281,19 @@ def test_files_that_read_back_as_another_model_leave_those_that_were_there(run, 
     path = tmp_path / "m.safetensors"
     path.write_text("the old weights")
     path.with_suffix(".json").write_text("the old description")
-    original = export.load_model
+    original = export.load_any
 
     def damaged(path):
         loaded = original(path)
         loaded.model.cls_head_finetune[-1].bias.data += 1e-3
         return loaded
 
-    monkeypatch.setattr(export, "load_model", damaged)
+    monkeypatch.setattr(export, "load_any", damaged)
     assert "refused, nothing is written" in fails([run, path, "--format", "safetensors"], capsys)
     assert path.read_text() == "the old weights"
     assert path.with_suffix(".json").read_text() == "the old description"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
-    monkeypatch.setattr(export, "load_model", original)
+    monkeypatch.setattr(export, "load_any", original)
     tool.main([str(run), str(path), "--format", "safetensors"])
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
     assert path.read_bytes() == (run / "model.safetensors").read_bytes()

@@ -69,7 +69,7 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
     # A number that does not fit its type is an error too, where numpy would warn and go on with another number.
     quiet = warnings.catch_warnings(action="ignore")
     with reading(path, suffix[1:].upper()), quiet, np.errstate(over="raise", invalid="raise"):
-        vertices, faces = _READERS[suffix](_content(path))
+        vertices, faces = _READERS[suffix](content(path))
         if not len(faces):
             points, left_out = _finite(path, np.ascontiguousarray(vertices))
             _check(path, points)
@@ -78,7 +78,13 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
         return Cloud(points, left_out=left_out)
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """The bytes of a file, unpacked if it ends in .gz.
+
+    Raises:
+        DataError: no file, empty, too large, or something that stands for the file.
+        ValueError: too large when unpacked.
+    """
     size = path.stat().st_size
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found a folder or a device: remove or rename it")

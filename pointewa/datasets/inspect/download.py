@@ -58,6 +58,9 @@ BY_REQUEST = {
     "shapenet55": "ShapeNet-55 is not downloaded: it is made of ShapeNetCore, which https://shapenet.org gives out to "
     "those who accept its terms. The authors' archive is linked from https://github.com/yuxumin/PoinTr (DATASET.md): "
     "unpack it to DATA_ROOT/ShapeNet55-34, then: make train DATASET=shapenet55 DATA_ROOT=...",
+    "sydney": "Sydney Urban Objects is not downloaded here: it is the Australian Centre for Field Robotics' "
+    "(https://www.acfr.usyd.edu.au/papers/SydneyUrbanObjectsDataset.shtml), which asks to be cited. Unpack "
+    "sydney-urban-objects-dataset.tar.gz in DATA_ROOT, then: make train DATASET=sydney DATA_ROOT=...",
 }
 
 

@@ -139,6 +139,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
     for split, source in sources.items():
         label = f"{split}: {counted(len(source), 'object')}, {source.layout}, {source.path}"
         problems = official(source, split) if official else []
+        known, problems = problems is not None, problems or []
         sizes = (look := _read(source, split)).sizes
         problems += [f"{one}: coordinates that are not finite, or no points" for one in look.broken]
         problems += [f"{one}: {problem}" for one, problem in look.flaws.items()]
@@ -146,8 +147,9 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
             problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
         bad += [f"{label}: {problem}" for problem in problems]
         if not problems:
-            good.append(f"{label}: {'the official split, ' if official else ''}all read, all finite")
-        if source.path.is_file() and source.layout == "packed HDF5":
+            size = "the official split, " if known else "the size of the official split is not known, "
+            good.append(f"{label}: {size if official else ''}all read, all finite")
+        if source.path.is_file() and source.layout.startswith("packed HDF5"):
             with open_hdf5(source.path, "packed HDF5") as h5:
                 expected = h5[split].attrs.get("sha256")
                 if expected is None:

@@ -74,13 +74,13 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state by torch-pointcloud's names, by Point-MAE's.
 
     Raises:
-        CheckpointError: of a model that there is none of here.
+        CheckpointError: of another model than `_KINDS` has.
     """
     kind = next((kind for kind, marks in _KINDS.items() if all(_has(state, mark) for mark in marks)), None)
     if kind is None:
         found = next((other for other, mark in _OTHERS.items() if _has(state, mark)), "another model")
         raise CheckpointError(
-            f"weights of {found} by torch-pointcloud, and there is no such model here: expected Point-BERT's or "
+            f"weights of {found} by torch-pointcloud, which are not read here: expected Point-BERT's or "
             "Point-MAE's classifier, or one of their pre-trainings"
         )
     layers = {**_HEADS.get(kind, {}), **_LAYERS}  # the first that fits counts
