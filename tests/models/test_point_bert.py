@@ -15,7 +15,9 @@ from pointewa.models import (
     TOKENIZERS,
     Architecture,
     DiscreteVAE,
+    Parts,
     PointTransformerClassifier,
+    PointTransformerSegmenter,
     TokenizerSizes,
     load_weights,
 )
@@ -275,6 +277,11 @@ def test_features_are_those_of_a_classifier_on_the_trunk():
     assert all(name.startswith("cls_head_finetune.") for name in report.fresh)
     points = clouds().float()
     torch.testing.assert_close(model.features(points), classifier.features(points), rtol=0, atol=1e-6)
+    segmenter = PointTransformerSegmenter(ARCH, Parts(("leg", "seat"), (0, 0)), 1)
+    report = load_weights(segmenter, state)
+    trunk = [name for name in segmenter.state_dict() if name in model.transformer_q.state_dict()]
+    assert {"encoder.first_conv.0.weight", "reduce_dim.weight", "norm.bias"} < set(trunk) == set(report.loaded)
+    assert set(report.unused) == {"cls_token", "cls_pos"}
     with pytest.raises(CheckpointError, match="another architecture"):
         load_weights(PointTransformerClassifier(replace(ARCH, depth=2), 5), state)
 
