@@ -50,7 +50,8 @@ $(foreach name,$(filter-out PYTHON $(takes),$(given)),\
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
-	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, sydney, folder, images) MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
+	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, shapenetpart, labeled_psb, sydney, folder, images)'
+	@echo '           MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
 	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'

@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from pointewa.datasets import packed
 from pointewa.datasets.base import hold_out
-from pointewa.datasets.files import SUFFIXES, kind, read_cloud
+from pointewa.datasets.files import SUFFIXES, kind, read_cloud, read_labelled
+from pointewa.datasets.found_parts import NAMES, find_parts
 from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError, counted
 from pointewa.ops import UP_WORDS, turn_up
@@ -165,6 +167,35 @@ def _below(folder: Path, place: Path, left_out: dict[str, list[str]]) -> Iterato
         places += reversed(folders)
 
 
+def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """`source`, with the parts of the points: the labels in the files, by class, numbered through.
+
+    The parts are those that `pointewa.datasets.found_parts.NAMES` lists, else those that occur in either split, which a
+    note on stderr says.
+
+    Raises:
+        DataError: also a file without labels, a mesh, a label that is not listed.
+    """
+    if Path(root).is_file():
+        return source(root, split, num_points, variant)
+    both = [source(root, one, num_points, variant) for one in _SPLITS]
+    found = both[_SPLITS.index(split)]
+    files = [file for one in both for file in one.files]
+    parts, numbers = find_parts(
+        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), _say
+    )
+    items = [(file, found.class_names[label], numbers[label])
+             for file, label in zip(found.files, found.labels, strict=True)]  # fmt: skip
+
+    def clouds(count: int) -> Iterator[Cloud]:
+        yield from in_parallel(functools.partial(_read_labelled, up=found.up), items)
+
+    names = found.path / NAMES
+    where = (*files, *([names] if names.is_file() else []))  # on which the numbers of the parts depend
+    return replace(found, layout=f"{found.layout}, with parts", files=where, clouds=clouds, point_labels=True,
+                   parts=parts)  # fmt: skip
+
+
 def _by_split(folder: Path) -> bool:
     """Whether it is laid out as {train,test}/<class>/*.
 
@@ -202,7 +233,7 @@ def _classes(folder: Path, left_out: dict[str, list[str]], by_split: bool = Fals
     tops = [folder / name for name in _SPLITS] if by_split else [folder]
     for top in dict.fromkeys((folder, *tops)):
         wanted = set(tops) | set(_entries(top, folders=True) if top in tops else ())
-        _leave_out(folder, [path for path in _entries(top) if path not in wanted], left_out)
+        _leave_out(folder, [path for path in _entries(top) if path not in wanted and path.name != NAMES], left_out)
     found = [path for top in tops for path in _entries(top, folders=True)]
     return {printable(path.name): path for path in sorted(found, key=lambda path: path.name)}
 
@@ -246,6 +277,22 @@ def _say(note: str) -> None:
     print(printable(note), file=sys.stderr)
 
 
+def _read_labelled(item: tuple[Path, str, Mapping[int, int]], up: str) -> Cloud:
+    file, name, numbers = item
+    cloud, column = read_labelled(file)
+    values, index = np.unique(cloud.point_labels, return_inverse=True)
+    if strange := [value for value in values.tolist() if value not in numbers]:
+        raise DataError(
+            f"{file}: {column or 'last column'}: expected the labels of {name}, {', '.join(map(str, numbers))}, found "
+            f"{strange[0]}: list it in {NAMES}, or mend the file"
+        )
+    labels = np.array([numbers[value] for value in values.tolist()], np.int64)[index]
+    return _turned(cloud, up)._replace(point_labels=labels)
+
+
 def _read(file: Path, samples: int, up: str) -> Cloud:
-    cloud = read_cloud(file, samples)
+    return _turned(read_cloud(file, samples), up)
+
+
+def _turned(cloud: Cloud, up: str) -> Cloud:
     return cloud._replace(points=turn_up(torch.from_numpy(cloud.points), up).numpy())

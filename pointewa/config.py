@@ -37,7 +37,7 @@ class DataConfig:
     name: str = "shapes"
     root: str = "data"  # folder or file
     variant: str | None = (
-        None  # ScanObjectNN: obj_bg, pb_t50_rs/split2; sydney: the fold to test on; others: a layout or the up axis
+        None  # ScanObjectNN: obj_bg, pb_t50_rs/split2; others: a fold, a layout or the up axis, see docs/data.md
     )
     num_points: AtLeastOne = 1024
     img_size: AtLeastOne = 32  # side in pixels, of a set of images

@@ -31,6 +31,8 @@ _GET = {
     "modelnet40": "make data DATASET=modelnet40 WHAT=download, or data.root=FOLDER",
     "scanobjectnn": "ask at https://hkust-vgd.github.io/scanobjectnn/, then data.root=FOLDER",
     "shapenet55": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "shapenetpart": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "labeled_psb": "from https://segeval.cs.princeton.edu, see docs/data.md, then data.root=FOLDER",
     "sydney": "make data DATASET=sydney WHAT=download says where, then data.root=FOLDER",
     "images": "train/<class>/* and test/<class>/*, or a zip file of them, then data.root=FOLDER",
     "folder": "a folder a class of clouds or meshes, then data.root=FOLDER",

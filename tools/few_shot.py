@@ -3,6 +3,7 @@
 python -m tools.few_shot --config configs/modelnet40.yaml --init-from runs/pretrained data.root=/data model.preset=tiny
 python -m tools.few_shot --config configs/shapes.yaml --settings 5w10s 5w20s --folds 3 train.epochs=50 --jobs 2
 python -m tools.few_shot --config configs/modelnet40.yaml --settings 5w10s --report-only model.preset=tiny
+python -m tools.few_shot --config configs/modelnet40.yaml --steps 120 model.preset=tiny
 
 A fold is `way` classes: `shot` training objects of each to train on, 20 test objects of each to test on. The arms are
 scratch, and with --init-from pretrained and pretrained-ewa; scratch-ewa is trained if --only names it. The recipe is
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         "--only", nargs="+", action="extend", default=[], metavar="ARM", help=f"train only some of {', '.join(ARMS)}"
     )
     parser.add_argument("--name", help="of the folder of the runs (default few_shot-DATASET-MODEL)")
+    cli.add_number(parser, "--steps", metavar="N", help="optimizer steps of a run, at least, in place of train.epochs")
     cli.add_number(parser, "--jobs", metavar="N", help="trainings at a time (default 1)")
     again = "stop after so long; the same command resumes"
     cli.add_number(parser, "--budget", 0, float, metavar="SECONDS", help=again)
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.refuse_unused(args, "--report-only", dict.fromkeys(("jobs", "budget", "only"), ()))
     only = [] if args.report_only else args.only or default_arms(args.init_from)
     settings = args.settings or SETTINGS
-    few_shot = load_few_shot(args.config, overrides, args.init_from, settings, args.folds, args.name, only)
+    few_shot = load_few_shot(args.config, overrides, args.init_from, settings, args.folds, args.name, only, args.steps)
     whole, wanted = few_shot.study, few_shot.runs(only)
     beside = whole.folder / "report"
     out = args.out or (Path("results", whole.name) if args.publish else beside)

@@ -34,9 +34,11 @@ SECONDS = 120  # of inspect's search for objects that occur twice
 _ABOUT = {
     "folder": "your own clouds and meshes, a folder for each class",
     "images": "images in place of clouds, in train/<class> and test/<class>; data.root=gratings makes some",
+    "labeled_psb": "meshes of 19 categories whose points are labelled by parts; WHAT=download says more",
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "shapenetpart": "CAD models of 16 categories whose points are labelled by parts; WHAT=download says where",
     "sydney": "LiDAR scans of 14 classes in streets, four folds; from its authors, WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
@@ -45,10 +47,18 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data, labelled = config.data, task_class(config.train.task).needs_labels
+    data, task = config.data, task_class(config.train.task)
     found = {
         split: datasets.open_source(
-            data.name, data.root, split, 1, data.variant, data.background, data.normalize, labelled
+            data.name,
+            data.root,
+            split,
+            1,
+            data.variant,
+            data.background,
+            data.normalize,
+            task.needs_labels,
+            task.point_labels,
         )
         for split in ("train", "test")
     }
@@ -75,6 +85,8 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         "points of an object",
         lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
     )
+    if splits["train"]["parts"]:
+        row("parts", lambda split: sum(map(len, split["parts"].values())))
     row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
     row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.3f}")
     row("not finite", lambda split: len(split["not_finite"]))
@@ -102,6 +114,9 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
                 f"({', '.join(f'{value:.10g}' for value in mean)}): centred in float64 when it is loaded",
                 highlight=False, soft_wrap=True, markup=False,
             )  # fmt: skip
+        for one, shares in (split["parts"] or {}).items() if name == "train" else ():
+            console.print(f"{one}: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}",
+                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip
         for one, problem in list(split["refused"].items())[:5]:
             console.print(f"{name}: {one}: {problem}", highlight=False, soft_wrap=True, markup=False)
         for kind, files in split["files_left_out"].items():
@@ -161,6 +176,8 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
         variant = f"_{scanobjectnn.slug(data.variant)}"
     elif data.name == "sydney":
         variant = f"_{data.variant or sydney.FOLDS[0]}"
+    elif default := getattr(datasets.NAMES[data.name], "DEFAULT", None):
+        variant = f"_{data.variant or default}"
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
     if data.normalize != "auto":

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels
+from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels, check_parts
 from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
@@ -351,7 +351,7 @@ class StreamedClouds(Clouds):
         Raises:
             DataError: the file is damaged, or a coordinate is not finite.
         """
-        device = self.labels.device
+        device, labels = self.labels.device, self.labels.cpu()
         with open_hdf5(self.packed.path, WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
             def read(index: Tensor) -> list[Tensor | None]:
@@ -359,6 +359,9 @@ class StreamedClouds(Clouds):
                 tensors = [torch.from_numpy(found[0]).float(), None if found[1] is None else torch.from_numpy(found[1])]
                 if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
+                if tensors[1] is not None:
+                    names = [self.packed.object_names[row] for row in self.rows[index].tolist()]
+                    check_parts(tensors[1], labels[index], self.parts, self.class_names, names, self.source)
                 return [one if one is None or device.type != "cuda" else one.pin_memory() for one in tensors]
 
             def next_batch() -> Labelled:

@@ -36,6 +36,7 @@ def open_source(
     background: str = "keep",
     normalize: str = "auto",
     labelled: bool = True,
+    parts: bool = False,
 ) -> Source:
     """A split of a data set as it is on disk.
 
@@ -49,18 +50,23 @@ def open_source(
         normalize: "unit_sphere", "center" or "none", see `pointewa.runs.description.LoadedModel`; "auto": as the set is
             used.
         labelled: objects must have classes; else one for all of them will do, where a folder has no others.
+        parts: read the parts of the points, as segmentation needs them; some sets come with them anyway.
 
     Raises:
         DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points, a
-            background that the files do not mark, or a packed file that is normalised otherwise.
+            background that the files do not mark, a packed file that is normalised otherwise, or no parts where they
+            are asked for.
     """
     if name not in NAMES:
         raise DataError(f"data.name: expected one of {', '.join(sorted(NAMES))}, found {name!r}")
     if split not in ("train", "test"):
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
-    read = module.source if labelled else getattr(module, "unlabelled", module.source)
-    found = read(root, split, num_points, variant)
+    hook = "source_with_parts" if parts else "source" if labelled else "unlabelled"
+    found = getattr(module, hook, module.source)(root, split, num_points, variant)
+    if parts and found.parts is None:
+        raise DataError(f"data.name: {name} does not tell the parts of objects ({found.path}): set a data set with "
+                        "labelled points, such as shapes")  # fmt: skip
     if background == "keep":
         return found.normalized_as(normalize)
     if not hasattr(module, "without_background"):
@@ -92,6 +98,7 @@ def load(
     device: torch.device | str = "cpu",
     img_size: int = 32,
     fold: Fold | None = None,
+    parts: bool = False,
 ) -> Clouds:
     """Load a split of a data set; the first time also prepare and cache it.
 
@@ -110,15 +117,16 @@ def load(
         img_size: side in pixels, of a set of images, which is held in memory.
         fold: only the support set ("train") or the queries ("test") of a fold, labelled 0 to ``fold.way`` - 1; see
             `pointewa.datasets.few_shot`.
+        parts: read the parts of the points, see `open_source`.
 
     Raises:
-        DataError: an unknown name, no data found, a layout that is not accepted, damaged files, too few points.
+        DataError: as `open_source`.
     """
     chosen, file = None, fold and fold_file(name, root, fold, variant, background)
     if file:
         source = NAMES[name].open_fold(file, split, fold, num_points or 1).normalized_as(normalize)
     else:
-        source = open_source(name, root, split, num_points or 1, variant, background, normalize, labelled)
+        source = open_source(name, root, split, num_points or 1, variant, background, normalize, labelled, parts)
         chosen = fold and drawn(source, split, fold)
     rows = chosen and chosen.rows
     if source.images:

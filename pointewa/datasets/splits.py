@@ -66,6 +66,7 @@ def load_split(config: Config, split: str, task: str | None = None) -> Clouds:
         device=device,
         img_size=data.img_size,
         fold=fold_of(config),
+        parts=task_class(task or config.train.task).point_labels,
     )
 
 

@@ -72,6 +72,7 @@ def load_few_shot(
     folds: int = FOLDS,
     name: str | None = None,
     only: Sequence[str] | None = None,
+    steps: int | None = None,
 ) -> FewShot:
     """The runs of a few-shot table, their configurations checked. Writes nothing.
 
@@ -83,6 +84,7 @@ def load_few_shot(
         folds: how many, from fold 0 on.
         name: of the folder of the runs; None: of the data set and the model.
         only: the arms to train, in place of `default_arms`; those that have runs are there anyway.
+        steps: optimizer steps of a run, at least, in place of the recipe's epochs.
 
     Raises:
         ConfigError: an arm that is not known or lacks ``init_from``, a value that the configuration refuses, a key that
@@ -98,11 +100,9 @@ def load_few_shot(
     if own := next((key for key in keys if key in _OWN), None):
         raise ConfigError(f"{own}: few-shot sets it for each of its runs: leave it out")
     root = runs_root(overrides)
-    given = overrides
-    if "train.warmup_epochs" not in keys:
-        epochs = load_config(files, [*overrides, "train.warmup_epochs=0"]).train.epochs
-        overrides = [f"train.warmup_epochs={epochs * WARMUP:.6g}", *overrides]
-    config = load_config(files, overrides)
+    if steps and "train.epochs" in keys:
+        raise ConfigError("--steps: they decide the epochs, and train.epochs is given: leave one of them out")
+    config = load_config(files, [*overrides, "train.warmup_epochs=0"])
     task = task_class(config.train.task)
     if not task.predicts_classes:
         raise ConfigError(f"train.task: few-shot is of classification, found {config.train.task}: leave it out")
@@ -110,6 +110,12 @@ def load_few_shot(
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, re.ASCII):
         raise ConfigError(f"--name: expected a name of letters, digits, '.', '_', '+', '-', found {name!r}")
     sizes = {setting: parse_setting(setting) for setting in settings}
+    lengths = {}
+    for setting, (way, shot) in sizes.items():
+        a_epoch = max(way * shot // config.train.batch_size, 1)
+        epochs = -(-steps // a_epoch) if steps else config.train.epochs
+        lengths[setting] = [f"train.epochs={epochs}"] if steps else []
+        lengths[setting] += [] if "train.warmup_epochs" in keys else [f"train.warmup_epochs={epochs * WARMUP:.6g}"]
     there = {arm for arm in ARMS if any(Path(root, name).glob(f"*s-{arm}-fold*/"))}
     left_out = tuple(arm for arm in ARMS if arm in there and ARMS[arm][0] and not init_from)
     wanted = {*(default_arms(init_from) if only is None else only), *there}
@@ -123,7 +129,14 @@ def load_few_shot(
             fold,  # also the seed, so that the folds are trained independently of each other
             f"{setting}-{arm}-fold{fold}",
             files,
-            [*overrides, f"data.way={way}", f"data.shot={shot}", f"data.fold={fold}", *_keys(arm, init_from)],
+            [
+                *lengths[setting],
+                *overrides,
+                f"data.way={way}",
+                f"data.shot={shot}",
+                f"data.fold={fold}",
+                *_keys(arm, init_from),
+            ],
             f"{root}/{name}",
             "choose another name for this table (RUN=x, --name x)",
         )
@@ -132,12 +145,12 @@ def load_few_shot(
         for arm in arms
     )
     names = tuple(f"{setting}-{arm}" for setting in sizes for arm in arms)
-    reported = tuple(one for one in given if one.partition("=")[0] not in MACHINE)
+    reported = tuple(one for one in overrides if one.partition("=")[0] not in MACHINE)
     seeds = dict.fromkeys(names, tuple(range(folds)))
     study = Study(name, Path(name), "", "", names, seeds, task, runs, reported)
     command = ["python", "-m", "tools.few_shot", *(f"--config={file}" for file in configs), f"--name={name}"]
     command += [f"--init-from={init_from}"] if init_from else []
-    command += ["--settings", *sizes, f"--folds={folds}", *reported]
+    command += ["--settings", *sizes, f"--folds={folds}", *([f"--steps={steps}"] if steps else []), *reported]
     return FewShot(study, tuple(sizes), arms, left_out, folds, tuple(command))
 
 

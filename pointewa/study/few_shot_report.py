@@ -198,7 +198,11 @@ def _readme(few_shot: FewShot, cells: Sequence[Cell]) -> str:
     first = few_shot.study.runs[0].config
     done = f"{len(summaries)} of {counted(len(few_shot.study.runs), 'run')} are finished"
     train = first.train
-    schedule = f"{counted(train.epochs, 'epoch')}, of which {train.warmup_epochs:.3g} warm up"
+    epochs = {run.arm.split("-")[0]: run.config.train.epochs for run in few_shot.study.runs}
+    lengths = [counted(train.epochs, "epoch")] if len(set(epochs.values())) == 1 else [
+        f"{setting} {counted(number, 'epoch')}" for setting, number in epochs.items()
+    ]  # fmt: skip
+    schedule = f"{', '.join(lengths)}, of which {train.warmup_epochs / train.epochs:.1%} warm up"
     recipe = (
         f"{first.data.name}, {first.model.preset}, {schedule}; {train.optimizer}, learning rate {train.lr:g}, weight "
         f"decay {train.weight_decay:g}, batches of {train.batch_size}"

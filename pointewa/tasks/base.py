@@ -93,6 +93,7 @@ class Task(ABC):
         model_file: the file of the trained dense model in the run folder.
         needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
+        point_labels: the points of the clouds have to be labelled by their parts (`pointewa.models.parts`).
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
     """
 
@@ -103,6 +104,7 @@ class Task(ABC):
     model_file: ClassVar[str] = "model.safetensors"
     needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
+    point_labels: ClassVar[bool] = False
     predicts_classes: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:

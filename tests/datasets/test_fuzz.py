@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
@@ -21,6 +22,10 @@ from pointewa.datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
 from pointewa.safe.archives import extract
+from tests.datasets.test_folder_parts import FORMS
+from tests.datasets.test_labeled_psb import arrays
+from tests.datasets.test_labeled_psb import write as write_psb
+from tests.datasets.test_shapenetpart import write_hdf5, write_text, write_v0
 from tests.datasets.test_sydney import WRITERS
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
@@ -151,12 +156,15 @@ def play(tmp_path, monkeypatch, capfd):
                 assert clouds.points.isfinite().all()
                 assert clouds.points.shape[2] == 3
                 assert len(clouds.points) == len(clouds.labels) == len(clouds.object_names) > 0
+                if clouds.parts is not None:
+                    mine = clouds.parts.mask(len(clouds.class_names))[clouds.labels]
+                    assert mine.gather(1, clouds.point_labels).all()
             assert listing(root) == before
             if victim.is_dir():
                 victim.rmdir()
             victim.write_bytes(original)
             for file in (tmp_path / "cache").glob("*"):
-                assert file.suffix == ".h5"  # nothing half-written
+                assert file.suffix in (".h5", ".json")  # nothing half-written
                 file.unlink()
         assert {path.name for path in tmp_path.iterdir()} <= {"cache", "set"}
         captured = capfd.readouterr()
@@ -199,7 +207,7 @@ def rewrite_npz(path, rng):
     arrays = dict(np.load(path))
     key = sorted(arrays)[rng.integers(len(arrays))]
     values = arrays.pop(key)
-    match rng.integers(6):
+    match rng.integers(8):
         case 1:
             arrays[key] = values[: len(values) // 2]
         case 2:
@@ -210,6 +218,10 @@ def rewrite_npz(path, rng):
             arrays[key] = np.full(values.shape, 200, np.uint8)
         case 5:
             arrays[key] = -np.ones(values.shape)
+        case 6:
+            arrays[key] = values.astype(object)
+        case 7:
+            arrays[key] = np.array(3)
     np.savez(path, **arrays)
 
 
@@ -243,6 +255,41 @@ def test_a_packed_file_of_ours(tmp_path, layouts, play):
     (root / "modelnet40_256.h5").unlink()
     (root / "ours.h5").rename(root / "modelnet40_ours.h5")
     loaded = play("modelnet40", root, [root / "modelnet40_ours.h5"], 80, rewrite_hdf5)
+    assert 0 < loaded < 80 * ROUNDS
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(("layout", "count"), [("text", 120), ("v0", 120), ("hdf5", 80)])
+def test_shapenetpart(tmp_path, play, layout, count):
+    root = tmp_path / "set"
+    root.mkdir()
+    {"text": write_text, "v0": write_v0, "hdf5": partial(write_hdf5, libver=("v110", "v110"))}[layout](root)
+    victims = {
+        "text": [root / "04379243" / "t2.txt", root / "train_test_split" / "shuffled_train_file_list.json"],
+        "v0": [root / "04379243" / place for place in ("points/t2.pts", "points_label/t2.seg")],
+        "hdf5": [root / "ply_data_train1.h5"],
+    }[layout]
+    loaded = play("shapenetpart", root, victims, count, rewrite_hdf5 if layout == "hdf5" else None, parts=True)
+    assert 0 < loaded < count * ROUNDS
+
+
+def test_labeled_psb(tmp_path, play):
+    root = tmp_path / "set"
+    root.mkdir()
+    write_psb(root, **{name: np.tile(arrays()[name], (1, 2, *([1] * (name == "xyz")))) for name in ("xyz", "part")})
+    loaded = play("labeled_psb", root, [root / "labeled_psb_40.npz"], 120, rewrite_npz, parts=True)
+    assert 0 < loaded < 120 * ROUNDS
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("name", ["last.txt", "named.csv", "ascii.ply", "binary.ply", "a.pcd", "records.npy", "a.npz"])
+def test_labelled_clouds_of_ones_own(tmp_path, play, name):
+    root = tmp_path / "set"
+    for label in ("chair", "mug"):
+        for split in ("train", "test"):
+            (root / label / split).mkdir(parents=True)
+            (root / label / split / name).write_bytes(FORMS[name][0])
+    loaded = play("folder", root, [root / "mug" / "train" / name], 80, parts=True)
     assert 0 < loaded < 80 * ROUNDS
 
 

@@ -43,7 +43,7 @@ def test_here_training_can_run(capsys, tmp_path):
     assert found["shapes"]["found"].startswith("procedural")
     assert found["data.root"]["found"] == str(tmp_path)
     assert "544" not in found["shapes"]["found"]  # the tests' small set
-    for name in ("modelnet40", "scanobjectnn", "shapenet55", "folder"):
+    for name in ("modelnet40", "scanobjectnn", "shapenet55", "shapenetpart", "labeled_psb", "folder"):
         assert (found[name]["state"], found[name]["found"]) == ("note", "not found")
         assert "data.root=FOLDER" in found[name]["remedy"]
     assert {one["group"] for one in found.values()} == {"packages", "machine", "data"}

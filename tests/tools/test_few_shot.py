@@ -237,6 +237,15 @@ def test_without_a_pretraining_only_scratch_is_trained(stubs, tmp_path, capsys):
     assert "| scratch-ewa | last epoch | 50.00 |" in report(tmp_path)
 
 
+def test_steps_decide_the_epochs_of_each_setting(stubs, tmp_path, capsys):
+    """3 x 5 and 3 x 10 objects are 1 and 3 batches of 8."""
+    stubs = [one for one in stubs if not one.startswith(("train.epochs=", "train.batch_size="))]
+    few_shot.main([*stubs, "--settings", "3w10s", "--steps", "10", "--folds=1", "train.batch_size=8"])
+    text = report(tmp_path)
+    assert "3w5s 10 epochs, 3w10s 4 epochs, of which 6.7% warm up" in text
+    assert "--steps=10 train.batch_size=8\n" in text
+
+
 def test_a_part_of_the_folds_is_said_to_be_a_part(stubs, tmp_path, capsys):
     few_shot.main(stubs)
     few_shot.main([*stubs, "--folds=4", "--report-only"])
@@ -297,6 +306,7 @@ def fails(arguments, capsys):
         (["--only", "pretrained"], "--only: pretrained needs a pre-training: say which by --init-from (CKPT=runs/x)"),
         (["--init-from", "nowhere"], "nowhere"),
         (["--name", "a/b"], "--name: expected a name of letters, digits, '.', '_', '+', '-', found 'a/b'"),
+        (["--steps", "9"], "--steps: they decide the epochs, and train.epochs is given: leave one of them out"),
         (["data.fold=1"], "data.fold: few-shot sets it for each of its runs: leave it out"),
         (["ewa.enabled=true"], "ewa.enabled: few-shot sets it for each of its runs: leave it out"),
         (["train.seed=1"], "train.seed: the study sets it for each of its runs: leave it out"),
