@@ -127,15 +127,19 @@ def home(place):
         patch.chdir(home)
         recipe = ["train.epochs=1", "train.device=cpu", "run.report=false", "--json"]
         masked = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/masked_autoencoding.yaml"]
+        modeling = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/point_bert.yaml"]
+        modeling += ["task.tokenizer=runs/tokenizer", "task.queue_size=64"]
         for name, more in (
             ("x", ["--config", "configs/modelnet40.yaml"]),
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
             ("parts", ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml"]),
             ("pretrained", masked),
             ("tokenizer", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/tokenizer.yaml"]),
+            ("modeled", modeling),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
-        Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
+        for name, run in (("pretrained", "pretrained"), ("point_bert", "modeled")):  # as the studies name them
+            Path(f"runs/{name}-modelnet40-tiny").symlink_to(run)
         for name in ("a", "b"):  # as compare names them
             shutil.copytree("runs/x", f"runs/{name}")
         model = load_model("runs/x").model

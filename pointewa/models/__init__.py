@@ -6,6 +6,7 @@ from pointewa.models.foreign import LoadReport, load_weights
 from pointewa.models.fuse import fuse_batch_norm
 from pointewa.models.masked_autoencoder import MaskedAutoencoder, Reconstruction
 from pointewa.models.parts import Parts
+from pointewa.models.point_bert import PointBert
 from pointewa.models.presets import PRESETS, Architecture
 from pointewa.models.segmenter import PointTransformerSegmenter
 
@@ -17,6 +18,7 @@ __all__ = [
     "LoadReport",
     "MaskedAutoencoder",
     "Parts",
+    "PointBert",
     "PointTransformerClassifier",
     "PointTransformerSegmenter",
     "Reconstruction",

@@ -191,6 +191,11 @@ class DiscreteVAE(nn.Module):
         """Patches ``[B, G, K, 3]`` relative to their centres ``[B, G, 3]`` -> codes int64 ``[B, G]``, without noise."""
         return self.logits(patches, centers).argmax(-1)
 
+    def decode(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        """Codes int64 ``[B, G]`` of patches with centres ``[B, G, 3]`` -> their points ``[B, G, K, 3]``, relative to
+        the centres."""
+        return self.decoder(self.dgcnn_2(F.embedding(tokens, self.codebook), _graph(centers)))[1]
+
     @torch.no_grad()
     def reconstruct(self, points: Tensor) -> Reconstruction:
         """Clouds ``[B, P, 3]`` by their codes, for pictures. Call ``eval()`` first, as for any prediction.

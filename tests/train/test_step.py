@@ -15,7 +15,7 @@ def calls(monkeypatch):
     def before_step(self, model, progress):
         found.append((model, progress, next(model.parameters()).clone()))
 
-    def after_step(self, model):
+    def after_step(self, model, gather):
         found.append((model, None, next(model.parameters()).clone()))
 
     monkeypatch.setattr(Classification, "before_step", before_step)
