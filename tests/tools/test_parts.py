@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pointewa.datasets.layouts import shapes
-from pointewa.tools import compare, evaluate, fold, svm, train, visualize
+from pointewa.tools import compare, evaluate, export, fold, svm, train, visualize
 from tests.tools.test_messages import fails, figures
 
 SMALL = ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml", "model.width=24",
@@ -141,3 +141,13 @@ def test_a_file_has_no_known_parts(runs, tmp_path, capsys):
     said = fails(capsys, visualize.main, "parts", "--run", runs / "parts", "--object", tmp_path / "x.xyz",
                  "--out", tmp_path / "a.png")  # fmt: skip
     assert "the category and the parts of x.xyz are not known: make predict" in said
+
+
+def test_a_file_of_another_codebase_is_evaluated_by_a_configuration(runs, tmp_path, capsys):
+    export.main([str(runs / "dense"), str(tmp_path / "c.pth"), "--format", "point_mae", "--json"])
+    capsys.readouterr()
+    found = figures(capsys, evaluate.main, tmp_path / "c.pth", *SMALL)
+    expected = figures(capsys, evaluate.main, runs / "dense")
+    assert found["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+    assert "no segmenter of 17 categories" in fails(capsys, evaluate.main, tmp_path / "c.pth", *SMALL,
+                                                    "model.decoder=point_mae")  # fmt: skip
