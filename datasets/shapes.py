@@ -5,100 +5,25 @@ vase), and every cloud is turned about the up axis, tilted, stretched, partly hi
 Nothing needs to be downloaded, and pictures of it may be shown anywhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
+from pointewa.datasets import surfaces
 from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.surfaces import Surface, at, box, ellipsoid, frustum, rotation, torus
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
 
 NUM_POINTS = 1024
+_FILES = (Path(__file__), Path(surfaces.__file__))
 PER_CLASS = {"train": 64, "test": 32}
 
-# A surface: its area, and a function that draws n points on it uniformly, [n, 3]. The y axis is up.
-Surface = tuple[float, Callable[[Generator, int], np.ndarray]]
 # An object: the surfaces of each of its parts, by the names of the parts.
 Object = dict[str, list[Surface]]
-
-
-def box(x: float, y: float, z: float) -> Surface:
-    """A closed box with the given edges, centred at the origin."""
-    size = np.array([x, y, z])
-    areas = np.array([y * z, x * z, x * y])
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        points = rng.uniform(-0.5, 0.5, (n, 3))
-        axis = rng.choice(3, n, p=areas / areas.sum())
-        points[np.arange(n), axis] = rng.choice([-0.5, 0.5], n)
-        return points * size
-
-    return 2 * areas.sum(), draw
-
-
-def frustum(bottom: float, top: float, height: float) -> Surface:
-    """The open side of a truncated cone about the y axis from y = 0 up: a tube, a cone (``top`` 0), a disc
-    (``height`` 0, ``bottom`` 0)."""
-    slant = np.hypot(height, bottom - top)
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        along = rng.uniform(0, 1, n)
-        if bottom != top:  # the radius is linear along the slant, so its square is uniform
-            along = (np.sqrt(bottom**2 + along * (top**2 - bottom**2)) - bottom) / (top - bottom)
-        radius = bottom + along * (top - bottom)
-        angle = rng.uniform(0, 2 * np.pi, n)
-        return np.stack([radius * np.cos(angle), along * height, radius * np.sin(angle)], 1)
-
-    return np.pi * (bottom + top) * slant, draw
-
-
-def ellipsoid(x: float, y: float, z: float) -> Surface:
-    """An ellipsoid with the given half-axes, centred at the origin."""
-    axes = np.array([x, y, z])
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        normal = rng.normal(size=(4 * n + 16, 3))
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        stretch = np.linalg.norm(normal / axes, axis=1)  # of the surface element, up to a factor
-        return normal[rng.choice(len(normal), n, p=stretch / stretch.sum())] * axes
-
-    # Knud Thomsen's approximation of the area
-    p = 1.6075
-    pairs = (axes * np.roll(axes, 1)) ** p
-    return 4 * np.pi * pairs.mean() ** (1 / p), draw
-
-
-def torus(ring: float, tube: float, arc: float = 2 * np.pi) -> Surface:
-    """An arc, symmetric about the x axis, of a torus in the xy plane."""
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        around = rng.uniform(0, 2 * np.pi, 4 * n + 16)
-        weight = ring + tube * np.cos(around)
-        around = rng.choice(around, n, p=weight / weight.sum())
-        along = rng.uniform(-arc / 2, arc / 2, n)
-        radius = ring + tube * np.cos(around)
-        return np.stack([radius * np.cos(along), radius * np.sin(along), tube * np.sin(around)], 1)
-
-    return arc * ring * 2 * np.pi * tube, draw
-
-
-def at(surface: Surface, x: float = 0, y: float = 0, z: float = 0, turn: float = 0, lean: float = 0) -> Surface:
-    """A surface leant about the z axis, turned about the y axis (radians), then moved."""
-    area, draw = surface
-    matrix = _rotation(1, turn) @ _rotation(2, lean)
-    return area, lambda rng, n: draw(rng, n) @ matrix.T + (x, y, z)
-
-
-def _rotation(axis: int, angle: float) -> np.ndarray:
-    matrix = np.eye(3)
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix[i, i] = matrix[j, j] = np.cos(angle)
-    matrix[j, i] = np.sin(angle)
-    matrix[i, j] = -matrix[j, i]
-    return matrix
 
 
 def _disc(radius: float) -> Surface:
@@ -360,7 +285,7 @@ def labelled_sample(
     hidden = rng.uniform(0, 0.35)
     points, labels = surface(int(num_points / (1 - hidden)) + 1)
     points = points * rng.uniform(0.8, 1.25, 3)
-    points = points @ _rotation(0, rng.normal(0, 0.12)).T @ _rotation(1, rng.uniform(0, 2 * np.pi)).T
+    points = points @ rotation(0, rng.normal(0, 0.12)).T @ rotation(1, rng.uniform(0, 2 * np.pi)).T
     direction = rng.normal(size=3)
     seen = np.argsort(points @ direction)[:num_points]
     noise = rng.normal(0, rng.uniform(0.005, 0.03), (num_points, 3))
@@ -404,7 +329,7 @@ def source_with_parts(root: str, split: str, num_points: int, variant: str | Non
             yield Cloud(points.astype(np.float32), point_labels + first[label])
 
     objects = tuple(f"{names[label]}_{split}_{index // len(names):04}" for index, label in enumerate(labels))
-    return Source(f"{_layout(split)}, with parts", Path("shapes"), (Path(__file__),), tuple(names), objects, labels,
+    return Source(f"{_layout(split)}, with parts", Path("shapes"), _FILES, tuple(names), objects, labels,
                   NUM_POINTS, clouds, point_labels=True, parts=Parts(*zip(*parts, strict=True)))  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
 from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
+from tests.datasets.test_labeled_psb import arrays as labeled_objects
 from tests.datasets.test_sydney import write_npz
 
 theirs = pytest.importorskip("torch_pointcloud.models")
@@ -103,6 +104,11 @@ def home(place):
             small[split] = type("Part", (), {"points": points, "labels": scans})
     write_scanobjectnn(home / "data", small, "pb_t50_rs")
     write_npz(home / "data")
+    np.savez(home / "data/labeled_psb.npz", **labeled_objects(25, 2048))
+    for split, count in (("train", 40), ("val", 5), ("test", 5)):
+        with h5py.File(home / f"data/ply_data_{split}0.h5", "w") as h5:
+            h5["data"] = rng.normal(size=(count, 2048, 3)).astype(np.float32)
+            h5["label"], h5["pid"] = np.full((count, 1), 4, np.uint8), rng.integers(12, 16, (count, 2048))
     for name in ("ball", "box"):
         (home / "my_meshes" / name).mkdir(parents=True)
         for number in range(20):
@@ -124,6 +130,7 @@ def home(place):
         for name, more in (
             ("x", ["--config", "configs/modelnet40.yaml"]),
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
+            ("parts", ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml"]),
             ("pretrained", masked),
             ("tokenizer", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/tokenizer.yaml"]),
         ):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.inference.segmentation import on_all_points
+from pointewa.inference.all_points import on_all_points
 from pointewa.models import PointTransformerSegmenter
+from pointewa.models.parts import predicted_parts
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
 from pointewa.runs.weights import as_classifier, load_any
-from pointewa.tasks.part_segmentation import predicted_parts
 from pointewa.train.device import select_device
 
 _BATCH = 64  # clouds that go through the model at a time

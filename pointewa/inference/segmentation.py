@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pointewa.errors import DataError
+from pointewa.inference.all_points import distinct, on_all_points
 from pointewa.models import PointTransformerSegmenter
-from pointewa.ops import interpolate
 from pointewa.tasks.base import Batch, evaluating
 from pointewa.tasks.part_segmentation import Predict, Segmentation, measured, plain
 
@@ -34,29 +34,6 @@ def votes(count: int, device: torch.device, seed: int = 0) -> Predict:
         return total / count
 
     return predict
-
-
-def distinct(points: Tensor) -> int:
-    """How many points of ``[P, 3]`` there are before they start over, as those of objects do that have fewer than the
-    others of their set."""
-    for again in (points[1:] == points[0]).all(1).nonzero().squeeze(1).tolist():
-        count = again + 1
-        if torch.equal(points[count:], points[: len(points) - count]):
-            return count
-    return len(points)
-
-
-def on_all_points(logits: Tensor, sample: Tensor, points: Tensor) -> Tensor:
-    """Logits of all points of an object, from those of a sample of it: of the three nearest points of the sample,
-    weighted by their inverse squared distances (`pointewa.ops.interpolate`).
-
-    Args:
-        logits: ``[K, M]``.
-        sample: ``[K, 3]``, whose points may start over.
-        points: ``[P, 3]``.
-    """
-    count = distinct(sample)
-    return interpolate(points[None], sample[None, :count], logits[None, :count])[0]
 
 
 def segment_all_points(

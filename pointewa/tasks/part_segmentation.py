@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture, decoder_of
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
-from pointewa.models.parts import Parts
+from pointewa.models.parts import Parts, predicted_parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
@@ -27,18 +27,6 @@ Predict = Callable[[nn.Module, Batch], Tensor]  # logits [B, P, M]
 def part_mask(parts: Parts, num_classes: int, device: torch.device) -> Tensor:
     """`Parts.mask` on a device: which parts a category has, bool ``[num_classes, M]``."""
     return parts.mask(num_classes).to(device)
-
-
-def predicted_parts(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """The most probable part of each point, int64 ``[B, P]``.
-
-    Args:
-        logits: ``[B, P, M]``.
-        allowed: the parts among which it is sought, bool ``[B, M]``; None: all of them.
-    """
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed.unsqueeze(1), -torch.inf)
-    return logits.argmax(-1)
 
 
 def overlaps(predicted: Tensor, truth: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pointewa import datasets
+from pointewa.datasets import surfaces
 from pointewa.datasets.layouts import shapes
 from pointewa.errors import DataError
 
@@ -48,7 +49,7 @@ def draw(part):
 
 
 def test_box_is_uniform_on_its_faces():
-    area, points = draw(shapes.box(1, 2, 3))
+    area, points = draw(surfaces.box(1, 2, 3))
     assert area == pytest.approx(22)
     on_x = np.isclose(np.abs(points[:, 0]), 0.5)
     assert on_x.mean() == pytest.approx(12 / 22, abs=0.01)
@@ -57,7 +58,7 @@ def test_box_is_uniform_on_its_faces():
 
 @pytest.mark.parametrize(("bottom", "top", "height"), [(0.5, 0.5, 2), (1, 0, 1), (0.2, 0.8, 0.5), (0, 1, 0)])
 def test_frustum_is_uniform_by_area(bottom, top, height):
-    area, points = draw(shapes.frustum(bottom, top, height))
+    area, points = draw(surfaces.frustum(bottom, top, height))
     radius = np.hypot(points[:, 0], points[:, 2])
     if bottom == top:
         assert radius == pytest.approx(bottom)
@@ -72,7 +73,7 @@ def test_frustum_is_uniform_by_area(bottom, top, height):
 
 
 def test_ellipsoid_is_uniform_by_area():
-    area, points = draw(shapes.ellipsoid(1, 1, 2))
+    area, points = draw(surfaces.ellipsoid(1, 1, 2))
     assert (points / (1, 1, 2) ** np.ones(3)) ** 2 @ np.ones(3) == pytest.approx(1)
     # prolate spheroid: area 2 pi a^2 (1 + c/(a e) asin e); the share of a slab by its own integral
     e = np.sqrt(3) / 2
@@ -84,7 +85,7 @@ def test_ellipsoid_is_uniform_by_area():
 
 
 def test_torus_is_uniform_by_area():
-    area, points = draw(shapes.torus(2, 0.5, np.pi))
+    area, points = draw(surfaces.torus(2, 0.5, np.pi))
     assert area == pytest.approx(2 * np.pi**2)
     ring = np.hypot(points[:, 0], points[:, 1])
     assert np.hypot(ring - 2, points[:, 2]) == pytest.approx(0.5)
@@ -94,7 +95,7 @@ def test_torus_is_uniform_by_area():
 
 
 def test_placing_turns_leans_and_moves():
-    _, points = draw(shapes.at(shapes.frustum(0.1, 0.1, 1), 5, 0, 0, lean=np.pi / 2))
+    _, points = draw(surfaces.at(surfaces.frustum(0.1, 0.1, 1), 5, 0, 0, lean=np.pi / 2))
     assert points[:, 0].min() == pytest.approx(4, abs=0.01)  # the tube along +y now runs along -x
     assert points[:, 0].max() == pytest.approx(5, abs=0.01)
     assert np.hypot(points[:, 1], points[:, 2]) == pytest.approx(0.1)

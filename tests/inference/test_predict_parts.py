@@ -11,8 +11,8 @@ import pointewa
 from pointewa import datasets
 from pointewa.datasets.files import read_labelled
 from pointewa.errors import CheckpointError
+from pointewa.inference.all_points import on_all_points
 from pointewa.inference.predict import PartPredictor
-from pointewa.inference.segmentation import on_all_points
 from pointewa.models import Architecture, Parts, PointTransformerSegmenter
 from pointewa.ops import canonical_order, farthest_point_sample, unit_sphere
 from pointewa.runs.description import LoadedModel

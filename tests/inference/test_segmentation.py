@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from pointewa.errors import DataError
-from pointewa.inference.segmentation import distinct, on_all_points, segment_all_points, votes
+from pointewa.inference.all_points import distinct, on_all_points
+from pointewa.inference.segmentation import segment_all_points, votes
 from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch
 from pointewa.tasks.part_segmentation import segment
