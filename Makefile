@@ -20,7 +20,7 @@ KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call se
 TRAINING = DATASET DATA_ROOT MODEL EPOCHS SEED RUN DEVICE NPROC ARGS
 takes_data      = DATASET DATA_ROOT WHAT ARGS
 takes_train     = $(TRAINING) TASK
-takes_pretrain  = $(TRAINING)
+takes_pretrain  = $(TRAINING) TASK
 takes_study     = STUDY DATA_ROOT DEVICE ARGS
 takes_few-shot  = CKPT DATASET DATA_ROOT MODEL EPOCHS RUN DEVICE ARGS
 takes_eval      = CKPT DATASET DATA_ROOT DEVICE ARGS
@@ -80,7 +80,7 @@ train: .venv/.done  ## train, fold, evaluate, or resume RUN=x: DATASET MODEL EPO
 	@$(TRAIN)
 
 pretrain: TASK = masked_autoencoding
-pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
+pretrain: .venv/.done  ## pre-train by masking, or TASK=tokenizer; then: make train ARGS="train.init_from=runs/x": the same variables
 	@$(TRAIN)
 
 study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"

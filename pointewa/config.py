@@ -82,6 +82,7 @@ class ModelConfig:
     decoder_depth: int = 4  # blocks of the decoder, in masked autoencoding
     patch_size: int | None = None  # side in pixels, of the patches of an image
     head: str | None = None  # "point_mae", "point_bert" or "linear"
+    codebook_size: int | None = None  # codes of a tokenizer, a multiple of 4
     decoder: str | None = None  # of part segmentation: "point_mae", "point_bert" or "light"
 
 
@@ -127,7 +128,8 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
     lr: NonNegative = 5e-4
     min_lr: NonNegative = 1e-6  # where the warm-up starts and the cosine ends
-    warmup_epochs: NonNegative | None = None  # None: a thirtieth of the epochs, the usual 10 of 300
+    warmup_epochs: NonNegative | None = None  # None: by warmup_fraction
+    warmup_fraction: Fraction | None = None  # of the epochs; None: a thirtieth, the usual 10 of 300
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
     momentum: Fraction = 0.9  # of SGD and Muon
     weight_decay: NonNegative = 0.05
@@ -143,6 +145,20 @@ class TrainConfig:
     layer_decay: PositiveFraction = 1.0  # factor of the learning rate from each block to the one before it
     freeze_backbone: bool = False  # train the head only (probing)
     ema_decay: Fraction = 0.0  # of an exponential moving average of the weights, evaluated in their place; 0: none
+
+
+@dataclass
+class TaskConfig:
+    """What only some tasks know; each names the tasks."""
+
+    tokenizer: str | None = None  # masked_point_modeling: the run of a tokenizer, which gives the tokens
+    mask_ratio: list[Fraction] = field(default_factory=lambda: [0.25, 0.45])  # masked_point_modeling: limits of the
+    # fraction of the patches, drawn for each cloud
+    mask_rand: bool = False  # masked_point_modeling: mask each patch by itself, not a block of neighbours
+    queue_size: AtLeastOne = 16384  # masked_point_modeling: keys of former batches in the contrast
+    moco_loss: bool = False  # masked_point_modeling: add the contrast of clouds that are not mixed
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.07  # masked_point_modeling: of the contrasts
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.999  # masked_point_modeling: of the encoder of the keys
 
 
 @dataclass
@@ -165,6 +181,7 @@ class Config:
     moe: MoeConfig = field(default_factory=MoeConfig)
     ewa: EwaConfig = field(default_factory=EwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @property
@@ -252,7 +269,8 @@ def build_architecture(config: ModelConfig) -> Architecture:
     """
     if config.preset not in PRESETS:
         raise ConfigError(f"model.preset: {_expected(config.preset, PRESETS)}")
-    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "decoder")  # not fields of an architecture
+    # not fields of an architecture
+    own = ("preset", "mask_ratio", "decoder_depth", "patch_size", "codebook_size", "decoder")
     overrides = {key: value for key, value in asdict(config).items() if key not in own and value is not None}
     values = asdict(PRESETS[config.preset]) | overrides
     if config.width and config.patch_out is None and PRESETS[config.preset].patch_out == PRESETS[config.preset].width:
@@ -394,6 +412,10 @@ def _check_values(config: Config) -> None:
         )
     if len(train.betas) != 2:
         raise ConfigError(f"train.betas: expected two numbers, such as [0.9,0.999], found {reprlib.repr(train.betas)}")
+    low_high = config.task.mask_ratio
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+        raise ConfigError(f"task.mask_ratio: expected two rising numbers above 0, such as [0.25,0.45], found "
+                          f"{reprlib.repr(low_high)}")  # fmt: skip
     if train.freeze_backbone and config.router != "none":
         raise ConfigError("train.freeze_backbone: a frozen backbone leaves no experts to train: set ewa.enabled=false")
     if config.moe.router == "none" and config.ewa.enabled:

@@ -26,7 +26,7 @@ from pointewa.__main__ import COMMANDS
 from pointewa.datasets import few_shot, registry
 from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
-from pointewa.models import PRESETS
+from pointewa.models import PRESETS, TOKENIZERS
 from pointewa.models import registry as models_registry
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import to_theirs
@@ -127,14 +127,19 @@ def home(place):
         patch.chdir(home)
         recipe = ["train.epochs=1", "train.device=cpu", "run.report=false", "--json"]
         masked = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/masked_autoencoding.yaml"]
+        modeling = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/point_bert.yaml"]
+        modeling += ["task.tokenizer=runs/tokenizer", "task.queue_size=64"]
         for name, more in (
             ("x", ["--config", "configs/modelnet40.yaml"]),
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
             ("parts", ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml"]),
             ("pretrained", masked),
+            ("tokenizer", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/tokenizer.yaml"]),
+            ("modeled", modeling),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
-        Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
+        for name, run in (("pretrained", "pretrained"), ("point_bert", "modeled")):  # as the studies name them
+            Path(f"runs/{name}-modelnet40-tiny").symlink_to(run)
         for name in ("a", "b"):  # as compare names them
             shutil.copytree("runs/x", f"runs/{name}")
         model = load_model("runs/x").model
@@ -152,6 +157,8 @@ def shrink(patch):
     for name, arch in PRESETS.items():
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
+        sizes = replace(TOKENIZERS[name], num_groups=8, group_size=8, patch_width=16, patch_out=24, graph_width=4)
+        patch.setitem(TOKENIZERS, name, replace(sizes, codebook_size=16))
     patch.setattr(few_shot, "QUERIES", 1)
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
     patch.setattr(images, "COUNT", {"train": 64, "test": 16})

@@ -22,7 +22,7 @@ from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError, counted
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
-from pointewa.models import MaskedAutoencoder, PointTransformerSegmenter
+from pointewa.models import PointTransformerSegmenter
 from pointewa.models.foreign.published import PUBLISHED, published_name
 from pointewa.models.registry import kind_of
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
@@ -190,12 +190,12 @@ class Subjects:
 
     @property
     def autoencoder(self) -> LoadedModel:
-        """The model, which is a masked autoencoder.
+        """The model, which reconstructs what was masked.
 
         Raises:
             CheckpointError: it is none.
         """
-        if not isinstance(self.loaded.model, MaskedAutoencoder):
+        if not hasattr(self.loaded.model, "reconstruct"):
             raise CheckpointError(
                 f"{self.run}: {_kind(self.loaded)}, which reconstructs nothing: name a pre-training's run"
             )
@@ -395,7 +395,7 @@ class Subjects:
 
 def _kind(loaded: LoadedModel) -> str:
     kinds = {"classifier": "a classifier", "timm": "a classifier", "masked_autoencoder": "a pre-training",
-             "segmenter": "a part segmentation"}  # fmt: skip
+             "segmenter": "a part segmentation", "dvae": "a tokenizer"}  # fmt: skip
     name = kind_of(loaded.model)
     return kinds.get(name, f"a {name}")
 

@@ -54,13 +54,14 @@ class Exported:
 
 
 def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
-    """Write a classifier or a segmenter for others, the latter not as "torch_pointcloud".
+    """Write a classifier or a segmenter for others, the latter not as "torch_pointcloud"; or a pre-training's model.
 
     "safetensors" (with a ``.json`` beside it) is what `load_model` takes, and "torch_pointcloud" the same by that
     package's parameter names; "point_mae" is a checkpoint as Point-MAE's and Point-BERT's code write it. The others are
     programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, of a segmenter ``points, labels int64 [B] ->
     logits [B, num_points, M]``, any B, patches included; they contain the description of the model, as
-    ``description.json`` or ONNX metadata.
+    ``description.json`` or ONNX metadata. Of a pre-training there are "safetensors" and "point_mae", with everything
+    that its training state has of the model: decoder, tokenizer, momentum encoder, queue.
 
     Args:
         loaded: the model, on the CPU, in evaluation mode.
@@ -86,7 +87,9 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             "safetensors keeps them, for this library only"
         )
     kind = kind_of(loaded.model)
-    if kind not in ("classifier", "segmenter"):
+    if kind not in ("classifier", "segmenter", "timm"):
+        return _pretraining(loaded, path, format, fuse)
+    if kind == "timm":
         raise CheckpointError(
             "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
             "in its run folder has the weights by timm's names, for any export of timm's and torch's"
@@ -114,6 +117,23 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             with atomic_write(path) as temporary:
                 difference = _compare(_WRITERS[format](loaded, temporary), plain, loaded.num_points, path)
     return Exported(str(path), format, path.stat().st_size, difference, notes)
+
+
+def _pretraining(loaded: LoadedModel, path: Path, format: str, fuse: bool) -> Exported:
+    """The whole model of a pre-training, which has no logits to compare: its weights are, bit for bit."""
+    if format not in ("safetensors", "point_mae") or fuse:
+        found = "--fuse-batch-norm" if fuse else f"--format {format}"
+        raise CheckpointError(
+            f"{found}: expected a classifier, found a {kind_of(loaded.model)}, whose weights are written as "
+            "safetensors or point_mae; train a classifier from it with train.init_from for anything else"
+        )
+    if format == "point_mae":
+        with atomic_write(path) as temporary:
+            _write_state(loaded.model, temporary)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, loaded)
+    return Exported(str(path), format, path.stat().st_size, 0.0, _turned(loaded.up))
 
 
 def check_clouds(num_points: int) -> Iterable[Tensor]:
@@ -206,10 +226,17 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
 
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
-    model, place, prefix = loaded.model, "base_model", "module."
-    parts = ()
+    model, parts = loaded.model, ()
     if kind_of(model) == "segmenter":  # whose code saves, and loads, another dictionary
-        place, prefix, parts = "model_state_dict", "", (model.parts, model.decoder)
+        parts = (model.parts, model.decoder)
+        _write_state(model, path, "model_state_dict", "")
+    else:
+        _write_state(model, path)
+    return load_foreign(path, model.architecture, len(loaded.class_names), *parts)
+
+
+def _write_state(model: nn.Module, path: Path, place: str = "base_model", prefix: str = "module.") -> None:
+    """A model's weights as Point-MAE's and Point-BERT's code write them, read back and compared."""
     state, buffer = model.state_dict(), BytesIO()
     torch.save({place: {f"{prefix}{name}": value for name, value in state.items()}}, buffer)
     path.write_bytes(buffer.getvalue())
@@ -217,7 +244,6 @@ def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
     wrong = [name for name in state if not torch.equal(found[f"{prefix}{name}"], state[name])]
     if wrong or len(found) != len(state):
         raise CheckpointError(f"{path}: read back, these differ from what was written: {', '.join(wrong[:3])}")
-    return load_foreign(path, model.architecture, len(loaded.class_names), *parts)
 
 
 _WRITERS = {"torchscript": _torchscript, "torch_export": _torch_export, "onnx": _onnx, "point_mae": _point_mae}

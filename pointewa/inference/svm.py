@@ -1,16 +1,26 @@
 """A linear support vector machine on the features of a frozen model."""
 
 from collections.abc import Iterable
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from pointewa.errors import DataError
-from pointewa.models import MaskedAutoencoder, PointTransformerClassifier
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import Evaluation
 
-Model = PointTransformerClassifier | MaskedAutoencoder
+
+class Model(Protocol):
+    """An `nn.Module` that gives features of clouds, such as a classifier or one of the pre-trainings."""
+
+    def features(self, points: Tensor) -> Tensor:
+        """``[B, P, 3] -> [B, F]``."""
+        ...
+
+    def eval(self) -> Self:
+        """Go into evaluation mode."""
+        ...
 
 
 @torch.no_grad()

@@ -41,4 +41,5 @@ class EdgeConv(nn.Sequential):
         picked = neighbors.flatten(1).unsqueeze(2).expand(-1, -1, of_neighbor.shape[0])
         edges = F.linear(points, of_neighbor).gather(1, picked).unflatten(1, neighbors.shape[1:])  # (B, Q, K, O)
         edges = edges + F.linear(queries, of_query - of_neighbor).unsqueeze(2)
-        return act(norm(edges.movedim(-1, 1))).amax(-1).mT
+        # The activation is monotone, so it commutes with the maximum; that of `max` has the faster backward pass.
+        return act(norm(edges.movedim(-1, 1)).max(-1).values.mT)

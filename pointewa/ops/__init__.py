@@ -7,7 +7,7 @@ kernels do the work if they are installed, plain torch otherwise; the environmen
 """
 
 from pointewa.ops.backend import backend
-from pointewa.ops.chamfer import chamfer_distance
+from pointewa.ops.chamfer import chamfer_distance, chamfer_l1
 from pointewa.ops.fps import farthest_point_sample
 from pointewa.ops.group import group
 from pointewa.ops.interpolate import interpolate
@@ -22,6 +22,7 @@ __all__ = [
     "backend",
     "canonical_order",
     "chamfer_distance",
+    "chamfer_l1",
     "farthest_point_sample",
     "flaw",
     "group",

@@ -26,14 +26,15 @@ from pointewa.models import (
 from pointewa.models.foreign import classifier_state
 from pointewa.models.foreign.published import published_name
 from pointewa.models.foreign.torch_pointcloud import is_theirs
-from pointewa.models.registry import kind_of
+from pointewa.models.registry import kind_of, model_ffns
 from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
 from pointewa.runs.hub import located, own_names, published_model
 from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
 RUN_CONFIG = "config.yaml"
-MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
+MODEL, PRETRAINED, TOKENIZER = "model.safetensors", "pretrained.safetensors", "tokenizer.safetensors"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 CONFIG = "config.json"  # what the description is called beside a model for Hugging Face's hub
 
 
@@ -93,7 +94,7 @@ def load_any(path: str | Path) -> LoadedModel:
     """
     path = located(path)
     if path.is_dir():
-        found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
+        found = [path / name for name in (MODEL, PRETRAINED, TOKENIZER) if (path / name).is_file()]
         if not found and not has_state(path):
             raise CheckpointError(
                 f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path) or 'neither'}"
@@ -244,7 +245,7 @@ def _restore(path: Path) -> Restored:
             expect(state["ewa"], dict, "ewa")
             experts, layers = state["ewa"].get("num_experts"), state["ewa"].get("layers")
             check_experts(experts, layers)
-            model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
+            model = ewa.to_moe(model, experts, layers, init="copy", predicate=model_ffns(model), inplace=True)
         except ValueError as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from error
     _load_state(model, state["model"], path)

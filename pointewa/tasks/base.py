@@ -4,7 +4,7 @@ The training loop, studies, reports and tools use nothing else of a task.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
@@ -152,6 +152,28 @@ class Task(ABC):
         """The mean loss ``[]`` of a batch, and for each of `train_metrics` its sum ``[]`` over the objects.
 
         Called under autocast; cast to float32 where that is needed.
+        """
+
+    def before_step(self, model: nn.Module, progress: float) -> None:  # noqa: B027  optional
+        """Called before each step of a training, for what changes on a schedule; nothing by default.
+
+        Since a training resumes by its step, and evaluations come at any time, what is set here must follow from
+        ``progress`` alone.
+
+        Args:
+            model: the model in training, not its wrapper for several processes or for compilation.
+            progress: the fraction of the training's steps that are done, from 0 to below 1.
+        """
+
+    def after_step(self, model: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:  # noqa: B027  optional
+        """Called after each optimizer step, unless that was skipped as non-finite; nothing by default.
+
+        For what follows the weights, such as a momentum encoder; it belongs to the model's parameters or buffers, so
+        that checkpoints have it. A task that defines it makes the device wait at each step.
+
+        Args:
+            model: the model in training.
+            gather: from rows ``[B, ...]`` of this process to those of all processes, by rank, the same on each.
         """
 
     @abstractmethod

@@ -138,7 +138,10 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 
     The last iteration is one step of the cosine short of ``min_lr``.
     """
-    warmup_epochs = config.epochs / 30 if config.warmup_epochs is None else config.warmup_epochs
+    warmup_epochs = config.warmup_epochs
+    if warmup_epochs is None:
+        fraction = config.warmup_fraction
+        warmup_epochs = config.epochs / 30 if fraction is None else fraction * config.epochs
     warmup, total = round(warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
     if step < warmup:
         factor = step / warmup

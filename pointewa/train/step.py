@@ -95,7 +95,9 @@ class Training:
         config, world = self.config.train, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(self.step, self.steps_per_epoch, config)
-        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]  # of the batch norms
+        # The steps that are timed before a short training may be more than it has.
+        self.task.before_step(self.model, min(1.0, self.step / self.total_steps))
+        statistics = _statistics(self.model)
         before = _flat(statistics, self.device)
         sums, parts = torch.zeros(len(self.sums) - 2, device=self.device), config.accumulate
         for number, part in enumerate(batch.chunk(parts), 1):
@@ -126,8 +128,11 @@ class Training:
             self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema and not nonfinite:  # torch's average waits for the device anyway
-            self.ema.update_parameters(self.model)
+        follows = type(self.task).after_step is not Task.after_step
+        if (self.ema or follows) and not nonfinite:  # waits for the device, as torch's average does anyway
+            self.task.after_step(self.model, world.concatenate)
+            if self.ema:
+                self.ema.update_parameters(self.model)
         self.step += 1
 
     def _clip(self, only_measure: bool = False) -> Tensor:
@@ -166,6 +171,12 @@ class Training:
         twin.optimizer = build_optimizer(twin.model, self.config.train)
         twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.optimizer_steps)
         return twin
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """What a forward pass changes: the statistics of the batch norms, unless those are frozen."""
+    norms = (one for one in model.modules() if isinstance(one, nn.modules.batchnorm._NormBase) and one.training)
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def _flat(tensors: list[Tensor], device: torch.device) -> Tensor:

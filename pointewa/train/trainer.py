@@ -281,6 +281,8 @@ class Trainer(Training):
         if self.data.fold:
             self._say(f"{fold_text(self.data.fold)}; classes {', '.join(self.data.class_names)}")
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
+        if (trained := sum(one.numel() for one in self.model.parameters() if one.requires_grad)) != _count(self.model):
+            count += f", of which {trained / 1e6:.1f} M are trained"
         names = {"none": "dense", "random": "random partition, not averaged", "top_k": "gated MoE"}
         if self.averaging:
             names |= {"random": "EWA", "top_k": "gated MoE, averaged"}

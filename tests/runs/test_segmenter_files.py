@@ -247,7 +247,7 @@ def test_it_is_exported_in_the_published_layout(tmp_path, capsys, decoder):
     assert load_any(tmp_path / "again.safetensors").model.parts == PARTS
 
 
-def test_another_library_s_layout_is_refused(tmp_path, capsys):
+def test_the_layout_of_torch_pointcloud_is_refused(tmp_path, capsys):
     save_model(tmp_path / "model.safetensors", described(segmenter("light")))
     out = tmp_path / "out" / "m.safetensors"
     with pytest.raises(SystemExit) as error:

@@ -215,7 +215,7 @@ def test_the_table_has_the_numbers_of_the_runs(stubs, pretrained, tmp_path, caps
         mean = np.mean(difference)
         assert f"| 4-way 6-shot | {arm} | {base} | {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} |" in text
     for part in ("18 of 18 runs are finished", "not comparable with published folds", "it selects on the test data",
-                 "| arm | accuracy of | 3-way 5-shot | 4-way 6-shot |", "3 epochs, of which 0.2 warm up"):  # fmt: skip
+                 "| arm | accuracy of | 3-way 5-shot | 4-way 6-shot |", "3 epochs, of which 6.7% warm up"):  # fmt: skip
         assert part in text
     rows = {
         f"{row['arm']}-fold{row['fold']}": row for row in csv.DictReader((tmp_path / "t/report/results.csv").open())

@@ -26,6 +26,9 @@ def test_a_short_run_has_a_short_warm_up():
     config = TrainConfig(epochs=10)
     assert learning_rate(round(307 / 3), 307, config) == pytest.approx(config.lr)
     assert learning_rate(0, 307, TrainConfig(epochs=1, warmup_epochs=0)) == pytest.approx(5e-4)
+    by_fraction = TrainConfig(epochs=50, warmup_fraction=0.1)
+    assert [learning_rate(step, 10, by_fraction) for step in (25, 50)] == pytest.approx([(5e-4 + 1e-6) / 2, 5e-4])
+    assert learning_rate(20, 10, TrainConfig(epochs=50, warmup_fraction=0.1, warmup_epochs=2)) == pytest.approx(5e-4)
 
 
 RECIPES = {
