@@ -17,7 +17,6 @@ from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import TOKENIZER, load_any, load_foreign, load_model, save_model
 from pointewa.safe.torch_files import read_state
 from pointewa.train.optimizer import no_decay
-from pointewa.train.trainer import Trainer
 
 SIZES = {"num_groups": 8, "group_size": 8, "patch_width": 64, "patch_out": 24, "codebook_size": 16,
          "codebook_width": 8, "graph_width": 4, "feature_width": 8, "folding_width": 8}  # fmt: skip
@@ -153,21 +152,12 @@ def test_bfloat16_changes_no_token_and_losses_are_in_float32(pretraining, monkey
 
 
 @pytest.mark.parametrize("experts", [False, True])
-def test_an_interrupted_pretraining_goes_on_exactly(pretraining, monkeypatch, experts):
+def test_an_interrupted_pretraining_goes_on_exactly(pretraining, interrupt, experts):
     recipe = [f"ewa.enabled={experts}", "model.drop_path=0.2", "model.depth=3"]
     whole = pretraining("run.name=whole", *recipe)
     whole.fit()
     part = pretraining("run.name=part", "train.save_every=7", *recipe)
-
-    def stop(trainer, batch, step=Trainer.train_step):
-        if trainer.step == 13:
-            raise KeyboardInterrupt
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+    interrupt(part, 13)
     resumed = pretraining("run.name=part", "train.save_every=7", *recipe)
     assert (resumed.step, resumed.model.queue_ptr.item()) == (10, 160 % 50)
     resumed.fit()

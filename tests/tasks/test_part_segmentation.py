@@ -192,19 +192,10 @@ def test_a_run_learns_folds_and_can_be_loaded(make):
     assert trained == {"label_conv", "propagation_0", "convs1", "bns1", "convs2", "bns2", "convs3"}
 
 
-def test_an_interrupted_run_goes_on_exactly(make, monkeypatch):
+def test_an_interrupted_run_goes_on_exactly(make, interrupt):
     whole = make("run.name=whole")
     whole.fit()
-
-    def stop(trainer, batch, step=Trainer.train_step):
-        if trainer.step == 8:
-            raise KeyboardInterrupt
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make("run.name=part", "train.save_every=3").fit()
+    interrupt(make("run.name=part", "train.save_every=3"), 8)
     resumed = make("run.name=part", "train.save_every=3")
     assert resumed.step == 6
     resumed.fit()

@@ -15,7 +15,6 @@ from pointewa.models.dvae import reconstruction_losses
 from pointewa.models.patch_embed import make_patches
 from pointewa.runs.weights import load_any, load_model
 from pointewa.tasks.tokenizer import Tokenizer, kl_weight, sizes_of, temperature
-from pointewa.train.trainer import Trainer
 
 RECIPE = (
     "train.task=tokenizer", "ewa.enabled=false", "model.width=null", "model.depth=null", "model.heads=null",
@@ -156,20 +155,11 @@ def test_its_page_has_metrics_and_reconstructions_and_its_split_is_measured(toke
     assert subjects.features().shape == (60, 2 * SMALL.codebook_width)
 
 
-def test_an_interrupted_run_goes_on_exactly(tokenizing, monkeypatch):
+def test_an_interrupted_run_goes_on_exactly(tokenizing, interrupt):
     whole = tokenizing("run.name=whole")
     whole.fit()
     part = tokenizing("run.name=part", "train.save_every=7")
-
-    def stop(trainer, batch, step=Trainer.train_step):
-        if trainer.step == 13:
-            raise KeyboardInterrupt
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+    interrupt(part, 13)
     resumed = tokenizing("run.name=part", "train.save_every=7")
     assert resumed.step == 10
     resumed.fit()

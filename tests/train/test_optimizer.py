@@ -1,12 +1,16 @@
 """The optimizers and the learning rate over a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pointewa.config import TrainConfig
+from pointewa.config import TrainConfig, load_config
 from pointewa.errors import ConfigError
-from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifier
-from pointewa.train.optimizer import learning_rate, load_optimizer_state, no_decay, optimizer_state
+from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifier, PointTransformerSegmenter
+from pointewa.models.decoders import PRESET_DECODERS
+from pointewa.models.parts import Parts
+from pointewa.train.optimizer import build_optimizer, learning_rate, load_optimizer_state, no_decay, optimizer_state
 from pointewa.train.trainer import Trainer
 
 
@@ -108,8 +112,21 @@ def test_muon_steps_each_expert_as_a_matrix_of_its_own_and_leaves_the_rest_to_ad
                 torch.testing.assert_close(row, parameter, rtol=0, atol=1e-6)
 
 
-def test_layer_decay_needs_the_blocks_of_a_classifier(make_trainer):
-    with pytest.raises(ConfigError, match=r"train\.layer_decay: works on a classifier's blocks"):
+@pytest.mark.parametrize("decoder", PRESET_DECODERS.values())
+def test_a_segmenter_s_decoder_is_its_head(decoder):
+    parts = Parts(("a", "b"), (0, 1))
+    model = PointTransformerSegmenter(replace(PRESETS["tiny"], depth=2), parts, 2, decoder)
+    optimizer = build_optimizer(model, load_config(overrides=["train.layer_decay=0.5"]).train)
+    scales = {one: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
+    found = {name: scales[one] for name, one in model.named_parameters()}
+    of_trunk = ("encoder.", "reduce_dim.", "cls_", "pos_embed.", "blocks.")
+    assert {scale for name, scale in found.items() if not name.startswith(of_trunk)} == {1}
+    assert [found[f"blocks.blocks.{block}.norm1.weight"] for block in range(2)] == [0.25, 0.5]
+    assert found["encoder.first_conv.0.weight"] == 0.125
+
+
+def test_layer_decay_needs_blocks(make_trainer):
+    with pytest.raises(ConfigError, match=r"train\.layer_decay: works on the blocks of a classifier or a segmenter"):
         make_trainer("train.task=masked_autoencoding", "train.layer_decay=0.9")
     trainer = make_trainer("train.layer_decay=0.5")
     scales = {one: group["lr_scale"] for group in trainer.optimizer.param_groups for one in group["params"]}

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pointewa.tasks.classification import Classification
-from pointewa.train.step import Training
 
 
 @pytest.fixture
@@ -34,18 +33,8 @@ def test_hooks_see_the_model_before_and_after_each_optimizer_step(make_trainer, 
         assert torch.equal(after, following)
 
 
-def test_progress_goes_on_where_a_run_is_resumed(make_trainer, calls, monkeypatch):
-    step = Training.train_step
-
-    def stopping(self, batch):
-        if self.step == 13:
-            raise KeyboardInterrupt
-        step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            make_trainer("run.name=a", "train.save_every=7").fit()
+def test_progress_goes_on_where_a_run_is_resumed(make_trainer, calls, interrupt):
+    interrupt(make_trainer("run.name=a", "train.save_every=7"), 13)
     resumed = make_trainer("run.name=a", "train.save_every=7")
     calls.clear()
     resumed.fit()

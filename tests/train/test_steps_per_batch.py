@@ -7,7 +7,6 @@ import torch
 import pointewa.ewa as ewa
 from pointewa.errors import ConfigError
 from pointewa.train.optimizer import learning_rate
-from pointewa.train.trainer import Trainer
 
 TWICE = ("train.steps_per_batch=2", "train.clip_norm=0.5", "train.epochs=1", "train.precision=float32")
 
@@ -70,23 +69,14 @@ def test_a_non_finite_gradient_changes_nothing_in_either_step(make_trainer):
     assert all(torch.equal(trainer.optimizer.state[key]["exp_avg"], value) for key, value in moments.items())
 
 
-def test_it_resumes_exactly(make_trainer, monkeypatch):
+def test_it_resumes_exactly(make_trainer, interrupt):
     def make(name):
         return make_trainer(*TWICE[:2], f"run.name={name}", "train.save_every=7")
 
     whole = make("whole")
     whole.fit()
     assert whole.averaging.steps == 2 * whole.total_steps
-
-    def stop(trainer, batch, step=Trainer.train_step):
-        if trainer.step == 13:
-            raise KeyboardInterrupt
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make("part").fit()
+    interrupt(make("part"), 13)
     resumed = make("part")
     assert (resumed.step, resumed.averaging.steps) == (10, 20)
     resumed.fit()
