@@ -11,7 +11,6 @@ from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifi
 from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.parts import Parts
 from pointewa.train.optimizer import build_optimizer, learning_rate, load_optimizer_state, no_decay, optimizer_state
-from pointewa.train.trainer import Trainer
 
 
 def test_warm_up_is_linear_then_a_cosine():
@@ -45,23 +44,13 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("router", ["random", "none"])
-def test_every_optimizer_resumes_exactly(make_trainer, monkeypatch, recipe, router):
+def test_every_optimizer_resumes_exactly(make_trainer, interrupt, recipe, router):
     keys = (*RECIPES[recipe], f"ewa.enabled={str(router == 'random').lower()}", "train.save_every=7")
     whole = make_trainer(*keys, "run.name=whole")
     before = {name: value.clone() for name, value in whole.model.named_parameters()}
     whole.fit()
     assert all(not torch.equal(value, before[name]) for name, value in whole.model.named_parameters())
-    part, step = make_trainer(*keys, "run.name=part"), Trainer.train_step
-
-    def interrupted(self, batch):
-        if self.step == 9 and self.lock:
-            raise KeyboardInterrupt
-        step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+    interrupt(make_trainer(*keys, "run.name=part"), 9)
     resumed = make_trainer(*keys, "run.name=part")
     assert resumed.step == 7
     resumed.fit()
