@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pointewa.datasets.splits import fold_entry, load_split
-from pointewa.errors import ConfigError, counted
 from pointewa.study.definition import StudyRun
 from pointewa.study.few_shot import ARMS, FOLDS, SETTINGS, default_arms, load_few_shot
 from pointewa.study.few_shot_report import differences, figures, gather, origin, table, write_report
@@ -108,12 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     if wanted:
         outcome = study.train(whole, wanted, console, args.jobs or 1, args.budget, keep_state=False)
     finished = sum(len(cell.summaries) for cell in gather(few_shot))
-    try:
-        if finished and out != beside:
-            check_place(out, finished)
-    except ConfigError as error:
-        problems.append(f"{error}; the report is in {beside}")
-        out = beside
+    out = study.still_free(out, beside, finished, problems)
     cells = write_report(few_shot, out) if finished or args.report_only else []
     if args.json:
         print(json.dumps(figures(cells) if cells else {}))
@@ -128,11 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     if few_shot.left_out:
         say(console, f"note: without {' and '.join(few_shot.left_out)}, which have runs: say what they start from "
                      "(--init-from, CKPT=runs/x)")  # fmt: skip
-    if outcome.failures:
-        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
-        problems.append("\n".join([f"{len(lines)} of {counted(len(wanted), 'run')} failed:", *lines]))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    study.complain(problems, outcome, len(wanted))
 
 
 if __name__ == "__main__":

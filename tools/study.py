@@ -61,6 +61,30 @@ def train(
     return outcome
 
 
+def still_free(out: Path, beside: Path, finished: int, problems: list[str]) -> Path:
+    """Where the report goes after the trainings: ``out``, unless a fuller one has come there, which is a problem."""
+    try:
+        if finished and out != beside:
+            check_place(out, finished)
+    except ConfigError as error:
+        problems.append(f"{error}; the report is in {beside}")
+        return beside
+    return out
+
+
+def complain(problems: list[str], outcome: Outcome, count: int) -> None:
+    """Raise what went wrong, if anything did.
+
+    Raises:
+        ConfigError: the problems, and the runs of ``count`` that failed.
+    """
+    if outcome.failures:
+        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
+        problems.append("\n".join([f"{len(lines)} of {counted(count, 'run')} failed:", *lines]))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser(*__doc__.split("\n\n", 1))
@@ -96,12 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         console.width = 140  # output that goes to a file or a pipe has no width of its own
     outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs or 1, args.budget)
     finished, problems = sum(run.summary() is not None for run in study.runs), []
-    try:
-        if finished and out != beside:
-            check_place(out, finished)
-    except ConfigError as error:
-        problems.append(f"{error}; the report is in {beside}")
-        out = beside
+    out = still_free(out, beside, finished, problems)
     arms = write_report(study, out, args.pdf) if finished or args.report_only else []
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
@@ -117,11 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         say(console, f"caution: runs of different precision are compared: {', '.join(mixed)}", style="yellow")
     if arms:
         say(console, f"report: {out / 'README.md'}")
-    if outcome.failures:
-        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
-        problems.append("\n".join([f"{len(lines)} of {counted(len(study.runs), 'run')} failed:", *lines]))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    complain(problems, outcome, len(study.runs))
 
 
 if __name__ == "__main__":

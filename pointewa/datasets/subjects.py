@@ -4,12 +4,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from pointewa.config import Config, build_architecture, decoder_of, load_config
+from pointewa.config import build_architecture, decoder_of, load_config
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.datasets.images import Images
@@ -23,12 +22,11 @@ from pointewa.errors import CheckpointError, ConfigError, DataError, counted
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
 from pointewa.models import PointTransformerSegmenter
-from pointewa.models.foreign.published import PUBLISHED, published_name
 from pointewa.models.registry import kind_of
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
+from pointewa.runs.recorded import config_of
 from pointewa.runs.summary import fold_text
 from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
@@ -38,18 +36,6 @@ from pointewa.train.device import select_device
 from pointewa.viz.drawings import Item
 
 _SAMPLES = 8192  # points drawn on a mesh
-_OF_THE_RUN = (
-    "root",
-    "variant",
-    "background",
-    "normalize",
-    "val_fraction",
-    "train_fraction",
-    "img_size",
-    "way",
-    "shot",
-    "fold",
-)  # as long as the data set is the run's
 
 
 class Subjects:
@@ -95,7 +81,7 @@ class Subjects:
             self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", task, self.clouds.up)
         else:
             self._loaded = load_any(path)
-            self.config = _config_of(self._loaded, path, files, overrides)
+            self.config = config_of(self._loaded, path, files, overrides)
 
     @property
     def num_points(self) -> int:
@@ -398,27 +384,3 @@ def _kind(loaded: LoadedModel) -> str:
              "segmenter": "a part segmentation", "dvae": "a tokenizer"}  # fmt: skip
     name = kind_of(loaded.model)
     return kinds.get(name, f"a {name}")
-
-
-def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
-    """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
-    base: dict[str, Any] = {"name": loaded.dataset}
-    if loaded.normalize == "center":  # whatever is usual for another set
-        base["normalize"] = loaded.normalize
-    # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
-    size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
-    overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
-    config = load_config(files, overrides, {"data": base})
-    folder, name = run if run.is_dir() else run.parent, published_name(run)
-    if name and config.data.name == loaded.dataset:
-        return load_config(files, overrides, {"data": base | {"variant": PUBLISHED[name].variant}})
-    if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():
-        return config
-    try:
-        recorded = load_config([folder / CONFIG]).data
-    except ConfigError as error:  # of another version of this library: the model's own description has the most
-        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
-        return config
-    if recorded.name != loaded.dataset:
-        return config
-    return load_config(files, overrides, {"data": base | {key: getattr(recorded, key) for key in _OF_THE_RUN}})
