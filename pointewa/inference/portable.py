@@ -57,7 +57,8 @@ class PortableSegmenter(Portable):
 
     def forward(self, points: Tensor, labels: Tensor) -> Tensor:
         """``points float32 [B, P, 3], labels int64 [B] -> logits [B, P, M]``."""
-        category = self._categories[labels].to(points.dtype)
+        known = labels.where(labels >= 0, torch.full_like(labels, self.model.num_classes))  # -1 would be the last one
+        category = self._categories[known].to(points.dtype)
         operators = Operators(
             _interpolated, _neighbors, lambda points, count: _gather(points, self._sample(points, count))
         )
