@@ -20,8 +20,9 @@ KEYS  = $(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(call se
 TRAINING = DATASET DATA_ROOT MODEL EPOCHS SEED RUN DEVICE NPROC ARGS
 takes_data      = DATASET DATA_ROOT WHAT ARGS
 takes_train     = $(TRAINING) TASK
-takes_pretrain  = $(TRAINING)
+takes_pretrain  = $(TRAINING) TASK
 takes_study     = STUDY DATA_ROOT DEVICE ARGS
+takes_few-shot  = CKPT DATASET DATA_ROOT MODEL EPOCHS RUN DEVICE ARGS
 takes_eval      = CKPT DATASET DATA_ROOT DEVICE ARGS
 takes_fold      = CKPT OUT ARGS
 takes_predict   = CKPT DEVICE ARGS
@@ -43,13 +44,14 @@ hint  = $(shell $(PYTHON) -c 'import difflib, sys; near = difflib.get_close_matc
 $(foreach name,$(filter-out PYTHON $(takes),$(given)),\
 	$(error $(strip make $(MAKECMDGOALS)) does not take $(name): $(call hint,$(name))))
 
-.PHONY: help setup data train pretrain study eval fold predict visualize report compare export doctor test test-all lint tensorboard bench \
+.PHONY: help setup data train pretrain study few-shot eval fold predict visualize report compare export doctor test test-all lint tensorboard bench \
         soak clean clean-runs
 
 help:  ## list the targets (this one)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo
-	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, folder, images) MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
+	@echo 'Variables: DATASET (shapes, modelnet40, scanobjectnn, shapenet55, shapenetpart, labeled_psb, sydney, folder, images)'
+	@echo '           MODEL (tiny, small, point_mae, point_bert) TASK EPOCHS SEED'
 	@echo '           DATA_ROOT RUN DEVICE NPROC CKPT OUT WHAT, and ARGS="any.config.key=value ..." for everything else'
 	@echo 'Examples:  make train'
 	@echo '           make train DATASET=modelnet40 DATA_ROOT=data MODEL=tiny EPOCHS=10'
@@ -77,13 +79,17 @@ TRAIN = $(PY) -m tools.train $(CONF) $(TASKS) $(if $(NPROC),--nproc $(call q,$(N
 train: .venv/.done  ## train, fold, evaluate, or resume RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
 	@$(TRAIN)
 
-pretrain: TASK = masked_autoencoding
-pretrain: .venv/.done  ## pre-train by masking; then: make train ARGS="train.init_from=runs/x": the same variables
+pretrain: TASK ?= masked_autoencoding
+pretrain: .venv/.done  ## pre-train by masking, or TASK=tokenizer; then: make train ARGS="train.init_from=runs/x": the same variables
 	@$(TRAIN)
 
 study: .venv/.done  ## arms x seeds, and a report: STUDY=configs/study/quick.yaml, ARGS="--jobs 2 --budget 3600"
 	@$(if $(STUDY),,echo 'error: say which study: make study STUDY=configs/study/quick.yaml' >&2; exit 2)
 	@$(PY) -m tools.study $(call q,$(STUDY)) $(ARGS) $(DATA) $(MACH)
+
+few-shot: .venv/.done  ## few-shot folds from scratch, and from CKPT=runs/x with and without EWA: DATASET MODEL EPOCHS RUN ARGS="--jobs 2"
+	@$(PY) -m tools.few_shot $(CONF) $(if $(CKPT),--init-from $(call q,$(CKPT))) $(if $(RUN),--name $(call q,$(RUN))) \
+		$(call set,MODEL,model.preset) $(call set,EPOCHS,train.epochs) $(DATA) $(MACH) $(ARGS)
 
 eval: .venv/.done  ## evaluate the dense model of CKPT=runs/x on its test split, or on that of DATASET
 	@$(if $(CKPT),,echo 'error: say which model: make eval CKPT=runs/x' >&2; exit 2)
@@ -97,7 +103,7 @@ predict: .venv/.done  ## classify clouds and meshes by the model of CKPT=runs/x:
 	@$(if $(CKPT),,echo 'error: make predict CKPT=runs/x ARGS="chair.ply"' >&2; exit 2)
 	@$(PY) -m tools.predict $(call q,$(CKPT)) $(if $(DEVICE),--device $(call q,$(DEVICE))) $(ARGS)
 
-visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, embedding, experts to OUT: DATASET CKPT ARGS
+visualize: .venv/.done  ## draw WHAT=cloud, patches, saliency, errors, reconstruction, parts, embedding, experts to OUT: DATASET CKPT ARGS
 	@$(if $(WHAT),,echo 'error: make visualize WHAT=cloud DATASET=shapes OUT=cloud.png' >&2; exit 2)
 	@$(PY) -m tools.visualize $(call q,$(WHAT)) $(if $(CKPT),--run $(call q,$(CKPT))) $(OTHER) \
 		$(if $(OUT),--out $(call q,$(OUT))) $(DATA) $(MACH) $(ARGS)

@@ -1,10 +1,11 @@
-"""The user's own clouds and meshes: one folder per class."""
+"""The user's own clouds and meshes: one folder per class; or, for tasks that need no labels, files in any folders."""
 
 import functools
 import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ import torch
 
 from pointewa.datasets import packed
 from pointewa.datasets.base import hold_out
-from pointewa.datasets.files import SUFFIXES, kind, read_cloud
+from pointewa.datasets.files import SUFFIXES, kind, read_cloud, read_labelled
+from pointewa.datasets.found_parts import NAMES, find_parts
 from pointewa.datasets.source import Cloud, Source, in_parallel
-from pointewa.errors import DataError
-from pointewa.ops import turn_up
+from pointewa.errors import DataError, counted
+from pointewa.ops import UP_WORDS, turn_up
 from pointewa.safe.files import printable
 
 TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
-_UP = {"y_up": "y", "z_up": "z"}
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}  # of operating systems
 _SPLITS = ("train", "test")
 
@@ -34,26 +35,26 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         root: the folder with a folder for each class, or a packed file.
         split: "train" or "test".
         num_points: ignored, since clouds with fewer points repeat theirs, and meshes are sampled by area.
-        variant: "y_up" (the default), or "z_up" for clouds to be turned so that y is up, as in the field's data sets;
-            the clouds of a packed file are turned already.
+        variant: "y_up" (the default); "z_up", "z_down" (z points down) and so on, of `pointewa.ops.UP_WORDS`, for
+            clouds to be turned so that y is up, as in the field's data sets; those of a packed file are turned already.
 
     Raises:
         DataError: no classes, a class without files, classes whose names differ by case only, a file that cannot be
             read.
     """
-    folder = Path(root)
-    if variant not in (None, *_UP):
-        raise DataError(f"data.variant: expected y_up or z_up for folder, found {variant!r}")
+    folder = _checked(root, variant)
     if folder.is_file():
-        return packed.source(folder, split, up=_UP.get(variant))
-    variant = variant or "y_up"
+        return packed.source(folder, split, up=UP_WORDS.get(variant))
     left_out: dict[str, list[str]] = defaultdict(list)
     by_split = _by_split(folder)
     places = _classes(folder, left_out, by_split) if by_split else _classes(folder, left_out)
     if not places:
+        loose = sum(map(_is_cloud, _entries(folder)))
+        found = f"no folders, but {counted(loose, 'file')}" if loose else "no folders"
         raise DataError(
             f"{folder.resolve()}: expected a folder for each class with its files ({' '.join(SUFFIXES)}), or with the "
-            f"folders train and test, found {'no folders' if folder.is_dir() else 'nothing'}: point DATA_ROOT at it"
+            f"folders train and test, found {found if folder.is_dir() else 'nothing'}: point DATA_ROOT at it"
+            + (", or pre-train, which needs no classes" if loose else "")
         )
     _check_names(folder, places)
     divided = by_split or any((path / name).is_dir() for path in places.values() for name in _SPLITS)
@@ -71,18 +72,128 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         if divided and not by_split:  # what is beside train and test
             _files(folder, path, left_out, passed=_SPLITS)
     if not divided:
-        test = hold_out(torch.tensor(labels), TEST_FRACTION, seed=0).tolist()
-        chosen = sorted(test if split == "test" else set(range(len(files))) - set(test))
+        chosen = _chosen(labels, split)
         files, labels = [files[index] for index in chosen], [labels[index] for index in chosen]
     _note(folder, left_out)
+    objects = [f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True)]
+    return _source(folder, variant, names, files, labels, objects, left_out)
+
+
+def unlabelled(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """A split for tasks that need no labels: that of `source` where the folder has classes, and nothing beside them;
+    else all its files, in folders of any depth, as one class with the folder's name.
+
+    Of these a fixed, seeded fifth is for testing, unless the folder has the folders train and test and nothing beside.
+    A note on stderr says so.
+
+    Args:
+        root: the folder, or a packed file.
+        split: "train" or "test".
+        num_points: ignored, as in `source`.
+        variant: as in `source`.
+
+    Raises:
+        DataError: fewer than two files; a file that cannot be read.
+    """
+    folder = _checked(root, variant)
+    entries = _entries(folder)
+    divided = sorted(path.name for path in entries) == ["test", "train"] and all(
+        any(map(_is_cloud, _entries(path))) for path in entries
+    )
+    if folder.is_file() or not (divided or any(map(_is_cloud, entries))):
+        try:
+            return source(root, split, num_points, variant)
+        except DataError:
+            if folder.is_file() or not any(_below(folder, folder, defaultdict(list))):
+                raise
+    left_out: dict[str, list[str]] = defaultdict(list)
+    files = list(_below(folder, folder / split if divided else folder, left_out))
+    if len(files) < (1 if divided else 2):
+        raise DataError(f"{folder}: expected at least two files ({' '.join(SUFFIXES)}), found {len(files)}: add others")
+    name = printable(folder.resolve().name) or "cloud"
+    how = "train and test as they are" if divided else f"{TEST_FRACTION:.0%} of them, by a fixed seed, for testing"
+    _say(f"note: {folder}: no folders of classes: all files are taken for one class, {name}; {how}")
+    if not divided:
+        files = [files[index] for index in _chosen([0] * len(files), split)]
+    _note(folder, left_out)
+    objects = [printable(str(file.relative_to(folder))) for file in files]
+    return _source(folder, variant, (name,), files, [0] * len(files), objects, left_out)
+
+
+def _checked(root: str, variant: str | None) -> Path:
+    if variant not in (None, *UP_WORDS):
+        raise DataError(f"data.variant: expected one of {', '.join(UP_WORDS)} for folder, found {variant!r}")
+    return Path(root)
+
+
+def _chosen(labels: Sequence[int], split: str) -> list[int]:
+    """The objects of a split of a set that is not divided."""
+    test = hold_out(torch.tensor(labels), TEST_FRACTION, seed=0).tolist()
+    return sorted(test if split == "test" else set(range(len(labels))) - set(test))
+
+
+def _source(
+    folder: Path,
+    variant: str | None,
+    names: tuple[str, ...],
+    files: Sequence[Path],
+    labels: Sequence[int],
+    objects: Sequence[str],
+    left_out: Mapping[str, Sequence[str]],
+) -> Source:
+    variant = variant or "y_up"
 
     def clouds(count: int) -> Iterator[Cloud]:
-        read = functools.partial(_read, samples=max(10_000, 2 * count), up=_UP[variant])
+        read = functools.partial(_read, samples=max(10_000, 2 * count), up=UP_WORDS[variant])
         yield from in_parallel(read, files)
 
-    objects = tuple(f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True))
-    return Source(f"folder, {variant}", folder, tuple(files), names, objects, np.array(labels), None, clouds,
-                  up=_UP[variant], left_out=dict(left_out))  # fmt: skip
+    return Source(f"folder, {variant}", folder, tuple(files), names, tuple(objects), np.array(labels), None, clouds,
+                  up=UP_WORDS[variant], left_out=dict(left_out))  # fmt: skip
+
+
+def _is_cloud(path: Path) -> bool:
+    return bool(kind(path)) and path.is_file()
+
+
+def _below(folder: Path, place: Path, left_out: dict[str, list[str]]) -> Iterator[Path]:
+    """All files that can be read, in folders of any depth; links to folders are not followed, since they may meet."""
+    places = [place]
+    while places:
+        entries = _entries(places.pop())
+        folders = [path for path in entries if path.is_dir() and not path.is_symlink()]
+        files = [path for path in entries if _is_cloud(path)]
+        _leave_out(folder, [path for path in entries if path not in {*folders, *files}], left_out)
+        yield from files
+        places += reversed(folders)
+
+
+def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """`source`, with the parts of the points: the labels in the files, by class, numbered through.
+
+    The parts are those that `pointewa.datasets.found_parts.NAMES` lists, else those that occur in either split, which a
+    note on stderr says.
+
+    Raises:
+        DataError: also a file without labels, a mesh, a label that is not listed.
+    """
+    if Path(root).is_file():
+        return source(root, split, num_points, variant)
+    both = [source(root, one, num_points, variant) for one in _SPLITS]
+    found = both[_SPLITS.index(split)]
+    files = [file for one in both for file in one.files]
+    parts, numbers = find_parts(
+        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), _say
+    )
+    items = [(file, found.class_names[label], numbers[label])
+             for file, label in zip(found.files, found.labels, strict=True)]  # fmt: skip
+
+    def clouds(count: int) -> Iterator[Cloud]:
+        yield from in_parallel(functools.partial(_read_labelled, up=found.up), items)
+
+    names = found.path / NAMES
+    where = (*files, *([names] if names.is_file() else []))  # on which the numbers of the parts depend
+    return replace(found, layout=f"{found.layout}, with parts", files=where, clouds=clouds, point_labels=True,
+                   parts=parts)  # fmt: skip
 
 
 def _by_split(folder: Path) -> bool:
@@ -122,7 +233,7 @@ def _classes(folder: Path, left_out: dict[str, list[str]], by_split: bool = Fals
     tops = [folder / name for name in _SPLITS] if by_split else [folder]
     for top in dict.fromkeys((folder, *tops)):
         wanted = set(tops) | set(_entries(top, folders=True) if top in tops else ())
-        _leave_out(folder, [path for path in _entries(top) if path not in wanted], left_out)
+        _leave_out(folder, [path for path in _entries(top) if path not in wanted and path.name != NAMES], left_out)
     found = [path for top in tops for path in _entries(top, folders=True)]
     return {printable(path.name): path for path in sorted(found, key=lambda path: path.name)}
 
@@ -140,7 +251,7 @@ def _check_names(folder: Path, names: Mapping[str, Path]) -> None:
 
 def _files(folder: Path, place: Path, left_out: dict[str, list[str]], passed: Sequence[str] = ()) -> list[Path]:
     found = [path for path in _entries(place) if path.name not in passed]
-    files = [] if passed else [path for path in found if kind(path) and path.is_file()]
+    files = [] if passed else [path for path in found if _is_cloud(path)]
     _leave_out(folder, [path for path in found if path not in set(files)], left_out)
     return files
 
@@ -150,7 +261,7 @@ def _leave_out(folder: Path, paths: Sequence[Path], left_out: dict[str, list[str
         name = "folders" if path.is_dir() else path.suffix.lower() or "without a suffix"
         if not path.exists():
             name = "broken links"
-        elif kind(path) and path.is_file():
+        elif _is_cloud(path):
             name = f"misplaced {kind(path)}"
         left_out[printable(name)].append(printable(str(path.relative_to(folder))))
 
@@ -166,6 +277,22 @@ def _say(note: str) -> None:
     print(printable(note), file=sys.stderr)
 
 
+def _read_labelled(item: tuple[Path, str, Mapping[int, int]], up: str) -> Cloud:
+    file, name, numbers = item
+    cloud, column = read_labelled(file)
+    values, index = np.unique(cloud.point_labels, return_inverse=True)
+    if strange := [value for value in values.tolist() if value not in numbers]:
+        raise DataError(
+            f"{file}: {column or 'last column'}: expected the labels of {name}, {', '.join(map(str, numbers))}, found "
+            f"{strange[0]}: list it in {NAMES}, or mend the file"
+        )
+    labels = np.array([numbers[value] for value in values.tolist()], np.int64)[index]
+    return _turned(cloud, up)._replace(point_labels=labels)
+
+
 def _read(file: Path, samples: int, up: str) -> Cloud:
-    cloud = read_cloud(file, samples)
+    return _turned(read_cloud(file, samples), up)
+
+
+def _turned(cloud: Cloud, up: str) -> Cloud:
     return cloud._replace(points=turn_up(torch.from_numpy(cloud.points), up).numpy())

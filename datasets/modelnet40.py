@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pointewa.datasets import packed
+from pointewa.datasets import few_shot, packed
 from pointewa.datasets.files import read_points
 from pointewa.datasets.source import Cloud, Source, in_parallel
 from pointewa.errors import DataError
@@ -32,6 +32,7 @@ OFFICIAL = {
     "toilet": (344, 100), "tv_stand": (267, 100), "vase": (475, 100), "wardrobe": (87, 20), "xbox": (103, 20),
 }  # fmt: skip
 _FOLDERS = ("", "ModelNet", "ModelNet40", "ModelNet40Ply2048", "modelnet40")
+_FEW_SHOT = "ModelNetFewshot"  # has 5way_10shot/0.pkl, or 5way10shot/0.pkl
 _OFFICIAL, _RESAMPLED = "modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled"
 
 ACCEPTED = f"""\
@@ -117,6 +118,20 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         "Point DATA_ROOT (data.root) at the folder or file that you have, or try make data DATASET=modelnet40 "
         "WHAT=download. Without any data: make train DATASET=shapes"
     )
+
+
+def fold_file(root: str, fold: few_shot.Fold) -> Path | None:
+    """The file of a published few-shot fold, ModelNetFewshot/5way_10shot/0.pkl; None without such folders.
+
+    Raises:
+        DataError: folds of this way and shot are there, without this one.
+    """
+    return few_shot.fold_file([Path(root, folder, _FEW_SHOT) for folder in _FOLDERS], fold)
+
+
+def open_fold(path: Path, split: str, fold: few_shot.Fold, num_points: int) -> Source:
+    """A split of a published few-shot fold, see `pointewa.datasets.few_shot.open_fold`."""
+    return few_shot.open_fold(path, split, fold, num_points, tuple(OFFICIAL))
 
 
 def _candidates(root: Path, variant: str | None) -> Iterator[Callable[[str], Source]]:

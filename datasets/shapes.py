@@ -5,103 +5,32 @@ vase), and every cloud is turned about the up axis, tilted, stretched, partly hi
 Nothing needs to be downloaded, and pictures of it may be shown anywhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
+from pointewa.datasets import surfaces
 from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.surfaces import Surface, at, box, ellipsoid, frustum, rotation, torus
 from pointewa.errors import DataError
+from pointewa.models.parts import Parts
 
 NUM_POINTS = 1024
+_FILES = (Path(__file__), Path(surfaces.__file__))
 PER_CLASS = {"train": 64, "test": 32}
 
-# A part is a surface: its area, and a function that draws n points on it uniformly, [n, 3]. The y axis is up.
-Part = tuple[float, Callable[[Generator, int], np.ndarray]]
+# An object: the surfaces of each of its parts, by the names of the parts.
+Object = dict[str, list[Surface]]
 
 
-def box(x: float, y: float, z: float) -> Part:
-    """A closed box with the given edges, centred at the origin."""
-    size = np.array([x, y, z])
-    areas = np.array([y * z, x * z, x * y])
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        points = rng.uniform(-0.5, 0.5, (n, 3))
-        axis = rng.choice(3, n, p=areas / areas.sum())
-        points[np.arange(n), axis] = rng.choice([-0.5, 0.5], n)
-        return points * size
-
-    return 2 * areas.sum(), draw
-
-
-def frustum(bottom: float, top: float, height: float) -> Part:
-    """The open side of a truncated cone about the y axis from y = 0 up: a tube, a cone (``top`` 0), a disc
-    (``height`` 0, ``bottom`` 0)."""
-    slant = np.hypot(height, bottom - top)
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        along = rng.uniform(0, 1, n)
-        if bottom != top:  # the radius is linear along the slant, so its square is uniform
-            along = (np.sqrt(bottom**2 + along * (top**2 - bottom**2)) - bottom) / (top - bottom)
-        radius = bottom + along * (top - bottom)
-        angle = rng.uniform(0, 2 * np.pi, n)
-        return np.stack([radius * np.cos(angle), along * height, radius * np.sin(angle)], 1)
-
-    return np.pi * (bottom + top) * slant, draw
-
-
-def ellipsoid(x: float, y: float, z: float) -> Part:
-    """An ellipsoid with the given half-axes, centred at the origin."""
-    axes = np.array([x, y, z])
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        normal = rng.normal(size=(4 * n + 16, 3))
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        stretch = np.linalg.norm(normal / axes, axis=1)  # of the surface element, up to a factor
-        return normal[rng.choice(len(normal), n, p=stretch / stretch.sum())] * axes
-
-    # Knud Thomsen's approximation of the area
-    p = 1.6075
-    pairs = (axes * np.roll(axes, 1)) ** p
-    return 4 * np.pi * pairs.mean() ** (1 / p), draw
-
-
-def torus(ring: float, tube: float, arc: float = 2 * np.pi) -> Part:
-    """An arc, symmetric about the x axis, of a torus in the xy plane."""
-
-    def draw(rng: Generator, n: int) -> np.ndarray:
-        around = rng.uniform(0, 2 * np.pi, 4 * n + 16)
-        weight = ring + tube * np.cos(around)
-        around = rng.choice(around, n, p=weight / weight.sum())
-        along = rng.uniform(-arc / 2, arc / 2, n)
-        radius = ring + tube * np.cos(around)
-        return np.stack([radius * np.cos(along), radius * np.sin(along), tube * np.sin(around)], 1)
-
-    return arc * ring * 2 * np.pi * tube, draw
-
-
-def at(part: Part, x: float = 0, y: float = 0, z: float = 0, turn: float = 0, lean: float = 0) -> Part:
-    """A part leant about the z axis, turned about the y axis (radians), then moved."""
-    area, draw = part
-    matrix = _rotation(1, turn) @ _rotation(2, lean)
-    return area, lambda rng, n: draw(rng, n) @ matrix.T + (x, y, z)
-
-
-def _rotation(axis: int, angle: float) -> np.ndarray:
-    matrix = np.eye(3)
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix[i, i] = matrix[j, j] = np.cos(angle)
-    matrix[j, i] = np.sin(angle)
-    matrix[i, j] = -matrix[j, i]
-    return matrix
-
-
-def _disc(radius: float) -> Part:
+def _disc(radius: float) -> Surface:
     return frustum(0, radius, 0)
 
 
-def _legs(rng: Generator, width: float, depth: float, height: float, count: int = 4) -> list[Part]:
+def _legs(rng: Generator, width: float, depth: float, height: float, count: int = 4) -> list[Surface]:
     thick = rng.uniform(0.03, 0.08)
     leg = frustum(thick / 2, thick / 2, height) if rng.random() < 0.5 else at(box(thick, height, thick), y=height / 2)
     if count == 4:
@@ -110,78 +39,81 @@ def _legs(rng: Generator, width: float, depth: float, height: float, count: int 
     return [at(leg, width / 2 * np.cos(angle), 0, depth / 2 * np.sin(angle)) for angle in angles]
 
 
-def _airplane(rng: Generator) -> list[Part]:
+def _airplane(rng: Generator) -> Object:
     span, chord, radius = rng.uniform(1.2, 2.2), rng.uniform(0.2, 0.45), rng.uniform(0.08, 0.16)
     tail = rng.uniform(0.25, 0.45)
     wing, back = rng.uniform(-0.1, 0.2), rng.uniform(0.7, 0.85)
-    return [
-        ellipsoid(1.0, radius, radius),
-        at(box(chord, 0.03, span), -wing, rng.uniform(-0.05, 0.05)),
-        at(box(chord * 0.6, 0.03, span * tail), -back, rng.choice([0.0, 0.3])),
-        at(box(chord * 0.6, 0.35, 0.03), -back, 0.17),
-    ]
+    return {
+        "body": [ellipsoid(1.0, radius, radius)],
+        "wing": [at(box(chord, 0.03, span), -wing, rng.uniform(-0.05, 0.05))],
+        "tail": [
+            at(box(chord * 0.6, 0.03, span * tail), -back, rng.choice([0.0, 0.3])),
+            at(box(chord * 0.6, 0.35, 0.03), -back, 0.17),
+        ],
+    }
 
 
-def _barbell(rng: Generator) -> list[Part]:
+def _barbell(rng: Generator) -> Object:
     radius, length = rng.uniform(0.03, 0.07), rng.uniform(1.2, 2.0)
     weight = rng.uniform(0.18, 0.4)
     if rng.random() < 0.5:
         ends = [at(ellipsoid(weight, weight, weight), x) for x in (-length / 2, length / 2)]
     else:
         disc = [_disc(weight), frustum(weight, weight, 0.12), at(_disc(weight), y=0.12)]
-        ends = [at(part, x, lean=np.pi / 2) for part in disc for x in (-length / 2 + 0.12, length / 2)]
-    return [at(frustum(radius, radius, length), length / 2, lean=np.pi / 2), *ends]
+        ends = [at(one, x, lean=np.pi / 2) for one in disc for x in (-length / 2 + 0.12, length / 2)]
+    return {"bar": [at(frustum(radius, radius, length), length / 2, lean=np.pi / 2)], "weight": ends}
 
 
-def _bench(rng: Generator) -> list[Part]:
+def _bench(rng: Generator) -> Object:
     width, depth, height = rng.uniform(1.1, 1.9), rng.uniform(0.35, 0.6), rng.uniform(0.35, 0.6)
-    parts = [at(box(width, 0.06, depth), y=height), *_legs(rng, width * 0.85, depth * 0.8, height)]
+    parts = {"seat": [at(box(width, 0.06, depth), y=height)], "leg": _legs(rng, width * 0.85, depth * 0.8, height)}
     if rng.random() < 0.4:
-        parts.append(at(box(width, 0.4, 0.05), y=height + 0.25, z=-depth / 2))
+        parts["back"] = [at(box(width, 0.4, 0.05), y=height + 0.25, z=-depth / 2)]
     return parts
 
 
-def _bottle(rng: Generator) -> list[Part]:
+def _bottle(rng: Generator) -> Object:
     body, neck = rng.uniform(0.2, 0.4), rng.uniform(0.06, 0.12)
     height, shoulder, mouth = rng.uniform(0.5, 0.9), rng.uniform(0.1, 0.35), rng.uniform(0.15, 0.35)
-    return [
-        _disc(body),
-        frustum(body * rng.uniform(0.85, 1), body, height),
-        at(frustum(body, neck, shoulder), y=height),
-        at(frustum(neck, neck, mouth), y=height + shoulder),
-    ]
+    return {
+        "body": [_disc(body), frustum(body * rng.uniform(0.85, 1), body, height)],
+        "shoulder": [at(frustum(body, neck, shoulder), y=height)],
+        "neck": [at(frustum(neck, neck, mouth), y=height + shoulder)],
+    }
 
 
-def _chair(rng: Generator) -> list[Part]:
+def _chair(rng: Generator) -> Object:
     width, depth, height = rng.uniform(0.45, 0.75), rng.uniform(0.45, 0.65), rng.uniform(0.4, 0.65)
     back = rng.uniform(0.35, 0.8)
-    parts = [
-        at(box(width, 0.06, depth), y=height),
-        at(box(width, back, 0.05), y=height + back / 2, z=-depth / 2),
-        *_legs(rng, width * 0.85, depth * 0.85, height),
-    ]
+    parts = {
+        "seat": [at(box(width, 0.06, depth), y=height)],
+        "back": [at(box(width, back, 0.05), y=height + back / 2, z=-depth / 2)],
+        "leg": _legs(rng, width * 0.85, depth * 0.85, height),
+    }
     if rng.random() < 0.3:
-        parts += [at(box(0.05, 0.2, depth), x, height + 0.15) for x in (-width / 2, width / 2)]
+        parts["arm"] = [at(box(0.05, 0.2, depth), x, height + 0.15) for x in (-width / 2, width / 2)]
     return parts
 
 
-def _cup(rng: Generator) -> list[Part]:
+def _cup(rng: Generator) -> Object:
     bottom, top, height = rng.uniform(0.15, 0.4), rng.uniform(0.3, 0.55), rng.uniform(0.35, 0.9)
-    return [_disc(bottom), frustum(bottom, top, height)]
+    return {"bottom": [_disc(bottom)], "side": [frustum(bottom, top, height)]}
 
 
-def _goblet(rng: Generator) -> list[Part]:
+def _goblet(rng: Generator) -> Object:
     stem, bowl, rim = rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6), rng.uniform(0.22, 0.4)
     waist = rim * rng.uniform(0.7, 1.1)
-    return [
-        _disc(rng.uniform(0.2, 0.35)),
-        frustum(0.04, 0.04, stem),
-        at(frustum(0.04, waist, bowl * 0.4), y=stem),
-        at(frustum(waist, rim, bowl * 0.6), y=stem + bowl * 0.4),
-    ]
+    return {
+        "foot": [_disc(rng.uniform(0.2, 0.35))],
+        "stem": [frustum(0.04, 0.04, stem)],
+        "bowl": [
+            at(frustum(0.04, waist, bowl * 0.4), y=stem),
+            at(frustum(waist, rim, bowl * 0.6), y=stem + bowl * 0.4),
+        ],
+    }
 
 
-def _house(rng: Generator) -> list[Part]:
+def _house(rng: Generator) -> Object:
     width, depth, height = rng.uniform(0.7, 1.2), rng.uniform(0.7, 1.4), rng.uniform(0.4, 0.9)
     slope = rng.uniform(0.4, 0.9)
     side = width / 2 / np.cos(slope) * rng.uniform(1, 1.2)
@@ -194,48 +126,48 @@ def _house(rng: Generator) -> list[Part]:
         )
         for x in (-1, 1)
     ]
-    return [at(box(width, height, depth), y=height / 2), *roofs]
+    return {"walls": [at(box(width, height, depth), y=height / 2)], "roof": roofs}
 
 
-def _lamp(rng: Generator) -> list[Part]:
+def _lamp(rng: Generator) -> Object:
     pole, shade = rng.uniform(0.6, 1.3), rng.uniform(0.25, 0.45)
-    return [
-        _disc(rng.uniform(0.18, 0.35)),
-        frustum(0.03, 0.03, pole),
-        at(frustum(shade, shade * rng.uniform(0.4, 0.9), rng.uniform(0.2, 0.45)), y=pole - 0.1),
-    ]
+    return {
+        "base": [_disc(rng.uniform(0.18, 0.35))],
+        "pole": [frustum(0.03, 0.03, pole)],
+        "shade": [at(frustum(shade, shade * rng.uniform(0.4, 0.9), rng.uniform(0.2, 0.45)), y=pole - 0.1)],
+    }
 
 
-def _mug(rng: Generator) -> list[Part]:
+def _mug(rng: Generator) -> Object:
     radius, height = rng.uniform(0.25, 0.45), rng.uniform(0.45, 0.9)
     handle = rng.uniform(0.12, 0.25)
-    return [
-        _disc(radius),
-        frustum(radius, radius * rng.uniform(0.9, 1.25), height),
-        at(torus(handle, 0.035, np.pi), radius, height / 2),
-    ]
+    return {
+        "body": [_disc(radius), frustum(radius, radius * rng.uniform(0.9, 1.25), height)],
+        "handle": [at(torus(handle, 0.035, np.pi), radius, height / 2)],
+    }
 
 
-def _parasol(rng: Generator) -> list[Part]:
+def _parasol(rng: Generator) -> Object:
     pole, radius, drop = rng.uniform(0.8, 1.4), rng.uniform(0.45, 0.9), rng.uniform(0.15, 0.4)
-    base = [_disc(rng.uniform(0.15, 0.3))] if rng.random() < 0.6 else []
-    return [*base, frustum(0.03, 0.03, pole), at(frustum(radius, 0.0, drop), y=pole - drop)]
+    base = {"base": [_disc(rng.uniform(0.15, 0.3))]} if rng.random() < 0.6 else {}
+    return base | {"pole": [frustum(0.03, 0.03, pole)], "canopy": [at(frustum(radius, 0.0, drop), y=pole - drop)]}
 
 
-def _rocket(rng: Generator) -> list[Part]:
+def _rocket(rng: Generator) -> Object:
     radius, height, nose = rng.uniform(0.12, 0.25), rng.uniform(0.7, 1.3), rng.uniform(0.25, 0.6)
     fin, count = rng.uniform(0.15, 0.35), rng.integers(3, 5)
     fins = [at(box(2 * (radius + fin), 0.3, 0.03), y=0.15, turn=np.pi * i / count) for i in range(count)]
-    return [frustum(radius, radius, height), at(frustum(radius, 0.0, nose), y=height), *fins]
+    return {"body": [frustum(radius, radius, height)], "nose": [at(frustum(radius, 0.0, nose), y=height)], "fin": fins}
 
 
-def _snowman(rng: Generator) -> list[Part]:
+def _snowman(rng: Generator) -> Object:
     radii = rng.uniform(0.35, 0.5) * np.cumprod([1, rng.uniform(0.65, 0.85), rng.uniform(0.65, 0.85)])
     centres = np.cumsum([radii[0], 0.85 * (radii[0] + radii[1]), 0.85 * (radii[1] + radii[2])])
-    return [at(ellipsoid(r, r * rng.uniform(0.85, 1.1), r), y=y) for r, y in zip(radii, centres, strict=True)]
+    balls = [at(ellipsoid(r, r * rng.uniform(0.85, 1.1), r), y=y) for r, y in zip(radii, centres, strict=True)]
+    return {"body": balls[:2], "head": balls[2:]}
 
 
-def _stool(rng: Generator) -> list[Part]:
+def _stool(rng: Generator) -> Object:
     radius, height = rng.uniform(0.2, 0.4), rng.uniform(0.4, 0.9)
     legs = _legs(rng, 1.4 * radius, 1.4 * radius, height, rng.integers(3, 5))
     seat = [
@@ -243,35 +175,35 @@ def _stool(rng: Generator) -> list[Part]:
         at(frustum(radius, radius, 0.07), y=height),
         at(_disc(radius), y=height + 0.07),
     ]
-    return seat + legs
+    return {"seat": seat, "leg": legs}
 
 
-def _table(rng: Generator) -> list[Part]:
+def _table(rng: Generator) -> Object:
     width, depth, height = rng.uniform(0.8, 1.6), rng.uniform(0.6, 1.0), rng.uniform(0.45, 0.8)
     if rng.random() < 0.5:
         top = [at(box(width, 0.06, depth), y=height)]
     else:
         top = [at(_disc(width / 2), y=height), at(frustum(width / 2, width / 2, 0.06), y=height)]
         depth = width
-    return [*top, *_legs(rng, width * 0.65, depth * 0.65, height)]
+    return {"top": top, "leg": _legs(rng, width * 0.65, depth * 0.65, height)}
 
 
-def _tree(rng: Generator) -> list[Part]:
+def _tree(rng: Generator) -> Object:
     trunk, radius = rng.uniform(0.2, 0.5), rng.uniform(0.3, 0.55)
-    parts, y = [frustum(0.07, 0.05, trunk)], trunk
+    crown, y = [], trunk
     for _ in range(rng.integers(1, 4)):
         height = rng.uniform(0.35, 0.6)
-        parts.append(at(frustum(radius, 0.0, height), y=y))
+        crown.append(at(frustum(radius, 0.0, height), y=y))
         y, radius = y + height * 0.6, radius * 0.8
-    return parts
+    return {"trunk": [frustum(0.07, 0.05, trunk)], "crown": crown}
 
 
-def _vase(rng: Generator) -> list[Part]:
+def _vase(rng: Generator) -> Object:
     radii = np.array([0.15, rng.uniform(0.2, 0.45), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.4)])
     heights = rng.uniform(0.2, 0.45, 3)
     levels = np.cumsum([0, *heights])
     sides = [at(frustum(a, b, h), y=y) for a, b, h, y in zip(radii, radii[1:], heights, levels, strict=False)]
-    return [_disc(radii[0]), *sides]
+    return {"bottom": [_disc(radii[0])], "body": sides[:2], "neck": sides[2:]}
 
 
 CLASSES = {
@@ -295,33 +227,75 @@ CLASSES = {
 }
 
 
+# Of each class the parts that its objects may have; some objects lack some.
+PARTS = {
+    "airplane": ("body", "wing", "tail"),
+    "barbell": ("bar", "weight"),
+    "bench": ("seat", "leg", "back"),
+    "bottle": ("body", "shoulder", "neck"),
+    "chair": ("seat", "back", "leg", "arm"),
+    "cup": ("bottom", "side"),
+    "goblet": ("foot", "stem", "bowl"),
+    "house": ("walls", "roof"),
+    "lamp": ("base", "pole", "shade"),
+    "mug": ("body", "handle"),
+    "parasol": ("base", "pole", "canopy"),
+    "rocket": ("body", "nose", "fin"),
+    "snowman": ("body", "head"),
+    "stool": ("seat", "leg"),
+    "table": ("top", "leg"),
+    "tree": ("trunk", "crown"),
+    "vase": ("bottom", "body", "neck"),
+}
+
+
 def sample(name: str, rng: Generator, num_points: int = NUM_POINTS, scanned: bool = True) -> np.ndarray:
-    """One object of a class as points ``[num_points, 3]``, uniform on its surface.
+    """One object of a class as points ``[num_points, 3]``, uniform on its surface; see `labelled_sample`."""
+    return labelled_sample(name, rng, num_points, scanned)[0]
+
+
+def labelled_sample(
+    name: str, rng: Generator, num_points: int = NUM_POINTS, scanned: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """One object of a class, and the parts of its points.
 
     Args:
         name: one of `CLASSES`.
         rng: of the proportions, the points, and how it was scanned.
         num_points: points to draw.
         scanned: turn, tilt, stretch, hide a side and add noise; else the clean object as it stands.
+
+    Returns:
+        Points ``[num_points, 3]``, uniform on its surface, and indices int64 ``[num_points]`` into the class's `PARTS`.
     """
     parts = CLASSES[name](rng)
-    areas = np.array([area for area, _ in parts])
+    surfaces = [(PARTS[name].index(part), *one) for part, mine in parts.items() for one in mine]
+    areas = np.array([area for _, area, _ in surfaces])
 
-    def surface(n: int) -> np.ndarray:
+    def surface(n: int) -> tuple[np.ndarray, np.ndarray]:
         counts = rng.multinomial(n, areas / areas.sum())
-        points = np.concatenate([draw(rng, count) for (_, draw), count in zip(parts, counts, strict=True)])
+        points = np.concatenate([draw(rng, count) for (_, _, draw), count in zip(surfaces, counts, strict=True)])
         points -= (points.max(0) + points.min(0)) / 2
-        return rng.permutation(points / np.linalg.norm(points, axis=1).max())
+        order = _permutation(rng, n)
+        labels = np.repeat([part for part, _, _ in surfaces], counts)
+        return (points / np.linalg.norm(points, axis=1).max())[order], labels[order]
 
     if not scanned:
         return surface(num_points)
     hidden = rng.uniform(0, 0.35)
-    points = surface(int(num_points / (1 - hidden)) + 1)
+    points, labels = surface(int(num_points / (1 - hidden)) + 1)
     points = points * rng.uniform(0.8, 1.25, 3)
-    points = points @ _rotation(0, rng.normal(0, 0.12)).T @ _rotation(1, rng.uniform(0, 2 * np.pi)).T
+    points = points @ rotation(0, rng.normal(0, 0.12)).T @ rotation(1, rng.uniform(0, 2 * np.pi)).T
     direction = rng.normal(size=3)
-    points = points[np.argsort(points @ direction)[:num_points]]
-    return rng.permutation(points + rng.normal(0, rng.uniform(0.005, 0.03), points.shape))
+    seen = np.argsort(points @ direction)[:num_points]
+    noise = rng.normal(0, rng.uniform(0.005, 0.03), (num_points, 3))
+    order = _permutation(rng, num_points)
+    return (points[seen] + noise)[order], labels[seen][order]
+
+
+def _permutation(rng: Generator, n: int) -> np.ndarray:
+    """In the order in which NumPy puts the rows of an array ``[n, 3]``; that of n numbers is another one."""
+    return rng.permutation(np.arange(n)[:, None])[:, 0]
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
@@ -331,16 +305,33 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Raises:
         DataError: more points asked for than an object has.
     """
+    found = source_with_parts(root, split, num_points, variant)
+
+    def clouds(count: int) -> Iterator[Cloud]:
+        return (Cloud(cloud.points) for cloud in found.clouds(count))
+
+    return replace(found, layout=_layout(split), clouds=clouds, point_labels=False, parts=None)
+
+
+def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """`source`, with the parts of the points."""
     if num_points > NUM_POINTS:
         raise DataError(f"shapes: an object has {NUM_POINTS} points, data.num_points asks for {num_points}: lower it")
     names = list(CLASSES)
     labels = np.arange(PER_CLASS[split] * len(names)) % len(names)
+    parts = [(part, label) for label, name in enumerate(names) for part in PARTS[name]]
+    first = [sum(len(PARTS[name]) for name in names[:label]) for label in range(len(names))]
 
     def clouds(count: int) -> Iterator[Cloud]:
         for index, label in enumerate(labels):
             rng = np.random.default_rng([0, list(PER_CLASS).index(split), index])
-            yield Cloud(sample(names[label], rng).astype(np.float32))
+            points, point_labels = labelled_sample(names[label], rng)
+            yield Cloud(points.astype(np.float32), point_labels + first[label])
 
     objects = tuple(f"{names[label]}_{split}_{index // len(names):04}" for index, label in enumerate(labels))
-    layout = f"procedural, {PER_CLASS[split]} objects a class"
-    return Source(layout, Path("shapes"), (Path(__file__),), tuple(names), objects, labels, NUM_POINTS, clouds)
+    return Source(f"{_layout(split)}, with parts", Path("shapes"), _FILES, tuple(names), objects, labels,
+                  NUM_POINTS, clouds, point_labels=True, parts=Parts(*zip(*parts, strict=True)))  # fmt: skip
+
+
+def _layout(split: str) -> str:
+    return f"procedural, {PER_CLASS[split]} objects a class"

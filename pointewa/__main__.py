@@ -18,6 +18,7 @@ COMMANDS = {
     "visualize": ("visualize", "draw clouds, patches, saliency, mistakes and more"),
     "data": ("prepare_data", "inspect, verify, pack or download a data set"),
     "study": ("study", "train arms x seeds, and report the differences"),
+    "few-shot": ("few_shot", "train few-shot folds of several arms, and report the table"),
     "forest": ("forest", "show the differences of several studies side by side"),
     "svm": ("svm", "fit a linear SVM to the features of a pre-trained model"),
     "theory": ("theory", "measure the statements about Eq. 6 beside the formulas"),

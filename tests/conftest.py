@@ -44,6 +44,24 @@ def real_data():
     return Path(folder).resolve()
 
 
+@pytest.fixture
+def interrupt(monkeypatch):
+    """From a trainer and a step to a training that Ctrl-C ends before that step."""
+
+    def fit(trainer, step):
+        def stop(trainer, batch, train_step=Trainer.train_step):
+            if trainer.step == step and trainer.lock:  # none in the steps that are tried for their time
+                raise KeyboardInterrupt
+            train_step(trainer, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit()
+
+    return fit
+
+
 TINY = [  # a real run of the whole path in a few seconds
     "model.width=24", "model.depth=4", "model.heads=2", "model.num_groups=8", "model.group_size=8",
     "data.num_points=128", "train.epochs=2", "train.batch_size=16", "train.device=cpu", "train.lr=2e-3",

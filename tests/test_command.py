@@ -27,7 +27,7 @@ def test_every_command_is_a_tool_and_every_tool_a_command(tmp_path):
     assert {module for module, _ in COMMANDS.values()} == tools
     code, out, _ = call(cwd=tmp_path)
     assert code == 0
-    assert re.findall(r"^  (\w+)", out, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^  ([\w-]+)", out, re.MULTILINE) == list(COMMANDS)
 
 
 @pytest.mark.parametrize(("command", "meant"), [("evel", "did you mean eval?"), ("x", "expected one of train, eval,")])

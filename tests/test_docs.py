@@ -23,16 +23,18 @@ from torch.nn.functional import gelu, linear
 
 from pointewa import datasets, tasks
 from pointewa.__main__ import COMMANDS
-from pointewa.datasets import registry
+from pointewa.datasets import few_shot, registry
 from pointewa.datasets.layouts import images, shapes
 from pointewa.errors import DataError, UserError
-from pointewa.models import PRESETS
+from pointewa.models import PRESETS, TOKENIZERS
 from pointewa.models import registry as models_registry
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import to_theirs
 from pointewa.runs.weights import load_model
 from pointewa.tools import train
 from tests.datasets.conftest import write_scanobjectnn
+from tests.datasets.test_labeled_psb import arrays as labeled_objects
+from tests.datasets.test_sydney import write_npz
 
 theirs = pytest.importorskip("torch_pointcloud.models")
 ROOT = Path(__file__).parents[1]
@@ -41,8 +43,16 @@ HUB = ("point-mae-base.modelnet40.yatian-pang", "point-mae-base.pretrain.yatian-
 START = r"(?:make|pointewa|python|torchrun|\.venv/bin/\w+) "
 # What is said to the tools besides, so that nothing takes long. The last value of an argument counts.
 SHORTER = {
-    "train": ["train.epochs=1", "train.device=cpu", "train.batch_size=32", "run.report=false", "run.dir=new"],
+    "train": [
+        "train.epochs=1",
+        "train.warmup_epochs=0",
+        "train.device=cpu",
+        "train.batch_size=32",
+        "run.report=false",
+        "run.dir=new",
+    ],
     "study": ["--budget", "0"],  # it starts no training
+    "few_shot": ["--settings", "2w1s", "--budget", "0"],
     "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
 }
 # Run elsewhere: by whoever reads this, and by tests of their own; what only shows something
@@ -93,12 +103,21 @@ def home(place):
             points = rng.normal(size=(len(scans), 2048, 3)).astype(np.float32)
             small[split] = type("Part", (), {"points": points, "labels": scans})
     write_scanobjectnn(home / "data", small, "pb_t50_rs")
+    write_npz(home / "data")
+    np.savez(home / "data/labeled_psb.npz", **labeled_objects(25, 2048))
+    for split, count in (("train", 40), ("val", 5), ("test", 5)):
+        with h5py.File(home / f"data/ply_data_{split}0.h5", "w") as h5:
+            h5["data"] = rng.normal(size=(count, 2048, 3)).astype(np.float32)
+            h5["label"], h5["pid"] = np.full((count, 1), 4, np.uint8), rng.integers(12, 16, (count, 2048))
     for name in ("ball", "box"):
         (home / "my_meshes" / name).mkdir(parents=True)
         for number in range(20):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
+    (home / "my_clouds").mkdir()
+    for number in range(50):
+        np.save(home / "my_clouds" / f"{number}.npy", rng.normal(size=(1024, 3)))
     for number in range(80):
         path = home / "my_images" / ("train", "test")[number % 2] / f"class_{number // 40}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,13 +127,19 @@ def home(place):
         patch.chdir(home)
         recipe = ["train.epochs=1", "train.device=cpu", "run.report=false", "--json"]
         masked = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/masked_autoencoding.yaml"]
+        modeling = ["--config", "configs/modelnet40.yaml", "--config", "configs/task/point_bert.yaml"]
+        modeling += ["task.tokenizer=runs/tokenizer", "task.queue_size=64"]
         for name, more in (
             ("x", ["--config", "configs/modelnet40.yaml"]),
             ("shapes-tiny-ewa-seed0", ["--config", "configs/shapes.yaml"]),
+            ("parts", ["--config", "configs/shapes.yaml", "--config", "configs/task/part_segmentation.yaml"]),
             ("pretrained", masked),
+            ("tokenizer", ["--config", "configs/modelnet40.yaml", "--config", "configs/task/tokenizer.yaml"]),
+            ("modeled", modeling),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
-        Path("runs/pretrained-modelnet40-tiny").symlink_to("pretrained")  # as the studies name it
+        for name, run in (("pretrained", "pretrained"), ("point_bert", "modeled")):  # as the studies name them
+            Path(f"runs/{name}-modelnet40-tiny").symlink_to(run)
         for name in ("a", "b"):  # as compare names them
             shutil.copytree("runs/x", f"runs/{name}")
         model = load_model("runs/x").model
@@ -132,6 +157,9 @@ def shrink(patch):
     for name, arch in PRESETS.items():
         small = replace(arch, width=24, depth=2, heads=2, num_groups=8, group_size=8, patch_width=16, patch_out=24)
         patch.setitem(PRESETS, name, replace(small, head="point_mae"))
+        sizes = replace(TOKENIZERS[name], num_groups=8, group_size=8, patch_width=16, patch_out=24, graph_width=4)
+        patch.setitem(TOKENIZERS, name, replace(sizes, codebook_size=16))
+    patch.setattr(few_shot, "QUERIES", 1)
     patch.setattr(shapes, "PER_CLASS", {"train": 4, "test": 2})
     patch.setattr(images, "COUNT", {"train": 64, "test": 16})
     patch.setattr(theirs._registry, "MODELS_DIR", "cache")  # in the current folder
@@ -181,7 +209,11 @@ def test_it_runs(command, home, monkeypatch, capsys, tmp_path):
         tool, arguments = words[at + 1], [word.replace("/your/data", "data") for word in words[at + 2 :]]
         assert tool.startswith(("tools.", "benchmarks.")), line
         # The clouds here have no more points, and compiling takes minutes.
-        arguments = [word.replace("8192", "1024") for word in arguments if word != "--compile"]
+        arguments = [
+            word.replace("8192", "1024").replace("shot=10", "shot=2").replace("w10s", "w2s")
+            for word in arguments
+            if word != "--compile"
+        ]
         shorter = [] if "--report-only" in arguments else SHORTER.get(tool.partition(".")[2], [])
         more = [word.replace("run.dir=new", f"run.dir={tmp_path}") for word in shorter]
         with end(arguments, capsys):

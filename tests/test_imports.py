@@ -13,6 +13,7 @@ BELOW = {
     "ops": ((), {"torch", "pytorch3d", "torchvision"}),
     "models": (("ops", "errors"), {"torch", "timm"}),
     "safe": (("errors",), None),
+    "config": (("models", "safe", "errors", "clone"), None),
     "runs": (("models", "ops", "ewa", "safe", "config", "errors"), None),
     "viz": (("models", "ops", "ewa", "safe", "errors"), None),
     "tasks": (("runs", "viz", "models", "config", "errors"), None),

@@ -58,7 +58,7 @@ def test_setup_ends_with_a_word_about_what_an_import_needs(make, place):
     ("arguments", "said"),
     [
         ("train EPOCH=3", "make train does not take EPOCH: did you mean EPOCHS?"),
-        ("pretrain TASK=classification", "make pretrain does not take TASK: it takes ARGS, DATASET, "),
+        ("pretrain STUDY=x", "make pretrain does not take STUDY: it takes ARGS, DATASET, "),
         ("eval SEED=1 CKPT=runs/x", "make eval does not take SEED: it takes ARGS, CKPT, DATASET, DATA_ROOT, DEVICE."),
         ("predict CKPT=runs/x DEVISE=cpu", "make predict does not take DEVISE: did you mean DEVICE?"),
         ("clean RUN=x", "make clean does not take RUN: it takes none"),

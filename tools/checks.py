@@ -22,6 +22,7 @@ from pointewa.datasets.source import cores
 from pointewa.errors import ConfigError, DataError, counted, first_line
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import backend
+from pointewa.tasks import task_class
 from pointewa.train.device import keep_freed_memory, select_device, select_precision
 
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
@@ -30,6 +31,9 @@ _GET = {
     "modelnet40": "make data DATASET=modelnet40 WHAT=download, or data.root=FOLDER",
     "scanobjectnn": "ask at https://hkust-vgd.github.io/scanobjectnn/, then data.root=FOLDER",
     "shapenet55": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "shapenetpart": "from https://shapenet.org, see docs/data.md, then data.root=FOLDER",
+    "labeled_psb": "from https://segeval.cs.princeton.edu, see docs/data.md, then data.root=FOLDER",
+    "sydney": "make data DATASET=sydney WHAT=download says where, then data.root=FOLDER",
     "images": "train/<class>/* and test/<class>/*, or a zip file of them, then data.root=FOLDER",
     "folder": "a folder a class of clouds or meshes, then data.root=FOLDER",
 }
@@ -145,17 +149,19 @@ def keeps_freed_memory() -> bool | None:
 
 def data_sets(config: Config) -> Iterator[Finding]:
     """Where each known set is, by the code that training uses, within `SECONDS`."""
-    chosen, found = config.data, {}
+    chosen, found, labelled = config.data, {}, task_class(config.train.task).needs_labels
 
     def look() -> None:
         for name in sorted(datasets.NAMES, key=lambda name: name != chosen.name):
             try:
-                variant = chosen.variant if name == chosen.name else None
-                source = datasets.open_source(name, chosen.root, "test", 1, variant)
+                own = {"variant": chosen.variant, "background": chosen.background, "labelled": labelled}
+                source = datasets.open_source(name, chosen.root, "test", 1, **(own if name == chosen.name else {}))
                 found[name] = True, f"{source.layout}, {counted(len(source), 'test object')}, {source.path}"
             except Exception as error:  # unexpected files of one set must not hide the others
-                known = isinstance(error, DataError)
+                known, others = isinstance(error, DataError), getattr(datasets.NAMES[name], "variants_at", None)
                 found[name] = False, first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+                if others and name != chosen.name and (there := others(chosen.root)):
+                    found[name] = True, f"with data.variant={' or '.join(there)}"
 
     with redirect_stderr(io.StringIO()):  # notes of the data modules
         thread = threading.Thread(target=look, daemon=True)  # left running if a set is very large

@@ -8,12 +8,15 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from rich.console import Console
+
 from pointewa.config import Config, load_config
 from pointewa.errors import ConfigError, Stopped, UserError
+from pointewa.ops import UP_AXES
 from pointewa.safe.files import NO_ROOM
 from pointewa.train.device import keep_freed_memory
 from pointewa.train.distributed import launched
@@ -31,6 +34,14 @@ class Debug(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Take the word after ``--up`` for its value, although it may begin with a '-' as options do."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            joined = words and words[-1] == "--up" and word in UP_AXES
+            words = [*words[:-1], f"--up={word}"] if joined else [*words, word]
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         """One line, as for all that the user can mend."""
         self.exit(2, f"error: {message}: {self.prog} --help shows the arguments\n")
@@ -70,6 +81,11 @@ def add_number(
     parser.add_argument(flag, type=parse, **options)
 
 
+def add_up(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--up``, an axis of `UP_AXES`; "-z" may be given as ``--up -z`` too."""
+    parser.add_argument("--up", choices=UP_AXES, help=f"{text}; -z: z points down")
+
+
 def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Container[str]]) -> None:
     """Refuse options that were given and have no effect.
 
@@ -91,6 +107,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and overrides."""
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later ones win")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, such as train.epochs=10")
+
+
+def console_of(as_json: bool) -> Console:
+    """For tables and messages: on stderr beside JSON, and wide where the output goes to a file or a pipe, which have no
+    width of their own."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = 140
+    return console
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:

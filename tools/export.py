@@ -5,10 +5,13 @@ python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt --format torchscript
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.pt2 --format torch_export
 python -m tools.export runs/shapes-tiny-ewa-seed0 ckpt.pth --format point_mae
 python -m tools.export runs/shapes-tiny-ewa-seed0 model.safetensors --format torch_pointcloud
+python -m tools.export runs/pretrained ckpt.pth --format point_mae
 
 The exported programs take points float32 [B, num_points, 3], prepared as in the model's training: turned so that the
-axis `up` of model.json becomes y, then normalised as its `normalize` says. They return logits; the patch embedding is
-part of them. Each file is read back and compared with the model.
+axis `up` of model.json becomes y, then normalised as its `normalize` says. Those of a part segmentation also take
+labels int64 [B], the numbers of the categories among its `class_names`. They return logits; the patch embedding is part
+of them. Each file is read back and compared with the model. Of a pre-training there are point_mae and safetensors, with
+all its weights.
 """
 
 import json
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from pointewa.errors import counted
 from pointewa.inference.export import OPSET, SUFFIXES, TOLERANCE, export
-from pointewa.runs.weights import load_model
+from pointewa.runs.weights import load_any
 from pointewa.tools import cli
 
 
@@ -31,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         "--fuse-batch-norm", action="store_true", help="merge batch norms into the layers before them: faster"
     )
     args = parser.parse_args(argv)
-    loaded = load_model(args.model)
+    loaded = load_any(args.model)
     written = export(loaded, args.out, args.format, args.fuse_batch_norm)
     if args.json:
         opset = {"opset": OPSET} if args.format == "onnx" else {}
@@ -41,7 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{written.path}: {kind}, {written.bytes / 2**20:.1f} MiB, for clouds of {counted(loaded.num_points, 'point')}"
     )
-    print(f"read back: largest difference of logits {written.difference:.1e}, accepted up to {TOLERANCE:.0e}")
+    if loaded.class_names:
+        print(f"read back: largest difference of logits {written.difference:.1e}, accepted up to {TOLERANCE:.0e}")
+    else:
+        print(f"{counted(len(loaded.model.state_dict()), 'tensor')}, all weights of the pre-training")
     for note in written.notes:
         print(f"note: {note}")
 

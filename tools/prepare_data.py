@@ -22,10 +22,11 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
-from pointewa.datasets.layouts import scanobjectnn
+from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
+from pointewa.tasks import task_class
 from pointewa.tools import cli
 from pointewa.train.trainer import duration
 
@@ -33,9 +34,12 @@ SECONDS = 120  # of inspect's search for objects that occur twice
 _ABOUT = {
     "folder": "your own clouds and meshes, a folder for each class",
     "images": "images in place of clouds, in train/<class> and test/<class>; data.root=gratings makes some",
+    "labeled_psb": "meshes of 19 categories whose points are labelled by parts; WHAT=download says more",
     "modelnet40": "CAD models of 40 classes; WHAT=download tries its mirrors",
     "scanobjectnn": "scans of 15 classes; from its authors, WHAT=download says where",
     "shapenet55": "CAD models of 55 classes; from its authors, WHAT=download says where",
+    "shapenetpart": "CAD models of 16 categories whose points are labelled by parts; WHAT=download says where",
+    "sydney": "LiDAR scans of 14 classes in streets, four folds; from its authors, WHAT=download says where",
     "shapes": "made on the spot: there is nothing to fetch",
 }
 _MESH_POINTS = 8192  # packed per object if the source can give any number
@@ -43,9 +47,19 @@ _MESH_POINTS = 8192  # packed per object if the source can give any number
 
 def sources(config: Config) -> dict[str, Source]:
     """Both splits as they are on disk."""
-    data = config.data
+    data, task = config.data, task_class(config.train.task)
     found = {
-        split: datasets.open_source(data.name, data.root, split, 1, data.variant, data.background)
+        split: datasets.open_source(
+            data.name,
+            data.root,
+            split,
+            1,
+            data.variant,
+            data.background,
+            data.normalize,
+            task.needs_labels,
+            task.point_labels,
+        )
         for split in ("train", "test")
     }
     if found["train"].images:
@@ -71,6 +85,8 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
         "points of an object",
         lambda split: " to ".join(map(str, sorted({split["fewest_points"], split["most_points"]}))),
     )
+    if splits["train"]["parts"]:
+        row("parts", lambda split: sum(map(len, split["parts"].values())))
     row("largest norm", lambda split: f"{split['largest_norm']:.3f}")
     row("largest offset of a mean", lambda split: f"{math.hypot(*split['largest_offset']['mean']):.3f}")
     row("not finite", lambda split: len(split["not_finite"]))
@@ -98,6 +114,9 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
                 f"({', '.join(f'{value:.10g}' for value in mean)}): centred in float64 when it is loaded",
                 highlight=False, soft_wrap=True, markup=False,
             )  # fmt: skip
+        for one, shares in (split["parts"] or {}).items() if name == "train" else ():
+            console.print(f"{one}: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}",
+                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip
         for one, problem in list(split["refused"].items())[:5]:
             console.print(f"{name}: {one}: {problem}", highlight=False, soft_wrap=True, markup=False)
         for kind, files in split["files_left_out"].items():
@@ -152,9 +171,17 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = f"_{data.variant or scanobjectnn.DEFAULT}" if data.name == "scanobjectnn" else ""
+    variant = ""
+    if data.name == "scanobjectnn":
+        variant = f"_{scanobjectnn.slug(data.variant)}"
+    elif data.name == "sydney":
+        variant = f"_{data.variant or sydney.FOLDS[0]}"
+    elif default := getattr(datasets.NAMES[data.name], "DEFAULT", None):
+        variant = f"_{data.variant or default}"
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
+    if data.normalize != "auto":
+        variant = f"_{data.normalize}{variant}"
     root = Path(data.root)
     out = args.out or (root if root.is_dir() else root.parent) / f"{data.name}{variant}_{points}.h5"
     if out.exists():

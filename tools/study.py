@@ -40,7 +40,9 @@ from pointewa.train.progress import say
 TRAIN = (sys.executable, "-m", "pointewa", "train")
 
 
-def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None) -> Outcome:
+def train(
+    study: Study, runs: list[StudyRun], console: Console, jobs: int, budget: float | None, keep_state: bool = True
+) -> Outcome:
     """Train those of the runs that are not finished.
 
     Raises:
@@ -50,13 +52,37 @@ def train(study: Study, runs: list[StudyRun], console: Console, jobs: int, budge
     study.folder.mkdir(parents=True, exist_ok=True)
     with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")
-        outcome = work(runs, TRAIN, progress, budget)
+        outcome = work(runs, TRAIN, progress, budget, keep_state)
         state = progress.state()
     if outcome.signal:
         raise Stopped(outcome.signal, f"{state}; the same command resumes")
     if outcome.out_of_time:
         say(console, f"The budget of {budget:g} s is used up: {state}; the same command resumes")
     return outcome
+
+
+def still_free(out: Path, beside: Path, finished: int, problems: list[str]) -> Path:
+    """Where the report goes after the trainings: ``out``, unless a fuller one has come there, which is a problem."""
+    try:
+        if finished and out != beside:
+            check_place(out, finished)
+    except ConfigError as error:
+        problems.append(f"{error}; the report is in {beside}")
+        return beside
+    return out
+
+
+def complain(problems: list[str], outcome: Outcome, count: int) -> None:
+    """Raise what went wrong, if anything did.
+
+    Raises:
+        ConfigError: the problems, and the runs of ``count`` that failed.
+    """
+    if outcome.failures:
+        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
+        problems.append("\n".join([f"{len(lines)} of {counted(count, 'run')} failed:", *lines]))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,17 +115,10 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [] if args.report_only else [run for run in study.runs if not only or run.arm in only]
     if out != beside:  # with all of these trained
         check_place(out, sum(run in wanted or run.summary() is not None for run in study.runs))
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = 140  # output that goes to a file or a pipe has no width of its own
+    console = cli.console_of(args.json)
     outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs or 1, args.budget)
     finished, problems = sum(run.summary() is not None for run in study.runs), []
-    try:
-        if finished and out != beside:
-            check_place(out, finished)
-    except ConfigError as error:
-        problems.append(f"{error}; the report is in {beside}")
-        out = beside
+    out = still_free(out, beside, finished, problems)
     arms = write_report(study, out, args.pdf) if finished or args.report_only else []
     if args.json:
         print(json.dumps([arm.figures() for arm in arms]))
@@ -115,11 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         say(console, f"caution: runs of different precision are compared: {', '.join(mixed)}", style="yellow")
     if arms:
         say(console, f"report: {out / 'README.md'}")
-    if outcome.failures:
-        lines = [f"  {name}: {failure}" for name, failure in outcome.failures.items()]
-        problems.append("\n".join([f"{len(lines)} of {counted(len(study.runs), 'run')} failed:", *lines]))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    complain(problems, outcome, len(study.runs))
 
 
 if __name__ == "__main__":

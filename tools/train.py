@@ -22,7 +22,7 @@ from pointewa.datasets.subjects import Subjects
 from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
-from pointewa.runs.summary import SUMMARY, after_training, read_summary
+from pointewa.runs.summary import SUMMARY, after_training, fold_text, read_summary
 from pointewa.tasks import task_class, task_of
 from pointewa.tools import cli
 from pointewa.train.device import memory_advice
@@ -77,11 +77,18 @@ def show_run(trainer: Trainer) -> None:
 def table(summary: dict[str, Any]) -> Table:
     """The result as a table."""
     columns, rows = task_of(summary, str(Path(summary["run"], SUMMARY))).result(summary)
-    table = Table(title=f"{summary['dataset']}, test split, {after_training(summary)}")
+    few_shot = summary.get("few_shot")
+    split = f"queries of {fold_text(few_shot)}" if few_shot else "test split"
+    table = Table(title=f"{summary['dataset']}, {split}, {after_training(summary)}")
     for name in columns:
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
         table.add_row(*row)
+    if few_shot:
+        best = few_shot["best_on_queries"]
+        metric = task_of(summary).metrics[task_of(summary).primary()]
+        value = metric.text(best[task_of(summary).primary()])
+        table.caption = f"best epoch on the queries, as published figures select: {value}, epoch {best['epoch']}"
     return table
 
 

@@ -6,6 +6,7 @@ python -m tools.visualize patches --object mug --num-groups 64 --group-size 32
 python -m tools.visualize saliency --run runs/x --object mug_test_0001
 python -m tools.visualize errors --run runs/x --count 12 --html errors.html
 python -m tools.visualize reconstruction --run runs/pretrained
+python -m tools.visualize parts --run runs/parts --object chair
 python -m tools.visualize embedding --run runs/x --method tsne
 python -m tools.visualize experts --run runs/x
 
@@ -14,6 +15,7 @@ patches         centres and groups, as the model of --run or of the configuratio
 saliency        what the prediction rests on: gradient x input, and the effect of leaving out each patch
 errors          the most confident mistakes on the split
 reconstruction  of a pre-training run: masked input, prediction, truth
+parts           of a part segmentation: truth, prediction, errors
 embedding       the features of the split, coloured by class
 experts         their disagreement during training, and their distances at the end
 """
@@ -29,7 +31,7 @@ from pointewa.config import build_architecture
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.inference import page
-from pointewa.ops import UP_AXES
+from pointewa.tasks import part_segmentation
 from pointewa.tools import cli
 from pointewa.viz import drawings, offscreen
 from pointewa.viz.clouds import FIGURES, PAGES, check_suffix, clouds_figure, save_figure
@@ -66,6 +68,11 @@ def _reconstruction(subjects: Subjects, args: argparse.Namespace) -> Drawing:
     return drawings.reconstructions(model, items, subjects.config.train.seed, f"reconstruction by {args.run}")
 
 
+def _parts(subjects: Subjects, args: argparse.Namespace) -> Drawing:
+    loaded, items = subjects.segmenter, subjects.items(args.object, args.count or 4)
+    return part_segmentation.draw(loaded.model, loaded.class_names, items, f"parts by {args.run}")
+
+
 def _embedding(subjects: Subjects, args: argparse.Namespace) -> Drawing:
     clouds, method = subjects.clouds, args.method or "tsne"
     title = f"features of {args.run} on {subjects.what}, {({'pca': 'PCA', 'tsne': 't-SNE'})[method]}"
@@ -84,10 +91,10 @@ def _experts(subjects: Subjects, args: argparse.Namespace) -> Drawing:
 
 KINDS: dict[str, Callable[[Subjects, argparse.Namespace], Drawing]] = {
     "cloud": _cloud, "patches": _patches, "saliency": _saliency, "errors": _errors, "reconstruction": _reconstruction,
-    "embedding": _embedding, "experts": _experts,
+    "parts": _parts, "embedding": _embedding, "experts": _experts,
 }  # fmt: skip
 _WITHOUT_RUN = ("cloud", "patches")
-_OF_OBJECTS = ("cloud", "patches", "saliency", "reconstruction")
+_OF_OBJECTS = ("cloud", "patches", "saliency", "reconstruction", "parts")
 _USED_BY = {
     "object": _OF_OBJECTS, "up": _OF_OBJECTS, "count": (*_OF_OBJECTS, "errors"), "columns": ("cloud", "errors"),
     "num_groups": ("patches",), "group_size": ("patches",), "method": ("embedding",),
@@ -132,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="index, object name, class or file; may be repeated")  # fmt: skip
     cli.add_number(parser, "--count", metavar="N", help="at most N objects; of a class its first N")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the data set (default test)")
-    parser.add_argument("--up", choices=UP_AXES, help="axis of a file that points up (default: as in training, else y)")
+    cli.add_up(parser, "axis of a file that points up (default: as in training, else y)")
     cli.add_number(parser, "--num-groups", metavar="G", help="patches: how many")
     cli.add_number(parser, "--group-size", metavar="K", help="patches: points in each")
     parser.add_argument("--method", choices=METHODS, help="embedding: how (default tsne)")

@@ -31,6 +31,7 @@ class Clouds(ABC):
         object_names: N names.
         source: the file or folder it came from, for messages.
         normalized: each cloud was centred and scaled to largest norm 1.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
         num_points: P, the points that each cloud has.
         up: the axis that points up in the files that they were read from; in the clouds it is y.
         parts: what the labels of points count; None if the set has no parts.
@@ -41,6 +42,7 @@ class Clouds(ABC):
     object_names: tuple[str, ...]
     source: str
     normalized: bool
+    centered: bool = False
     num_points: int
     up: str
     parts: Parts | None
@@ -51,7 +53,7 @@ class Clouds(ABC):
     @property
     def normalize(self) -> str:
         """How the objects were normalised, see `pointewa.runs.description.LoadedModel`."""
-        return "unit_sphere" if self.normalized else "none"
+        return "unit_sphere" if self.normalized else "center" if self.centered else "none"
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], count: int) -> Iterator[Labelled]:
@@ -60,6 +62,10 @@ class Clouds(ABC):
     @abstractmethod
     def take(self, indices: Sequence[int] | Tensor) -> Self:
         """The clouds at ``indices``."""
+
+    @abstractmethod
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> Self:
+        """The same clouds with other labels int64 ``[N]``, of other classes."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
@@ -93,6 +99,32 @@ def check_labels(labels: Tensor, class_names: Sequence[str], object_names: Seque
         )
 
 
+def check_parts(
+    point_labels: Tensor,
+    labels: Tensor,
+    parts: Parts | None,
+    class_names: Sequence[str],
+    object_names: Sequence[str],
+    source: str | Path,
+) -> None:
+    """Refuse point labels ``[N, P]`` that are no parts of the classes ``[N]`` of their objects; without parts none are.
+
+    Raises:
+        DataError: naming ``source``, and the first object and point that are wrong.
+    """
+    if parts is None:
+        return
+    mask = parts.mask(len(class_names)).to(point_labels.device)
+    inside = (point_labels >= 0) & (point_labels < len(parts))
+    wrong = ~(inside & mask[labels].gather(1, point_labels.clamp(0, len(parts) - 1)))
+    if wrong.any():
+        index, point = wrong.nonzero()[0].tolist()
+        mine = mask[labels[index]].nonzero().squeeze(1).tolist()
+        found = f"point {point} has label {int(point_labels[index, point])}"
+        expected = f"expected a part of {class_names[int(labels[index])]} ({', '.join(map(str, mine)) or 'none'})"
+        raise DataError(f"{source}: object {index} ({object_names[index]}): {found}, {expected}")
+
+
 def hold_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Indices of ``fraction`` of each class (rounded, at least one object), chosen by ``seed``."""
     generator = torch.Generator().manual_seed(seed)
@@ -118,6 +150,7 @@ class PointClouds(Clouds):
         point_labels: int64 ``[N, P]``, of the points, in step with them; None if the set has none.
         up: the axis that points up in the files that they were read from.
         parts: what ``point_labels`` count.
+        centered: without ``normalized``: each cloud was centred, and has the units of its file.
 
     Raises:
         DataError: wrong shapes, a label out of range, a part that objects of the category do not have, a
@@ -133,6 +166,7 @@ class PointClouds(Clouds):
     point_labels: Tensor | None = None
     up: str = "y"
     parts: Parts | None = None
+    centered: bool = False
 
     def __post_init__(self) -> None:
         points = self.points
@@ -145,28 +179,14 @@ class PointClouds(Clouds):
                 f"{self.source}: expected point labels {list(points.shape[:2])}, found {list(self.point_labels.shape)}"
             )
         check_labels(self.labels, self.class_names, self.object_names, self.source)
-        self._check_parts()
+        if self.point_labels is not None:
+            check_parts(self.point_labels, self.labels, self.parts, self.class_names, self.object_names, self.source)
         bad = ~torch.isfinite(points).flatten(1).all(1)
         if bad.any():
             index = int(bad.nonzero()[0])
             raise DataError(
                 f"{self.source}: object {index} ({self.object_names[index]}) has coordinates that are not finite, "
                 f"as {int(bad.sum())} of {len(bad)} objects do: remove or repair them"
-            )
-
-    def _check_parts(self) -> None:
-        if self.parts is None or self.point_labels is None:
-            return
-        mask, labels = self.parts.mask(len(self.class_names)).to(self.points.device), self.point_labels
-        inside = (labels >= 0) & (labels < len(self.parts))
-        wrong = ~(inside & mask[self.labels].gather(1, labels.clamp(0, len(self.parts) - 1)))
-        if wrong.any():
-            index, point = wrong.nonzero()[0].tolist()
-            name = self.class_names[int(self.labels[index])]
-            mine = mask[self.labels[index]].nonzero().squeeze(1).tolist()
-            raise DataError(
-                f"{self.source}: object {index} ({self.object_names[index]}): point {point} has label "
-                f"{int(labels[index, point])}, expected a part of {name} ({', '.join(map(str, mine)) or 'none'})"
             )
 
     @property
@@ -189,6 +209,10 @@ class PointClouds(Clouds):
             labels=self.labels[indices],
             object_names=tuple(self.object_names[i] for i in indices.tolist()),
         )
+
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "PointClouds":
+        """The same clouds with other labels."""
+        return replace(self, labels=labels.to(self.labels.device), class_names=class_names)
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""

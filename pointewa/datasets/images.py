@@ -72,6 +72,10 @@ class Images(Clouds):
         names = tuple(self.object_names[i] for i in indices.tolist())
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices], object_names=names)
 
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "Images":
+        """The same images with other labels."""
+        return replace(self, labels=labels.to(self.labels.device), class_names=class_names)
+
     def to(self, device: torch.device | str) -> "Images":
         """The images on a device."""
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))

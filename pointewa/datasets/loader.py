@@ -96,7 +96,9 @@ class EvalLoader:
         batch_size: B.
         num_points: points a cloud.
         transform: from points ``[B, P, 3]``, P the size of the pool that training draws from if there are as many,
-            to the points that are evaluated. Their labels are then not given, since it may draw and reorder points.
+            to the points that are evaluated. Their labels are then not given, since it may draw and reorder points,
+            unless ``ordered``.
+        ordered: the transform gives the first points, in their order.
         rank: number of this process. The clouds are divided among the processes, each going to exactly one.
         world_size: number of processes.
 
@@ -112,13 +114,14 @@ class EvalLoader:
         transform: Callable[[Tensor], Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        ordered: bool = False,
     ) -> None:
         if len(clouds) < world_size:
             raise ConfigError(
                 f"{world_size} processes, but only {counted(len(clouds), 'object')} to evaluate: start fewer"
             )
         self.clouds, self.batch_size, self.num_points, self.transform = clouds, batch_size, num_points, transform
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.ordered = rank, world_size, ordered
 
     def __len__(self) -> int:
         return len(self._indices())
@@ -132,5 +135,7 @@ class EvalLoader:
         count = pool_size(self.num_points) if self.transform else self.num_points
         for index, (points, point_labels) in zip(indices, self.clouds.batches(indices, count), strict=True):
             if self.transform:
-                points, point_labels = self.transform(points), None
+                points = self.transform(points)
+                kept = self.ordered and point_labels is not None
+                point_labels = point_labels[:, : points.shape[1]] if kept else None
             yield Batch(points, self.clouds.labels[index], point_labels)

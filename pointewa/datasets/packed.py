@@ -3,9 +3,9 @@
 Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int16 with ``scale_factor`` and
 ``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
 Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order),
-``normalized``, and ``up``, the axis that points up in the files that they were made of (in the clouds it is y); where
-the point labels count parts, also ``part_names`` and ``part_classes`` (`pointewa.models.parts.Parts`); of a group
-``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
+``normalized`` or ``centered``, and ``up``, the axis that points up in the files that they were made of (in the clouds
+it is y); where the point labels count parts, also ``part_names`` and ``part_classes`` (`pointewa.models.parts.Parts`);
+of a group ``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
 
 Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
 1 (the object) and 0 (its background).
@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels
+from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels, check_parts
 from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
-from pointewa.ops import UP_AXES
+from pointewa.ops import UP_AXES, up_word
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
@@ -55,6 +55,8 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
             h5.attrs["up"] = source.up
             if source.parts is not None:
                 h5.attrs["part_names"], h5.attrs["part_classes"] = _bytes(source.parts.names), source.parts.classes
+            if source.centered:
+                h5.attrs["centered"] = True
             h5.attrs["order"], h5.attrs["source"] = "fps", f"{source.path} ({source.layout})"
             group, n = h5.create_group(split), len(source)
             # Each cloud is a chunk of its own, so that it can be read alone; checksums make damage noticeable.
@@ -121,6 +123,12 @@ class Split:
     trusted: bool
     up: str | None  # the axis that points up in the files that it was made of; None if it does not say
     parts: Parts | None
+    centered: bool = False
+
+    @property
+    def packed_as(self) -> str | None:
+        """How the clouds that `write` wrote were normalised; None of other files."""
+        return ("unit_sphere" if self.normalized else "center" if self.centered else "none") if self.ordered else None
 
     def read(self, rows: slice | Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Points ``[B, count, 3]`` of some objects, and their labels int64 ``[B, count]`` if there are any.
@@ -194,6 +202,7 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             trusted,
             _up(path, h5.attrs.get("up")),
             _parts(path, h5.attrs, len(names)),
+            bool(h5.attrs.get("centered", False)),
         )
 
 
@@ -230,7 +239,7 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
     """
     packed = open_split(path, split)
     if up and packed.up not in (None, up):
-        raise DataError(f"data.variant: {path} was packed as {packed.up}_up, found {up}_up: leave it out")
+        raise DataError(f"data.variant: {path} was packed as {up_word(packed.up)}, found {up_word(up)}: leave it out")
 
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
@@ -247,26 +256,28 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
         packed.shape[1],
         clouds,
         normalize,
-        ordered=packed.ordered and packed.normalized == normalize,
+        ordered=packed.packed_as == ("unit_sphere" if normalize else "none"),
         point_labels=packed.point_labels is not None,
         parts=packed.parts,
         up=packed.up or up or "y",
+        packed_as=packed.packed_as,
     )
 
 
-def resident(packed: Split, count: int) -> PointClouds:
-    """The first ``count`` points of every cloud of a prepared split, in memory."""
-    points, point_labels = packed.read(slice(None), count)
+def resident(packed: Split, count: int, rows: Sequence[int] | None = None) -> PointClouds:
+    """The first ``count`` points of every cloud of a prepared split, or of those in ``rows`` only, in memory."""
+    points, point_labels = packed.read(slice(None) if rows is None else rows, count)
     return PointClouds(
         torch.from_numpy(points).float(),
-        torch.from_numpy(packed.labels),
+        torch.from_numpy(packed.labels if rows is None else packed.labels[rows]),
         packed.class_names,
-        packed.object_names,
+        packed.object_names if rows is None else tuple(packed.object_names[row] for row in rows),
         str(packed.path),
         packed.normalized,
         None if point_labels is None else torch.from_numpy(point_labels),
         packed.up or "y",
         packed.parts,
+        packed.centered,
     )
 
 
@@ -315,6 +326,11 @@ class StreamedClouds(Clouds):
         return self.packed.normalized
 
     @property
+    def centered(self) -> bool:
+        """Each cloud was centred, and has the units of its file."""
+        return self.packed.centered
+
+    @property
     def num_points(self) -> int:
         """P, the points that each cloud has."""
         return self.packed.shape[1]
@@ -335,7 +351,7 @@ class StreamedClouds(Clouds):
         Raises:
             DataError: the file is damaged, or a coordinate is not finite.
         """
-        device = self.labels.device
+        device, labels = self.labels.device, self.labels.cpu()
         with open_hdf5(self.packed.path, WHAT, self.packed.trusted) as h5, ThreadPoolExecutor(1) as thread:
 
             def read(index: Tensor) -> list[Tensor | None]:
@@ -343,6 +359,9 @@ class StreamedClouds(Clouds):
                 tensors = [torch.from_numpy(found[0]).float(), None if found[1] is None else torch.from_numpy(found[1])]
                 if not torch.isfinite(tensors[0]).all():
                     raise DataError(f"{self.source}: coordinates that are not finite: pack it again from its source")
+                if tensors[1] is not None:
+                    names = [self.packed.object_names[row] for row in self.rows[index].tolist()]
+                    check_parts(tensors[1], labels[index], self.parts, self.class_names, names, self.source)
                 return [one if one is None or device.type != "cuda" else one.pin_memory() for one in tensors]
 
             def next_batch() -> Labelled:
@@ -361,6 +380,11 @@ class StreamedClouds(Clouds):
         """The clouds at ``indices``."""
         indices = torch.as_tensor(indices)
         return replace(self, rows=self.rows[indices], labels=self.labels[indices.to(self.labels.device)])
+
+    def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "StreamedClouds":
+        """The same clouds with other labels."""
+        packed = replace(self.packed, class_names=class_names)
+        return replace(self, packed=packed, labels=labels.to(self.labels.device))
 
     def to(self, device: torch.device | str) -> "StreamedClouds":
         """The clouds with their labels and batches on a device."""

@@ -7,19 +7,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pointewa.datasets import packed
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
 from pointewa.errors import DataError, counted
-from pointewa.ops import flaw, unit_sphere
+from pointewa.ops import flaw, placed
 
 _LARGEST = 1e18  # the square of a distance must fit float32
 _VERSION = 3  # raise it when prepared clouds change
@@ -52,7 +53,7 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
             check(cloud, source, len(sizes))
             sizes.append(len(cloud.points))
             left_out.append(cloud.left_out / (len(cloud.points) + cloud.left_out))
-        points = [normalized(cloud.points) if source.normalize else np.float32(cloud.points) for cloud in chunk]
+        points = [normalized(cloud.points, source.normalization) for cloud in chunk]
         points = [np.ascontiguousarray(cloud) for cloud in points]
         if int16:
             points = [packed.on_grid(cloud) for cloud in points]
@@ -69,16 +70,31 @@ def prepare(source: Source, count: int, title: str, int16: bool = False, asked: 
         print(f"note: {source.path}: {note}: they are left out", file=sys.stderr)
 
 
-def normalized(points: np.ndarray) -> np.ndarray:
-    """Points ``[P, 3]`` centred and scaled to largest norm 1, float32.
+def originals(source: Source, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All points ``[P, 3]`` of each object, scaled as `prepare` does and in the order of its file, and their labels.
+
+    Args:
+        source: with point labels.
+        count: points to draw of an object whose source can give any number.
+    """
+    for index, cloud in enumerate(source.clouds(count)):
+        check(cloud, source, index)
+        points, labels = cloud.points[: cloud.distinct], cloud.point_labels[: cloud.distinct]
+        if not source.ordered:
+            points = normalized(points, source.normalization)
+        yield torch.from_numpy(np.array(points, np.float32)), torch.from_numpy(np.array(labels, np.int64))
+
+
+def normalized(points: np.ndarray, how: str = "unit_sphere") -> np.ndarray:
+    """Points ``[P, 3]`` normalised as `pointewa.ops.placed` does, float32.
 
     It is done in float64, in which a cloud far from the origin keeps its shape; but in float32 where that holds all the
     digits of the points and they lie about the origin, as in the field's data sets, whose bits stay as they were.
     """
     cloud = torch.from_numpy(points)
     if (cloud.float() == cloud).all() and np.abs(points.mean(0, dtype=np.float64)).max() <= np.ptp(points, 0).max():
-        return unit_sphere(cloud.float()).numpy()
-    return unit_sphere(cloud.double()).float().numpy()
+        return placed(cloud.float(), how).numpy()
+    return placed(cloud.double(), how).float().numpy()
 
 
 def check(cloud: Cloud, source: Source, index: int) -> None:
@@ -94,7 +110,8 @@ def check(cloud: Cloud, source: Source, index: int) -> None:
         raise DataError(f"{name} has coordinates that are not finite: remove or repair it")
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{name} has coordinates beyond {_LARGEST:.0e}: remove or repair it")
-    points = cloud.points if source.normalize else np.float32(cloud.points)  # in which it is going to be kept
+    as_it_comes = source.normalization == "none"
+    points = np.float32(cloud.points) if as_it_comes else cloud.points  # in which it is going to be kept
     if problem := flaw(torch.from_numpy(points)):
         raise DataError(f"{name}: {problem}")
 
@@ -114,6 +131,7 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     """
     files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
     key = [_VERSION, files, source.layout, split, count, source.normalize, method()]
+    key += ["centered"] if source.centered else []
     key = json.dumps(key if source.num_points else [*key, "distinct"])  # caches written before did not hold it
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():
@@ -145,6 +163,7 @@ def load(
     device: torch.device,
     stream: bool | None,
     asked: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Clouds:
     """The first ``count`` points of each object of a source, prepared, in memory or streamed.
 
@@ -158,10 +177,11 @@ def load(
         device: of the training.
         stream: keep the points on disk; None: if they would take more than half of the device's free memory.
         asked: points of an object that are asked for, at most ``count``; None for ``count``.
+        rows: which of the source's objects, the only ones that are read once it is prepared; None for all.
     """
     asked = asked or count
     if stream is None:
-        size = 12 * len(source) * count
+        size = 12 * len(source if rows is None else rows) * count
         stream = size > free_memory(device) / 2
         if stream:
             print(f"note: {source.path}: {size / 2**30:.1f} GiB of points are streamed from disk", file=sys.stderr)
@@ -175,17 +195,18 @@ def load(
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
-        return packed.StreamedClouds.of(made).to(device)
+        streamed = packed.StreamedClouds.of(made)
+        return (streamed if rows is None else streamed.take(rows)).to(device)
     kept = min(count, made.shape[1])
     try:
-        return packed.resident(made, kept).to(device)
+        return packed.resident(made, kept, rows).to(device)
     except DataError as error:
         if source.ordered:
             raise
         print(f"note: {error}; preparing it again", file=sys.stderr)
         made.path.unlink()
         made = replace(prepared(name, split, source, count, asked), **told)
-        return packed.resident(made, kept).to(device)
+        return packed.resident(made, kept, rows).to(device)
 
 
 def free_memory(device: torch.device) -> float:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pointewa.datasets.base import check_labels
+from pointewa.errors import DataError
 from pointewa.models.parts import Parts
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -46,6 +47,7 @@ class Source:
         clouds: returns a fresh iterator over all objects in order. Its argument is how many points will be kept, for
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
+        centered: without ``normalize``: they are to be centred, and keep their units.
         ordered: clouds are already prepared: normalised if they should be, in farthest-point order.
         point_labels: clouds come with the labels of their points.
         parts: what these labels count, for segmentation.
@@ -53,6 +55,7 @@ class Source:
             `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
         left_out: what is there and is not read: names of files and folders by their kind.
+        packed_as: the `normalization` of clouds that `pointewa.datasets.packed.write` wrote; None of any others.
 
     Raises:
         DataError: labels that do not fit the names.
@@ -73,12 +76,41 @@ class Source:
     images: bool = False
     up: str = "y"
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    centered: bool = False
+    packed_as: str | None = None
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def normalization(self) -> str:
+        """What is to be done to the clouds, as in `pointewa.runs.description.LoadedModel`."""
+        return "unit_sphere" if self.normalize else "center" if self.centered else "none"
+
+    def normalized_as(self, normalization: str) -> "Source":
+        """The source with another `normalization`, "unit_sphere", "center" or "none"; "auto": as it is.
+
+        Raises:
+            DataError: images, or a packed file whose clouds have lost what is asked for.
+        """
+        if normalization == "auto":
+            return self
+        if self.images:
+            raise DataError(f"data.normalize: {self.path} has images: leave it out")
+        lost = {"unit_sphere": ("center", "none"), "center": ("none",)}.get(self.packed_as or "", ())
+        if normalization in lost:
+            done = "centred and scaled to norm 1" if self.packed_as == "unit_sphere" else "centred"
+            raise DataError(
+                f"data.normalize={normalization}: the clouds of {self.path} were {done} when it was packed, which "
+                f"cannot be undone: pack it again with data.normalize={normalization}, or leave the key out"
+            )
+        if normalization == self.normalization:
+            return self
+        unit, centered = normalization == "unit_sphere", normalization == "center"
+        return replace(self, normalize=unit, centered=centered, ordered=self.packed_as == normalization)
 
 
 def cores() -> int:

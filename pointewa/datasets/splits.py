@@ -1,12 +1,14 @@
 """The splits that a configuration names, on its device: for training, and for whatever is done with a model later."""
 
 import sys
+from typing import Any
 
 from pointewa.config import Config, TrainConfig
 from pointewa.datasets.base import Clouds
+from pointewa.datasets.few_shot import Fold
 from pointewa.datasets.images import Images, ImageTrainLoader
 from pointewa.datasets.loader import EvalLoader, TrainLoader
-from pointewa.datasets.registry import load
+from pointewa.datasets.registry import fold_file, load, reported
 from pointewa.errors import ConfigError
 from pointewa.tasks import task_class
 from pointewa.train.data import Data
@@ -16,8 +18,33 @@ from pointewa.train.distributed import ALONE, World
 EVAL_BATCH = 64
 
 
-def load_split(config: Config, split: str) -> Clouds:
-    """A whole split ("train" or "test") of the configuration's data set, on the configuration's device.
+def fold_of(config: Config) -> Fold | None:
+    """The few-shot fold that a configuration names."""
+    data = config.data
+    return None if data.way is None else Fold(data.way, data.shot, data.fold)
+
+
+def fold_entry(config: Config) -> dict[str, Any] | None:
+    """What a run's summary says of its few-shot fold: ``drawn`` by this library, or published; None without a fold.
+
+    Raises:
+        DataError: published folds are there, without this one.
+    """
+    data, fold = config.data, fold_of(config)
+    if fold is None:
+        return None
+    drawn = fold_file(data.name, data.root, fold, data.variant, data.background) is None
+    return {"way": fold.way, "shot": fold.shot, "fold": fold.number, "drawn": drawn}
+
+
+def load_split(config: Config, split: str, task: str | None = None) -> Clouds:
+    """A whole split ("train" or "test") of the configuration's data set, on the configuration's device; of a few-shot
+    fold (``data.fold``) its support set and its queries.
+
+    Args:
+        config: the whole configuration.
+        split: "train" or "test".
+        task: the clouds are for this task; None for that of the configuration.
 
     Raises:
         DataError: see `pointewa.datasets.load`.
@@ -33,9 +60,13 @@ def load_split(config: Config, split: str) -> Clouds:
         data.num_points,
         variant=data.variant,
         background=data.background,
+        normalize=data.normalize,
+        labelled=task_class(task or config.train.task).needs_labels,
         stream=stream,
         device=device,
         img_size=data.img_size,
+        fold=fold_of(config),
+        parts=task_class(task or config.train.task).point_labels,
     )
 
 
@@ -50,17 +81,17 @@ def check_kind(clouds: Clouds, of_points: bool, what: str) -> None:
         raise ConfigError(f"data.name: {what} expects {kinds[0]}, found {kinds[1]} ({clouds.source}): set another one")
 
 
-def training_split(config: Config) -> tuple[Clouds, Clouds | None]:
+def training_split(config: Config, task: str | None = None) -> tuple[Clouds, Clouds | None]:
     """The objects that are trained on, ``data.train_fraction`` of each class, and those that are held out of the
     training split for validation, ``data.val_fraction`` of each class; None if that is 0.
 
-    Both depend on the configuration only, not on the seed of the training.
+    Both depend on the configuration only, not on the seed of the training. For ``task`` see `load_split`.
 
     Raises:
         DataError, ConfigError: see `load_split`.
     """
     data, held_out = config.data, None
-    train = load_split(config, "train")
+    train = load_split(config, "train", task)
     check_kind(train, task_class(config.train.task).of_points, f"train.task={config.train.task}")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=0)
@@ -89,6 +120,9 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         DataError, ConfigError: see `load_split`, and `TrainLoader` and `EvalLoader` of `pointewa.datasets.loader`.
     """
     data, share = config.data, (world.rank, world.size)
+    if data.fold is not None and not task_class(config.train.task).predicts_classes:
+        raise ConfigError(f"data.fold: few-shot folds are of classification, found train.task={config.train.task}: "
+                          "leave data.way, data.shot and data.fold out")  # fmt: skip
     train, held_out = training_split(config)
     test = load_split(config, "test")
     val = None if held_out is None else EvalLoader(held_out, EVAL_BATCH, data.num_points, None, *share)
@@ -103,4 +137,6 @@ def training_data(config: Config, world: World = ALONE) -> Data:
         train.normalize,
         train.up,
         train.parts,
+        reported(data.name),
+        fold_entry(config),
     )

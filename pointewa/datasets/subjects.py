@@ -1,47 +1,41 @@
 """A model together with the clouds that it is evaluated on, drawn with, or explained by."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from pointewa.config import Config, build_architecture, load_config
+from pointewa.config import build_architecture, decoder_of, load_config
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.files import SUFFIXES, read_points
 from pointewa.datasets.images import Images
 from pointewa.datasets.loader import EvalLoader
+from pointewa.datasets.prepare import originals
+from pointewa.datasets.registry import open_source
 from pointewa.datasets.source import progress
-from pointewa.datasets.splits import EVAL_BATCH, check_kind, load_split, training_split
+from pointewa.datasets.splits import EVAL_BATCH, check_kind, fold_entry, fold_of, load_split, training_split
 from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
-from pointewa.errors import CheckpointError, ConfigError, DataError
+from pointewa.errors import CheckpointError, ConfigError, DataError, counted
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
-from pointewa.models import MaskedAutoencoder
-from pointewa.models.foreign.published import PUBLISHED, published_name
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.models import PointTransformerSegmenter
+from pointewa.models.registry import kind_of
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.folder import CONFIG
 from pointewa.runs.hub import located
+from pointewa.runs.recorded import config_of
+from pointewa.runs.summary import fold_text
 from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
 from pointewa.tasks.base import Batch, Task, evaluating
-from pointewa.tasks.classification import Evaluation
+from pointewa.tasks.classification import Classification, Evaluation
 from pointewa.train.device import select_device
 from pointewa.viz.drawings import Item
 
 _SAMPLES = 8192  # points drawn on a mesh
-_OF_THE_RUN = (
-    "root",
-    "variant",
-    "background",
-    "val_fraction",
-    "train_fraction",
-    "img_size",
-)  # as long as the data set is the run's
 
 
 class Subjects:
@@ -56,7 +50,7 @@ class Subjects:
         split: "train" or "test".
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
-        up: the axis of files on disk that points up: "x", "y" or "z"; None: that of the model's training.
+        up: the axis of files on disk that points up, one of `pointewa.ops.UP_AXES`; None: that of the model's training.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -80,11 +74,14 @@ class Subjects:
                 name = self.config.data.name
                 print(f"note: {run} does not say of which data set it is: {name} is assumed", file=sys.stderr)
             names, data = self.clouds.class_names, self.config.data
-            model = load_foreign(path, build_architecture(self.config.model), len(names))
-            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", up=self.clouds.up)
+            task, parts = task_class(self.config.train.task), self.clouds.parts
+            of_parts = (parts, decoder_of(self.config.model)) if task.point_labels else ()
+            model = load_foreign(path, build_architecture(self.config.model), len(names), *of_parts)
+            task = task.name if of_parts else Classification.name
+            self._loaded = LoadedModel(model, names, data.num_points, data.name, "none", task, self.clouds.up)
         else:
             self._loaded = load_any(path)
-            self.config = _config_of(self._loaded, path, files, overrides)
+            self.config = config_of(self._loaded, path, files, overrides)
 
     @property
     def num_points(self) -> int:
@@ -94,6 +91,9 @@ class Subjects:
     @property
     def what(self) -> str:
         """Set and split, for titles."""
+        if fold := fold_entry(self.config):
+            part = "support set" if self.split == "train" else "queries"
+            return f"{self.config.data.name}, {part} of {fold_text(fold)}"
         return f"{self.config.data.name}, {self.split} split"
 
     @cached_property
@@ -103,10 +103,31 @@ class Subjects:
         Raises:
             ConfigError: images for a model of clouds, or clouds for one of images.
         """
-        found = load_split(self.config, self.split)
+        found = load_split(self.config, self.split, self._loaded and self._loaded.task)
         if self._loaded is not None:
             check_kind(found, task_class(self._loaded.task).of_points, f"the model of {self.run}")
+            self._check_parts(found)
+            if fold_of(self.config) and found.class_names != self._loaded.class_names:
+                mine = f"{fold_of(self.config).name}, as it is found now, is of {', '.join(found.class_names)}"
+                raise ConfigError(
+                    f"data.fold: {mine}, and the model of {self.run} is of {', '.join(self._loaded.class_names)}: "
+                    "name the fold and the data that it was trained on"
+                )
         return found
+
+    def _check_parts(self, found: Clouds) -> None:
+        """Refuse other categories or parts than those that a segmenter knows: there is no shared subset of them."""
+        model = self._loaded.model
+        if isinstance(model, PointTransformerSegmenter):
+            pairs = (("categories", self._loaded.class_names, found.class_names),
+                     ("parts", model.parts.names, found.parts.names), ("parts", model.parts, found.parts))  # fmt: skip
+            for what, mine, theirs in pairs:
+                if mine != theirs:
+                    raise ConfigError(
+                        f"data.name: the model of {self.run} segments {', '.join(self._loaded.class_names[:3])}, ... "
+                        f"into {counted(len(model.parts), 'part')}, and {found.source} has other {what}: evaluate it "
+                        "on a set that has the same"
+                    )
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -145,21 +166,38 @@ class Subjects:
         """The model, which is a classifier.
 
         Raises:
-            CheckpointError: it is a pre-training.
+            CheckpointError: it is none.
         """
-        if isinstance(self.loaded.model, MaskedAutoencoder):
-            raise CheckpointError(f"{self.run}: a pre-training, which predicts no classes: name a classifier's run")
+        if not self.task.predicts_classes:
+            raise CheckpointError(
+                f"{self.run}: {_kind(self.loaded)}, which predicts no classes: name a classifier's run"
+            )
         return self.loaded
 
     @property
     def autoencoder(self) -> LoadedModel:
-        """The model, which is a masked autoencoder.
+        """The model, which reconstructs what was masked.
 
         Raises:
-            CheckpointError: it is a classifier.
+            CheckpointError: it is none.
         """
-        if not isinstance(self.loaded.model, MaskedAutoencoder):
-            raise CheckpointError(f"{self.run}: a classifier, which reconstructs nothing: name a pre-training's run")
+        if not hasattr(self.loaded.model, "reconstruct"):
+            raise CheckpointError(
+                f"{self.run}: {_kind(self.loaded)}, which reconstructs nothing: name a pre-training's run"
+            )
+        return self.loaded
+
+    @property
+    def segmenter(self) -> LoadedModel:
+        """The model, which is a segmenter.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        if not isinstance(self.loaded.model, PointTransformerSegmenter):
+            raise CheckpointError(
+                f"{self.run}: {_kind(self.loaded)}, which predicts no parts: name a part segmentation's run"
+            )
         return self.loaded
 
     def items(self, wanted: Sequence[str], count: int) -> list[Item]:
@@ -203,14 +241,15 @@ class Subjects:
         """The objects of the split with these numbers."""
         clouds = self.clouds
         index = torch.as_tensor(list(indices), device=clouds.labels.device)
-        ((points, _),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
+        ((points, parts),) = clouds.batches([index], min(clouds.num_points, pool_size(self.num_points)))
         labels, points = clouds.labels[index].tolist(), self._sampled(self._scaled(points))
-        return [Item(one, clouds.object_names[i], clouds.class_names[label])
-                for i, one, label in zip(indices, points, labels, strict=True)]  # fmt: skip
+        parts = [None] * len(points) if parts is None else parts[:, : self.num_points]
+        return [Item(one, clouds.object_names[i], clouds.class_names[label], mine)
+                for i, one, label, mine in zip(indices, points, labels, parts, strict=True)]  # fmt: skip
 
     def _scaled(self, points: Tensor) -> Tensor:
         """A batch of the pool ``[B, P', 3]``, scaled as the model's clouds were in training."""
-        return unit_sphere(points) if self._scale else points
+        return placed(points, self._loaded.normalize) if self._scale else points
 
     def _sampled(self, points: Tensor) -> Tensor:
         """What the model is given of a batch of the pool: the first points, in farthest-point order."""
@@ -219,9 +258,9 @@ class Subjects:
 
     @property
     def _scale(self) -> bool:
-        """Whether the model's clouds were scaled in training, and those of the split are not."""
-        model = self._loaded
-        return model is not None and model.normalize == "unit_sphere" and not self.clouds.normalized
+        """Whether the model's clouds were centred or also scaled in training, and those of the split are not."""
+        done = {"unit_sphere": ("center", "none"), "center": ("none",)}
+        return self._loaded is not None and self.clouds.normalize in done.get(self._loaded.normalize, ())
 
     @property
     def _scale_sample(self) -> bool:
@@ -234,7 +273,8 @@ class Subjects:
         device = select_device(self.config.train.device)
         if problem := flaw(points):
             raise DataError(f"{path}: {problem}")
-        points = unit_sphere(group(points[None], canonical_order(points[None]))).float()  # as in `pointewa.load`
+        how = self._loaded.normalize if self._loaded else "unit_sphere"
+        points = placed(group(points[None], canonical_order(points[None])), how).float()  # as in `pointewa.load`
         points = points.to(device)
         points = group(points, farthest_point_sample(points, min(self.num_points, points.shape[1])))
         return Item(self._sampled(points)[0], path.name)
@@ -259,7 +299,8 @@ class Subjects:
 
         # Without a change the points keep their labels.
         change = prepared if transform or self._scale or self._scale_sample else None
-        loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, change)
+        loader = EvalLoader(self.clouds if clouds is None else clouds, EVAL_BATCH, self.num_points, change,
+                            ordered=transform is None)  # fmt: skip
         return progress(loader, title) if title else loader
 
     def draw(self, pool: Tensor, generator: Generator) -> Tensor:
@@ -280,10 +321,11 @@ class Subjects:
             DataError: the set shares fewer than two classes with the model.
         """
         loaded, clouds = self.classifier, self.clouds
-        if loaded.normalize == "none" and clouds.normalized and loaded.dataset != self.config.data.name:
-            print("note: the model was trained on clouds as they come, these are scaled to norm 1", file=sys.stderr)
+        own_units = {"none": "as they come", "center": "in their own units"}.get(loaded.normalize)
+        if own_units and clouds.normalized and loaded.dataset != self.config.data.name:
+            print(f"note: the model was trained on clouds {own_units}, these are scaled to norm 1", file=sys.stderr)
         return Evaluator(loaded, self.batches, self.config.data.name, clouds.class_names, self.num_points,
-                         clouds.normalized or loaded.normalize != "none", progress)  # fmt: skip
+                         clouds.normalized or not own_units, progress)  # fmt: skip
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -296,33 +338,49 @@ class Subjects:
             raise ConfigError(f"data.name: {self.config.data.name} has other classes than the model of {self.run}")
         return self.evaluator.plain()
 
+    def originals(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All points ``[P, 3]`` of each object of the split as its file has them, and their parts ``[P]``.
+
+        They are scaled as the clouds of the split, with which they are in step, and on their device.
+
+        Raises:
+            ConfigError: the model's clouds were scaled otherwise than those of the split.
+            DataError: see `pointewa.datasets.open_source`.
+        """
+        data, device = self.config.data, self.clouds.labels.device
+        if self._scale or self._scale_sample:
+            raise ConfigError(
+                f"--points: the clouds of {data.name} are not scaled as those of the model of {self.run}: leave it out"
+            )
+        source = open_source(
+            data.name, data.root, self.split, 1, data.variant, data.background, data.normalize, parts=True
+        )
+        for points, labels in originals(source, source.num_points or pool_size(self.num_points)):
+            yield points.to(device), labels.to(device)
+
     def features(self) -> Tensor:
-        """Of the whole split, ``[N, F]``, on the CPU."""
+        """Of the whole split, ``[N, F]``, on the CPU.
+
+        Raises:
+            CheckpointError: a model without features of objects.
+        """
+        self._need_features()
         return features(self.loaded.model, self.batches(title="features"))[0]
 
     def training_features(self) -> tuple[Tensor, Tensor]:
         """Features ``[N, F]`` and labels ``[N]`` of the objects that a training on this configuration is given."""
-        train, _ = training_split(self.config)
+        self._need_features()
+        train, _ = training_split(self.config, self.loaded.task)
         return features(self.loaded.model, self.batches(title="training split", clouds=train))
 
+    def _need_features(self) -> None:
+        if not hasattr(self.loaded.model, "features"):
+            raise CheckpointError(f"{self.run}: {_kind(self.loaded)}, which has no features of whole objects: name the "
+                                  "run of a classifier or a pre-training")  # fmt: skip
 
-def _config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
-    """The configuration of a model's data, on which ``files`` and ``overrides`` stand."""
-    base: dict[str, Any] = {"name": loaded.dataset}
-    # The number of points is the model's, whatever the data set's recipe says, unless the user says otherwise.
-    size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
-    overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
-    config = load_config(files, overrides, {"data": base})
-    folder, name = run if run.is_dir() else run.parent, published_name(run)
-    if name and config.data.name == loaded.dataset:
-        return load_config(files, overrides, {"data": base | {"variant": PUBLISHED[name].variant}})
-    if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():
-        return config
-    try:
-        recorded = load_config([folder / CONFIG]).data
-    except ConfigError as error:  # of another version of this library: the model's own description has the most
-        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
-        return config
-    if recorded.name != loaded.dataset:
-        return config
-    return load_config(files, overrides, {"data": base | {key: getattr(recorded, key) for key in _OF_THE_RUN}})
+
+def _kind(loaded: LoadedModel) -> str:
+    kinds = {"classifier": "a classifier", "timm": "a classifier", "masked_autoencoder": "a pre-training",
+             "segmenter": "a part segmentation", "dvae": "a tokenizer"}  # fmt: skip
+    name = kind_of(loaded.model)
+    return kinds.get(name, f"a {name}")

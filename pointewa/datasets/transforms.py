@@ -49,6 +49,14 @@ def scale_shift(points: Tensor, generator: Generator) -> Tensor:
     return points * (2 / 3 + scale * (3 / 2 - 2 / 3)) + (shift * 0.4 - 0.2)
 
 
+def scale_shift_uniform(points: Tensor, generator: Generator) -> Tensor:
+    """Scale each cloud ``[B, P, 3]`` by U(0.8, 1.25), all axes alike, then shift each axis by U(-0.1, 0.1), as
+    PointNet++ and after it Point-BERT and Point-MAE do in part segmentation."""
+    scale = torch.rand(len(points), 1, 1, device=points.device, generator=generator)
+    shift = torch.rand(len(points), 1, 3, device=points.device, generator=generator)
+    return points * (0.8 + scale * 0.45) + (shift * 0.2 - 0.1)
+
+
 def rotate_up(points: Tensor, generator: Generator) -> Tensor:
     """Turn each cloud ``[B, P, 3]`` about the up axis, y, by a uniform angle, as later work does on ScanObjectNN."""
     angle = torch.rand(len(points), device=points.device, generator=generator) * (2 * math.pi)
@@ -83,7 +91,7 @@ def dropout_indices(points: Tensor, generator: Generator, most: float = 0.875) -
 
 
 MOVES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
-    "scale_shift": scale_shift, "rotate_up": rotate_up, "jitter": jitter,
+    "scale_shift": scale_shift, "scale_shift_uniform": scale_shift_uniform, "rotate_up": rotate_up, "jitter": jitter,
 }  # fmt: skip
 CHOICES: dict[str, Callable[[Tensor, Generator], Tensor]] = {"dropout": dropout_indices}
 AUGMENTATIONS = (*MOVES, *CHOICES)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, ConfigError, first_line
-from pointewa.inference.portable import PortableClassifier
+from pointewa.inference.portable import PortableClassifier, PortableSegmenter
 from pointewa.models import fuse_batch_norm
 from pointewa.models.foreign.torch_pointcloud import constructor, to_theirs
 from pointewa.models.registry import kind_of
 from pointewa.ops import unit_sphere
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.weights import load_foreign, load_model, save_model
+from pointewa.runs.weights import load_any, load_foreign, save_model
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import read_state
 
@@ -31,7 +31,7 @@ SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "torch_export":
 OPSET = 18  # of ONNX
 TOLERANCE = 1e-4  # largest difference of logits that is accepted
 
-Logits = Callable[[Tensor], Tensor]  # from points [B, P, 3] to logits [B, C]
+Logits = Callable[..., Tensor]  # from what the model takes to its logits
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class Exported:
 
 
 def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = False) -> Exported:
-    """Write a classifier for others.
+    """Write a classifier or a segmenter for others, the latter not as "torch_pointcloud"; or a pre-training's model.
 
     "safetensors" (with a ``.json`` beside it) is what `load_model` takes, and "torch_pointcloud" the same by that
     package's parameter names; "point_mae" is a checkpoint as Point-MAE's and Point-BERT's code write it. The others are
-    programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, any B, patches included; they contain the
-    description of the model, as ``description.json`` or ONNX metadata.
+    programs: ``points float32 [B, num_points, 3] -> logits [B, C]``, of a segmenter ``points, labels int64 [B] ->
+    logits [B, num_points, M]``, any B, patches included; they contain the description of the model, as
+    ``description.json`` or ONNX metadata. Of a pre-training there are "safetensors" and "point_mae", with everything
+    that its training state has of the model: decoder, tokenizer, momentum encoder, queue.
 
     Args:
         loaded: the model, on the CPU, in evaluation mode.
@@ -84,21 +86,27 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             f"gated experts (moe.router=top_k) cannot be folded, and {format} has no place for them: --format "
             "safetensors keeps them, for this library only"
         )
-    if kind_of(loaded.model) != "classifier":
+    kind = kind_of(loaded.model)
+    if kind not in ("classifier", "segmenter", "timm"):
+        return _pretraining(loaded, path, format, fuse)
+    if kind == "timm":
         raise CheckpointError(
             "expected a classifier of clouds, found one of images, an ordinary ViT of timm's: model.safetensors "
             "in its run folder has the weights by timm's names, for any export of timm's and torch's"
         )
+    if kind == "segmenter" and format == "torch_pointcloud":
+        raise ConfigError("--format: a part segmentation is not written in torch-pointcloud's layout: choose another")
     plain, notes, names = loaded.model, (), dict
     if format in ("point_mae", "torch_pointcloud") and (fuse or loaded.description()["fused_batch_norm"]):
         raise ConfigError(f"{format} has batch norms of its own: export it from the run, without --fuse-batch-norm")
     if format == "point_mae":
-        notes = _for_point_mae(loaded)
+        notes = _for_point_mae(loaded) if kind == "classifier" else _for_part_segmentation(loaded)
     elif format == "torch_pointcloud":
         names = partial(to_theirs, architecture=plain.architecture)
         notes = (f"its model: {constructor(plain.architecture, len(loaded.class_names))}",)
     elif format != "safetensors" and loaded.normalize != "none":
-        notes = ("it takes float32, centred and scaled to norm 1: centre clouds far from the origin in float64 first",)
+        done = "centred" if loaded.normalize == "center" else "centred and scaled to norm 1"
+        notes = (f"it takes float32, {done}: centre clouds far from the origin in float64 first",)
     if fuse:
         loaded = replace(loaded, model=fuse_batch_norm(plain))
     notes += _turned(loaded.up)
@@ -109,6 +117,23 @@ def export(loaded: LoadedModel, path: str | Path, format: str, fuse: bool = Fals
             with atomic_write(path) as temporary:
                 difference = _compare(_WRITERS[format](loaded, temporary), plain, loaded.num_points, path)
     return Exported(str(path), format, path.stat().st_size, difference, notes)
+
+
+def _pretraining(loaded: LoadedModel, path: Path, format: str, fuse: bool) -> Exported:
+    """The whole model of a pre-training, which has no logits to compare: its weights are, bit for bit."""
+    if format not in ("safetensors", "point_mae") or fuse:
+        found = "--fuse-batch-norm" if fuse else f"--format {format}"
+        raise CheckpointError(
+            f"{found}: expected a classifier, found a {kind_of(loaded.model)}, whose weights are written as "
+            "safetensors or point_mae; train a classifier from it with train.init_from for anything else"
+        )
+    if format == "point_mae":
+        with atomic_write(path) as temporary:
+            _write_state(loaded.model, temporary)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, loaded)
+    return Exported(str(path), format, path.stat().st_size, 0.0, _turned(loaded.up))
 
 
 def check_clouds(num_points: int) -> Iterable[Tensor]:
@@ -122,7 +147,8 @@ def check_clouds(num_points: int) -> Iterable[Tensor]:
 
 
 def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> float:
-    pairs = [(read(points), model(points)) for points in check_clouds(num_points)]
+    inputs = [_inputs(model, points) for points in check_clouds(num_points)]
+    pairs = [(read(*given), model(*given)) for given in inputs]
     difference = max((found - expected).abs().max().item() for found, expected in pairs)
     if all(found.shape == expected.shape for found, expected in pairs) and difference <= TOLERANCE:  # NaN is not
         return difference
@@ -132,13 +158,18 @@ def _compare(read: Logits, model: nn.Module, num_points: int, path: Path) -> flo
     )
 
 
+def _inputs(model: nn.Module, points: Tensor) -> tuple[Tensor, ...]:
+    """What a model takes: points ``[B, P, 3]``, and of a segmenter one category after another."""
+    return (points, torch.arange(len(points)) % model.num_classes) if kind_of(model) == "segmenter" else (points,)
+
+
 def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Callable[[dict], dict]) -> float:
     """Both files are compared before either takes the place of what may be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder, path.name)
         save_model(written, loaded, names)
-        difference = _compare(load_model(written).model, model, loaded.num_points, path)
+        difference = _compare(load_any(written).model, model, loaded.num_points, path)
         for suffix in (".json", ".safetensors"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     return difference
@@ -146,8 +177,10 @@ def _safetensors(loaded: LoadedModel, model: nn.Module, path: Path, names: Calla
 
 def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
     with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated
-        portable = PortableClassifier(loaded.model, loaded.num_points, scripted=True).eval()
-        traced = torch.jit.trace(portable, torch.rand(2, loaded.num_points, 3), check_trace=False)
+        portable = _portable(loaded, scripted=True)
+        traced = torch.jit.trace(
+            portable, _inputs(loaded.model, torch.rand(2, loaded.num_points, 3)), check_trace=False
+        )
         buffer = BytesIO()  # of a full disk torch would abort the process
         torch.jit.save(traced, buffer, _extra_files={"description.json": _description(loaded)})
         path.write_bytes(buffer.getvalue())
@@ -156,8 +189,8 @@ def _torchscript(loaded: LoadedModel, path: Path) -> Logits:
 
 def _torch_export(loaded: LoadedModel, path: Path) -> Logits:
     buffer = BytesIO()  # a path would have to end in .pt2
-    module, points, shapes = _program(loaded)
-    program = torch.export.export(module, points, dynamic_shapes=shapes)
+    module, given, shapes = _program(loaded)
+    program = torch.export.export(module, given, dynamic_shapes=shapes)
     torch.export.save(program, buffer, extra_files={"description.json": _description(loaded)})
     path.write_bytes(buffer.getvalue())
     with warnings.catch_warnings(action="ignore"):  # about weights in read-only memory
@@ -175,9 +208,9 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
     import onnx
     import onnxruntime
 
-    module, points, shapes = _program(loaded)
+    module, given, shapes = _program(loaded)
     with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
-        program = torch.onnx.export(module, points, input_names=["points"], output_names=["logits"], verbose=False,
+        program = torch.onnx.export(module, given, input_names=list(shapes), output_names=["logits"], verbose=False,
                                     opset_version=OPSET, dynamo=True, dynamic_shapes=shapes)  # fmt: skip
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the paths of this machine
@@ -186,28 +219,46 @@ def _onnx(loaded: LoadedModel, path: Path) -> Logits:
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda points: torch.from_numpy(session.run(["logits"], {"points": points.numpy()})[0])
+    named = {name: number for number, name in enumerate(shapes)}
+    return lambda *inputs: torch.from_numpy(
+        session.run(["logits"], {name: inputs[number].numpy() for name, number in named.items()})[0]
+    )
 
 
 def _point_mae(loaded: LoadedModel, path: Path) -> Logits:
-    state = loaded.model.state_dict()
-    buffer = BytesIO()
-    torch.save({"base_model": {f"module.{name}": value for name, value in state.items()}}, buffer)
+    model, parts = loaded.model, ()
+    if kind_of(model) == "segmenter":  # whose code saves, and loads, another dictionary
+        parts = (model.parts, model.decoder)
+        _write_state(model, path, "model_state_dict", "")
+    else:
+        _write_state(model, path)
+    return load_foreign(path, model.architecture, len(loaded.class_names), *parts)
+
+
+def _write_state(model: nn.Module, path: Path, place: str = "base_model", prefix: str = "module.") -> None:
+    """A model's weights as Point-MAE's and Point-BERT's code write them, read back and compared."""
+    state, buffer = model.state_dict(), BytesIO()
+    torch.save({place: {f"{prefix}{name}": value for name, value in state.items()}}, buffer)
     path.write_bytes(buffer.getvalue())
-    found = read_state(path)["base_model"]
-    wrong = [name for name in state if not torch.equal(found[f"module.{name}"], state[name])]
+    found = read_state(path)[place]
+    wrong = [name for name in state if not torch.equal(found[f"{prefix}{name}"], state[name])]
     if wrong or len(found) != len(state):
         raise CheckpointError(f"{path}: read back, these differ from what was written: {', '.join(wrong[:3])}")
-    return load_foreign(path, loaded.model.architecture, len(loaded.class_names))
 
 
 _WRITERS = {"torchscript": _torchscript, "torch_export": _torch_export, "onnx": _onnx, "point_mae": _point_mae}
 
 
-def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor], dict[str, dict]]:
+def _portable(loaded: LoadedModel, scripted: bool = False) -> nn.Module:
+    kind = PortableSegmenter if kind_of(loaded.model) == "segmenter" else PortableClassifier
+    return kind(loaded.model, loaded.num_points, scripted).eval()
+
+
+def _program(loaded: LoadedModel) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, dict]]:
     """What is exported, an example input (of 2 clouds: a 1 would be taken for a constant), and which sizes are free."""
-    module = PortableClassifier(loaded.model, loaded.num_points).eval()
-    return module, (torch.rand(2, loaded.num_points, 3),), {"points": {0: torch.export.Dim("batch", min=1)}}
+    given = _inputs(loaded.model, torch.rand(2, loaded.num_points, 3))
+    batch = torch.export.Dim("batch", min=1)
+    return _portable(loaded), given, {name: {0: batch} for name, _ in zip(("points", "labels"), given, strict=False)}
 
 
 def _description(loaded: LoadedModel) -> str:
@@ -220,10 +271,9 @@ def _turned(up: str | None) -> tuple[str, ...]:
         return ()
     if up is None:
         return ("the clouds need y up; the model's description does not say how the files of its training were",)
-    turn = {"x": "(-y, x, z)", "z": "(x, z, -y)"}[up]
-    return (
-        f"the clouds need y up: those with {up} up, as the training's files, are turned first: (x, y, z) -> {turn}",
-    )
+    turns = {"x": "-y, x, z", "z": "x, z, -y", "-x": "y, -x, z", "-y": "x, -y, -z", "-z": "x, -z, y"}
+    turn = f"(x, y, z) -> ({turns[up]})"
+    return (f"the clouds need y up: those with {up} up, as the training's files, are turned first: {turn}",)
 
 
 def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
@@ -241,4 +291,25 @@ def _for_point_mae(loaded: LoadedModel) -> tuple[str, ...]:
         other.append("head=linear (there Point-MAE's or Point-BERT's)")
     if other:
         notes.append(f"the published code builds no such model: {', '.join(other)}; tools.evaluate loads it")
+    return tuple(notes)
+
+
+def _for_part_segmentation(loaded: LoadedModel) -> tuple[str, ...]:
+    """Whose code of part segmentation loads it, and what it cannot build."""
+    model, fields = loaded.model, asdict(loaded.model.architecture)
+    if model.decoder == "light":
+        return ("the published code has no such decoder (model.decoder=light); this library loads it",)
+    # Its blocks are numbers 3, 7 and 11, and the layers of both decoders are of that width.
+    fixed = {"width": 384, "depth": 12, "patch_width": 128, "mlp_ratio": 4.0}
+    if model.decoder == "point_mae":
+        fixed |= {"heads": 6, "num_groups": 128, "group_size": 32, "patch_out": 384}
+    other = [f"{name}={fields[name]} ({value} there)" for name, value in fixed.items() if fields[name] != value]
+    if len(loaded.class_names) != 16:
+        other.append(f"{len(loaded.class_names)} categories (16 there)")
+    if model.decoder == "point_bert" and fields["patch_out"] == fields["width"]:
+        other.append("no reduce_dim (there always)")
+    name = "segmentation/models/pt.py of Point-MAE" if model.decoder == "point_mae" else "Point-BERT's segmentation"
+    notes = [f"its model: {name}, with {len(model.parts)} parts; of num_points {loaded.num_points}"]
+    if other:
+        notes.append(f"the published code builds no such model: {', '.join(other)}; this library loads it")
     return tuple(notes)

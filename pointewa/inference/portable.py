@@ -1,17 +1,18 @@
-"""The dense classifier in operators that other runtimes know: what `pointewa.inference.export` writes.
+"""The dense models in operators that other runtimes know: what `pointewa.inference.export` writes.
 
-It cuts clouds into patches by itself instead of calling `pointewa.models.patch_embed.make_patches`: the kernels, the
-chunks and the writing in place of `pointewa.ops` cannot be exported, and a loop over the patches would be unrolled.
+They cut clouds into patches by themselves instead of calling `pointewa.models.patch_embed.make_patches`: the kernels,
+the chunks and the writing in place of `pointewa.ops` cannot be exported, and a loop over the patches would be unrolled.
 """
 
 import torch
 from torch import Tensor, nn
 
-from pointewa.models import PointTransformerClassifier
+from pointewa.models.decoders import Operators
+from pointewa.ops.interpolate import EPSILON
 
 
-class PortableClassifier(nn.Module):
-    """A dense classifier whose sampling and neighbours are plain tensor operations on a fixed number of points.
+class Portable(nn.Module):
+    """A dense model whose sampling and neighbours are plain tensor operations on a fixed number of points.
 
     They pick what `pointewa.ops` picks, by the same float32 arithmetic: the first of the farthest points, and no point
     twice until every point has been picked. Sampling is still a loop in the exported graph, whose size therefore does
@@ -23,19 +24,56 @@ class PortableClassifier(nn.Module):
         scripted: make the loop TorchScript's; otherwise the `scan` of `torch.export` and ONNX.
     """
 
-    def __init__(self, model: PointTransformerClassifier, num_points: int, scripted: bool = False) -> None:
+    def __init__(self, model: nn.Module, num_points: int, scripted: bool = False) -> None:
         super().__init__()
         self.model, self.num_points = model, num_points
         self._sample = torch.jit.script(_sample_by_loop) if scripted else _sample_by_scan
 
-    def forward(self, points: Tensor) -> Tensor:
-        """``points float32 [B, P, 3] -> logits [B, C]``."""
-        model, arch = self.model, self.model.architecture
+    def _cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches ``[B, G, K, 3]``, relative to their centres ``[B, G, 3]``."""
+        arch = self.model.architecture
         picks = self._sample(points, min(arch.num_groups, self.num_points))
         centers = _gather(points, _repeated(picks, arch.num_groups))  # (B, G, 3)
         index = _repeated(_neighbors(centers, points, min(arch.group_size, self.num_points)), arch.group_size)
         patches = _gather(points, index.flatten(1)).unflatten(1, (arch.num_groups, -1))  # (B, G, K, 3)
-        return model.cls_head_finetune(model.encode(patches - centers.unsqueeze(2), centers))
+        return patches - centers.unsqueeze(2), centers
+
+
+class PortableClassifier(Portable):
+    """A classifier."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        """``points float32 [B, P, 3] -> logits [B, C]``."""
+        return self.model.cls_head_finetune(self.model.encode(*self._cut(points)))
+
+
+class PortableSegmenter(Portable):
+    """A segmenter. A category that the model does not know is refused by the program that runs it: it is an index."""
+
+    def __init__(self, model: nn.Module, num_points: int, scripted: bool = False) -> None:
+        super().__init__(model, num_points, scripted)
+        # A buffer, which follows the program to another device.
+        self.register_buffer("_categories", torch.eye(model.num_classes), persistent=False)
+
+    def forward(self, points: Tensor, labels: Tensor) -> Tensor:
+        """``points float32 [B, P, 3], labels int64 [B] -> logits [B, P, M]``."""
+        known = labels.where(labels >= 0, torch.full_like(labels, self.model.num_classes))  # -1 would be the last one
+        category = self._categories[known].to(points.dtype)
+        operators = Operators(
+            _interpolated, _neighbors, lambda points, count: _gather(points, self._sample(points, count))
+        )
+        return self.model.decode(points, *self._cut(points), category, operators)
+
+
+def _interpolated(points: Tensor, centers: Tensor, features: Tensor) -> Tensor:
+    """`pointewa.ops.interpolate`."""
+    index = _neighbors(points, centers, min(3, centers.shape[1]))  # (B, P, k)
+    near = _gather(centers, index.flatten(1)).unflatten(1, index.shape[1:])
+    # Multiplied by EPSILON, which the ratios do not show: the ONNX optimizer takes x + 1e-8 for x.
+    weights = 1 / (_square_norm(points.unsqueeze(2) - near) * (1 / EPSILON) + 1)
+    weights = (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)
+    picked = features.gather(1, index.flatten(1).unsqueeze(2).expand(-1, -1, features.shape[2]))
+    return (picked.unflatten(1, index.shape[1:]) * weights).sum(2)
 
 
 def _gather(points: Tensor, index: Tensor) -> Tensor:

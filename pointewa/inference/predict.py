@@ -1,4 +1,4 @@
-"""A trained model, ready to classify clouds of any kind."""
+"""A trained model, ready to classify clouds of any kind, or to segment them into parts."""
 
 import warnings
 from pathlib import Path
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from pointewa.errors import CheckpointError
-from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, turn_up, unit_sphere
+from pointewa.inference.all_points import on_all_points
+from pointewa.models import PointTransformerSegmenter
+from pointewa.models.parts import predicted_parts
+from pointewa.models.registry import PREDICTING
+from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
-from pointewa.runs.weights import as_classifier, load_model
+from pointewa.runs.weights import as_classifier, load_any
 from pointewa.train.device import select_device
 
 _BATCH = 64  # clouds that go through the model at a time
@@ -35,8 +39,9 @@ class Predictor:
     """
 
     def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu") -> Self:
-        """Of a model of images an `ImagePredictor`."""
-        return super().__new__(ImagePredictor if loaded.normalize == "minus_one_to_one" else cls)
+        """Of a model of images an `ImagePredictor`, of one of parts a `PartPredictor`."""
+        kind = ImagePredictor if loaded.normalize == "minus_one_to_one" else cls
+        return super().__new__(PartPredictor if isinstance(loaded.model, PointTransformerSegmenter) else kind)
 
     def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
         self.loaded = loaded
@@ -80,7 +85,7 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", **options: Any) -> Self:
-        """A classifier from a folder of `save_pretrained`, or from Hugging Face's hub.
+        """A classifier or segmenter from a folder of `save_pretrained`, or from Hugging Face's hub.
 
         Args:
             name: a folder, or a repository ``"owner/name"``.
@@ -88,11 +93,10 @@ class Predictor:
             **options: see `pointewa.runs.pretrained.from_pretrained`.
 
         Raises:
-            CheckpointError: nothing of that name, or no classifier of ours.
+            CheckpointError: nothing of that name, or no classifier or segmenter of ours.
             ConfigError: huggingface_hub is missing, or a device that does not exist.
         """
-        loaded = from_pretrained(name, **options)
-        return cls(as_classifier(loaded, name), select_device(device))
+        return cls(as_classifier(from_pretrained(name, **options), name, PREDICTING), select_device(device))
 
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
@@ -118,6 +122,13 @@ class Predictor:
     @torch.no_grad()
     def logits(self, points: np.ndarray | Tensor, *, normalized: bool = False, up: str | None = None) -> Tensor:
         """As `predict`: float32 ``[C]`` or ``[B, C]``, on the CPU."""
+        clouds, many = self._checked(points, normalized)
+        samples = (self._sample(self._ordered(part, normalized, up)[0]) for part in clouds.split(_BATCH))
+        parts = [self.model(part).float().cpu() for part in samples]
+        return torch.cat(parts) if many else torch.cat(parts)[0]
+
+    def _checked(self, points: np.ndarray | Tensor, normalized: bool) -> tuple[Tensor, bool]:
+        """Clouds ``[B, P, 3]``, and whether they came as many."""
         if not isinstance(points, Tensor):
             points = torch.from_numpy(np.array(points, np.float64))  # a copy: it may be read-only or big-endian
         if points.ndim not in (2, 3) or points.shape[-1] != 3 or 0 in points.shape:
@@ -129,20 +140,23 @@ class Predictor:
             seen = cloud.float() if self.normalize == "none" else cloud  # by the model
             if problem := flaw(seen):
                 raise ValueError(f"cloud {number}: {problem}" if points.ndim == 3 else problem)
-        prepared = (self._prepared(part, normalized, up or self.up) for part in clouds.split(_BATCH))
-        parts = [self.model(part).float().cpu() for part in prepared]
-        return torch.cat(parts) if points.ndim == 3 else torch.cat(parts)[0]
+        return clouds, points.ndim == 3
 
-    def _prepared(self, points: Tensor, normalized: bool, up: str) -> Tensor:
+    def _ordered(self, points: Tensor, normalized: bool, up: str | None) -> tuple[Tensor, Tensor]:
+        """All points float32 ``[B, P, 3]``, scaled, in an order that does not depend on the one that they came in, and
+        which point came where, int64 ``[B, P]``."""
         points = points.to(self.device, torch.float64)
+        order = torch.arange(points.shape[1], device=self.device).expand(points.shape[:2])
         if not normalized:
-            points = turn_up(points, up)
-            points = group(points, canonical_order(points))
-            if self.normalize != "none":
-                # By all points, as the training's clouds were, before any is left out; far from the origin, float32
-                # would not hold their shape before they are centred.
-                points = unit_sphere(points)
-        points = points.to(self.device, torch.float32)
+            points = turn_up(points, up or self.up)
+            order = canonical_order(points)
+            # By all points, as the training's clouds were, before any is left out; far from the origin, float32 would
+            # not hold their shape before they are centred.
+            points = placed(group(points, order), self.normalize)
+        return points.to(self.device, torch.float32), order
+
+    def _sample(self, points: Tensor) -> Tensor:
+        """What the model is given of ``[B, P, 3]``."""
         points = group(points, farthest_point_sample(points, self.num_points, check_finite=False))
         return unit_sphere(points) if self.normalize == "unit_sphere_of_sample" else points
 
@@ -174,8 +188,74 @@ class ImagePredictor(Predictor):
         return torch.cat(parts) if images.ndim == 4 else torch.cat(parts)[0]
 
 
+class PartPredictor(Predictor):
+    """Segments clouds into the parts of their category, after preparing them as those of the training were prepared.
+
+    Args:
+        loaded: a segmenter; it is moved to the device and set to evaluation mode.
+        device: where it runs.
+
+    Attributes:
+        parts: the parts of all categories (`pointewa.models.Parts`), as the labels count them.
+
+    Raises:
+        ValueError: a model whose clouds were scaled by their sample, which does not say where the other points are.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
+        if loaded.normalize == "unit_sphere_of_sample":
+            raise ValueError("normalize: expected unit_sphere or none for a segmenter, found unit_sphere_of_sample")
+        super().__init__(loaded, device)
+        self.parts = loaded.model.parts
+
+    def predict(
+        self, points: np.ndarray | Tensor, category: str = "", *, normalized: bool = False, up: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The most probable part of every point, of the parts that objects of its category have.
+
+        The model sees a farthest point sample; the logits of all points are those of the three nearest points of the
+        sample, weighted by their inverse squared distances. The order of the points makes no difference.
+
+        Args:
+            points: ``[P, 3]``, see `Predictor.predict`.
+            category: what the object is, one of `class_names`: the model has to be told.
+            normalized: see `Predictor.predict`.
+            up: see `Predictor.predict`.
+
+        Returns:
+            Names of the parts, str ``[P]``, and their numbers in `parts`, int64 ``[P]``.
+
+        Raises:
+            ValueError: as `Predictor.predict`; an unknown category; many clouds.
+        """
+        allowed = self.parts.mask(len(self.class_names))[self._category(category)]
+        logits = self.logits(points, category, normalized=normalized, up=up)
+        labels = predicted_parts(logits[None], allowed[None])[0].numpy()
+        return np.array(self.parts.names)[labels], labels
+
+    @torch.no_grad()
+    def logits(
+        self, points: np.ndarray | Tensor, category: str = "", *, normalized: bool = False, up: str | None = None
+    ) -> Tensor:
+        """Of all M parts, for `predict`: float32 ``[P, M]``, on the CPU."""
+        label = torch.tensor([self._category(category)], device=self.device)
+        clouds, many = self._checked(points, normalized)
+        if many:
+            raise ValueError(f"expected one cloud [P, 3], found {list(clouds.shape)}: predict one after the other")
+        everywhere, order = self._ordered(clouds, normalized, up)
+        sample = self._sample(everywhere)
+        found = on_all_points(self.model(sample, label)[0].float(), sample[0], everywhere[0])
+        return found[order[0].argsort()].cpu()
+
+    def _category(self, name: str) -> int:
+        if name not in self.class_names:
+            raise ValueError(f"category: expected one of {', '.join(self.class_names)}, found {name!r}")
+        return self.class_names.index(name)
+
+
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images.
+    """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images, a
+    `PartPredictor` if on parts.
 
     ```python
     model = pointewa.load("runs/shapes-tiny-ewa-seed0")
@@ -190,7 +270,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         device: "auto" is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        CheckpointError: not a classifier of this library, or damaged.
+        CheckpointError: not a classifier or segmenter of this library, or damaged.
         ConfigError: a device that does not exist.
     """
     if Path(path).suffix in (".pth", ".pt"):
@@ -198,4 +278,4 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
             f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
             "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
-    return Predictor(load_model(path), select_device(device))
+    return Predictor(as_classifier(load_any(path), path, PREDICTING), select_device(device))

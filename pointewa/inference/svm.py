@@ -1,15 +1,26 @@
 """A linear support vector machine on the features of a frozen model."""
 
 from collections.abc import Iterable
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from pointewa.models import MaskedAutoencoder, PointTransformerClassifier
+from pointewa.errors import DataError
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import Evaluation
 
-Model = PointTransformerClassifier | MaskedAutoencoder
+
+class Model(Protocol):
+    """An `nn.Module` that gives features of clouds, such as a classifier or one of the pre-trainings."""
+
+    def features(self, points: Tensor) -> Tensor:
+        """``[B, P, 3] -> [B, F]``."""
+        ...
+
+    def eval(self) -> Self:
+        """Go into evaluation mode."""
+        ...
 
 
 @torch.no_grad()
@@ -31,7 +42,12 @@ def fit(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: 
 
     Returns:
         The decision values in place of logits, -inf for classes that do not occur in ``train``.
+
+    Raises:
+        DataError: ``train`` has objects of one class only.
     """
+    if len(train[1].unique()) < 2:
+        raise DataError("svm: expected objects of at least two classes to train on, found one: choose a set with more")
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC

@@ -1,5 +1,7 @@
 """The trunk that every point transformer here stands on: from the patches of clouds to tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -50,12 +52,20 @@ class PointTransformer(nn.Module):
 
     def transform(self, tokens: Tensor, centers: Tensor) -> Tensor:
         """Tokens of `embed` ``[B, G, C]`` and their centres ``[B, G, 3]`` -> what `forward` returns."""
+        return self.norm(self.blocks(*self._with_class_token(tokens, centers)))
+
+    def levels(self, tokens: Tensor, centers: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """As `transform`, but the outputs of the blocks with these numbers, from 0, each through the same norm."""
+        return [self.norm(x) for x in self.blocks.outputs(*self._with_class_token(tokens, centers), numbers)]
+
+    def _with_class_token(self, tokens: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+        """What the blocks take: tokens and their positions, those of the class token first if there is one."""
         position = self.pos_embed(centers)
         if self.cls_token is not None:
             batch = tokens.shape[0]  # not len(tokens), which tracing would make a constant
             tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
             position = torch.cat([self.cls_pos.expand(batch, -1, -1), position], dim=1)
-        return self.norm(self.blocks(tokens, position))
+        return tokens, position
 
 
 def position_embedding(width: int) -> nn.Sequential:

@@ -1,5 +1,7 @@
 """The transformer's layers."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,11 +96,22 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """``[B, T, C], [B, T, C] -> [B, T, C]``."""
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x + position, use_reentrant=False)
-            else:
-                x = block(x + position)
+            x = self._run(block, x + position)
         return x
+
+    def outputs(self, x: Tensor, position: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """As `forward`, but the outputs of the blocks with these numbers, from 0, one of which may come twice."""
+        found = {}
+        for number, block in enumerate(self.blocks):
+            x = self._run(block, x + position)
+            if number in numbers:
+                found[number] = x
+        return [found[number] for number in numbers]
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -45,3 +45,15 @@ class Parts:
             raise ValueError(f"parts: expected categories below {num_classes}, found {max(self.classes)}")
         classes = torch.tensor(self.classes)
         return (classes == torch.arange(num_classes).unsqueeze(1)) | (classes == EVERY)
+
+
+def predicted_parts(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """The most probable part of each point, int64 ``[B, P]``.
+
+    Args:
+        logits: ``[B, P, M]``.
+        allowed: the parts among which it is sought, bool ``[B, M]``; None: all of them.
+    """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed.unsqueeze(1), -torch.inf)
+    return logits.argmax(-1)

@@ -12,6 +12,20 @@ def unit_sphere(points: Tensor) -> Tensor:
     return points / points.norm(dim=-1).amax(-1)[..., None, None].clamp(min=1e-12)
 
 
+def placed(points: Tensor, normalize: str) -> Tensor:
+    """Clouds ``[..., P, 3]`` as a model's description says that its own were normalised, in the precision that they
+    have.
+
+    Args:
+        points: all points of each cloud.
+        normalize: one of `pointewa.runs.description.NORMALIZE`: "center" moves each cloud's mean to the origin and
+            keeps its units; "none" changes nothing; otherwise `unit_sphere`.
+    """
+    if normalize == "none":
+        return points
+    return points - points.mean(-2, keepdim=True) if normalize == "center" else unit_sphere(points)
+
+
 def flaw(points: Tensor) -> str:
     """What is wrong with where the points of a cloud are, and what to do; empty if nothing is.
 

@@ -19,7 +19,7 @@ from pointewa.ops import UP_AXES
 # The limit of any number in a description, such as the points of all groups: published models have 2,048 to 16,384, and
 # no product of such numbers overflows.
 _MOST, _MOST_EXPERTS = 2**20, 2**10
-NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "none", "minus_one_to_one")
+NORMALIZE = ("unit_sphere", "unit_sphere_of_sample", "center", "none", "minus_one_to_one")
 
 
 @dataclass
@@ -32,8 +32,9 @@ class LoadedModel:
         num_points: P in its training; of no meaning to a model of images.
         dataset: name of the set it was trained on.
         normalize: how its clouds were normalised: "unit_sphere" (centred, scaled to largest norm 1),
-            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), or "none"; of
-            images "minus_one_to_one" (bytes divided by 127.5, minus 1).
+            "unit_sphere_of_sample" (so after the sample of ``num_points`` was taken, by these points), "center"
+            (centred, in the units of the files), or "none"; of images "minus_one_to_one" (bytes divided by 127.5,
+            minus 1).
         task: what it has learned, a name in `pointewa.tasks`.
         up: the axis that pointed up in the files of its training: clouds like these are turned by
             `pointewa.ops.turn_up`, so that y is up, before anything else. None: not recorded.

@@ -33,8 +33,10 @@ def find_run(config: Config) -> Path:
     root, name = Path(config.run.dir), config.run.name
     if name is None:
         task = "" if config.train.task == TrainConfig.task else f"{config.train.task}-"
+        data = config.data
+        fold = "" if data.fold is None else f"{data.way}w{data.shot}s-fold{data.fold}-"
         base = (
-            f"{config.data.name}-{config.model.preset.replace(':', '-')}-{task}{config.scheme}-seed{config.train.seed}"
+            f"{data.name}-{config.model.preset.replace(':', '-')}-{task}{fold}{config.scheme}-seed{config.train.seed}"
         )
         numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, 100_000))
         name = base if config.run.overwrite else next(name for name in numbered if not (root / name).exists())

@@ -38,6 +38,14 @@ def after_training(summary: dict[str, Any]) -> str:
     return "after the only epoch" if summary["epochs"] == 1 else f"after the last of {summary['epochs']} epochs"
 
 
+def fold_text(fold: dict[str, Any]) -> str:
+    """A few-shot fold, as summaries have it, for people."""
+    origin = (
+        "as published" if not fold["drawn"] else "drawn by this library's seed: not comparable with published folds"
+    )
+    return f"{fold['way']}-way {fold['shot']}-shot, fold {fold['fold']}, {origin}"
+
+
 def _check(summary: Any) -> None:
     if not isinstance(summary, dict):
         raise ValueError("not a mapping")

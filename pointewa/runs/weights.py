@@ -15,18 +15,26 @@ from torch import Tensor
 import pointewa.ewa as ewa
 from pointewa.config import load_config
 from pointewa.errors import CheckpointError, ConfigError, first_line
-from pointewa.models import Architecture, LoadReport, PointTransformerClassifier, load_weights
+from pointewa.models import (
+    Architecture,
+    LoadReport,
+    Parts,
+    PointTransformerClassifier,
+    PointTransformerSegmenter,
+    load_weights,
+)
 from pointewa.models.foreign import classifier_state
 from pointewa.models.foreign.published import published_name
 from pointewa.models.foreign.torch_pointcloud import is_theirs
-from pointewa.models.registry import kind_of
+from pointewa.models.registry import kind_of, model_ffns
 from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
 from pointewa.runs.hub import located, own_names, published_model
 from pointewa.safe.files import atomic_write, stands_for
 from pointewa.safe.torch_files import read_state
 
 RUN_CONFIG = "config.yaml"
-MODEL, PRETRAINED, LAST, PREVIOUS = "model.safetensors", "pretrained.safetensors", "last.ckpt", "previous.ckpt"
+MODEL, PRETRAINED, TOKENIZER = "model.safetensors", "pretrained.safetensors", "tokenizer.safetensors"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 CONFIG = "config.json"  # what the description is called beside a model for Hugging Face's hub
 
 
@@ -60,13 +68,16 @@ def load_model(path: str | Path) -> LoadedModel:
     return as_classifier(load_any(path), path)
 
 
-def as_classifier(loaded: LoadedModel, path: str | Path) -> LoadedModel:
+def as_classifier(
+    loaded: LoadedModel, path: str | Path, kinds: tuple[str, ...] = ("classifier", "timm")
+) -> LoadedModel:
     """The same model.
 
     Raises:
-        CheckpointError: it is no classifier; ``path`` is where it came from.
+        CheckpointError: it is no classifier, or whatever else of `pointewa.models.registry` is asked for; ``path`` is
+            where it came from.
     """
-    if (kind := kind_of(loaded.model)) not in ("classifier", "timm"):
+    if (kind := kind_of(loaded.model)) not in kinds:
         raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
                               f"train.init_from={path}")  # fmt: skip
     return loaded
@@ -83,7 +94,7 @@ def load_any(path: str | Path) -> LoadedModel:
     """
     path = located(path)
     if path.is_dir():
-        found = [path / name for name in (MODEL, PRETRAINED) if (path / name).is_file()]
+        found = [path / name for name in (MODEL, PRETRAINED, TOKENIZER) if (path / name).is_file()]
         if not found and not has_state(path):
             raise CheckpointError(
                 f"{path}: expected a run folder with {MODEL} or {LAST}, found {_runs_in(path) or 'neither'}"
@@ -122,7 +133,7 @@ def _assumed_up(dataset: str, folder: Path) -> str | None:
         return None
     if data.name != dataset or (dataset == "modelnet40" and data.variant is None):
         return None  # of modelnet40 any layout may have been there
-    return "z" if data.variant in ("z_up", "off") else "y"
+    return "z" if data.variant in ("z_up", "off") else "y"  # there were no other axes then
 
 
 def is_described(path: str | Path) -> bool:
@@ -135,19 +146,33 @@ def is_described(path: str | Path) -> bool:
     return not is_theirs(read_weights(path))
 
 
-def load_foreign(path: str | Path, architecture: Architecture, num_classes: int) -> PointTransformerClassifier:
-    """The classifier of a file of another codebase, which does not describe its architecture.
+def load_foreign(
+    path: str | Path,
+    architecture: Architecture,
+    num_classes: int,
+    parts: Parts | None = None,
+    decoder: str = "point_mae",
+) -> torch.nn.Module:
+    """The classifier of a file of another codebase, which does not describe its architecture; with parts the segmenter.
 
     Raises:
-        CheckpointError: missing, damaged, of another architecture, or without a head for as many classes.
+        CheckpointError: missing, damaged, of another architecture, or without a head for as many classes and parts.
+        ValueError: values that no segmenter can have.
     """
-    model = PointTransformerClassifier(architecture, num_classes).eval()
-    fresh = init_from(model, str(path)).fresh
-    if fresh:
-        raise CheckpointError(
-            f"{path}: no classifier of {num_classes} classes: {', '.join(fresh[:3])}, ... are missing or of another "
-            "size; train it with train.init_from first"
+    if parts is None:
+        model, what = PointTransformerClassifier(architecture, num_classes), f"classifier of {num_classes} classes"
+    else:
+        model = PointTransformerSegmenter(architecture, parts, num_classes, decoder)
+        what = f"segmenter of {num_classes} categories and {len(parts)} parts with the decoder {decoder}"
+    report = init_from(model.eval(), str(path))
+    if report.fresh:
+        why = report.misfit or f"{', '.join(report.fresh[:3])}, ... are missing or of another size"
+        instead = (
+            "" if report.misfit or not report.unused else f"; there are {', '.join(report.unused[:3])}, ... instead"
         )
+        raise CheckpointError(f"{path}: no {what}: {why}{instead}; train it with train.init_from first")
+    if report.unused:  # such as the class token of a pre-training: not what the file's model computes
+        raise CheckpointError(f"{path}: no {what}: it has {', '.join(report.unused[:3])}, which that has not")
     return model
 
 
@@ -220,7 +245,7 @@ def _restore(path: Path) -> Restored:
             expect(state["ewa"], dict, "ewa")
             experts, layers = state["ewa"].get("num_experts"), state["ewa"].get("layers")
             check_experts(experts, layers)
-            model = ewa.to_moe(model, experts, layers, init="copy", inplace=True)
+            model = ewa.to_moe(model, experts, layers, init="copy", predicate=model_ffns(model), inplace=True)
         except ValueError as error:
             raise CheckpointError(f"{path}: its mixture of experts is not valid ({first_line(error)})") from error
     _load_state(model, state["model"], path)

@@ -4,7 +4,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class StudyRun:
     @property
     def name(self) -> str:
         """The name of the run folder."""
-        return _name(self.arm, self.seed, self.fold)
+        return self.config.run.name
 
     @property
     def folder(self) -> Path:
@@ -145,7 +145,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         if fold_key and key.partition("=")[0] == fold_key:
             raise ConfigError(f"{path}: folds: {fold_key} is also set elsewhere (settings, arms or the command line): "
                               "leave it out there")  # fmt: skip
-    root = _root(overrides)
+    root = runs_root(overrides)
     runs = tuple(
         _run(path, arm, seed, fold, configs, [*common, *own[arm], *overrides, *keys], f"{root}/{path.stem}")
         for seed in dict.fromkeys(seed for mine in seeds_of.values() for seed in mine)
@@ -213,10 +213,6 @@ def _folds(folds: Any, path: Path) -> tuple[str, tuple[str, ...]]:
     return key, tuple(values)
 
 
-def _name(arm: str, seed: int, fold: str) -> str:
-    return f"{arm}-{fold}-seed{seed}" if fold else f"{arm}-seed{seed}"
-
-
 def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
     """Seconds that the runs will still take, estimated from the finished epochs; None while there are none.
 
@@ -240,7 +236,34 @@ def time_left(runs: Iterable[StudyRun], parallel: int = 1) -> float | None:
 
 
 def _run(path: Path, arm: str, seed: int, fold: str, configs: list[str], overrides: list[str], folder: str) -> StudyRun:
-    where, name = f"{path}: arms.{arm}, seed {seed}" + (f", {fold}" if fold else ""), _name(arm, seed, fold)
+    where = f"{path}: arms.{arm}, seed {seed}" + (f", {fold}" if fold else "")
+    name = f"{arm}-{fold}-seed{seed}" if fold else f"{arm}-seed{seed}"
+    return replace(make_run(where, arm, seed, name, configs, overrides, folder, f"rename {path}"), fold=fold)
+
+
+def make_run(
+    where: str,
+    arm: str,
+    seed: int,
+    name: str,
+    configs: Sequence[str],
+    overrides: Iterable[str],
+    folder: str,
+    else_: str,
+) -> StudyRun:
+    """A training of a study, its configuration and what is in its folder checked. Writes nothing.
+
+    Args:
+        where: for messages.
+        arm, seed: see `StudyRun`.
+        name: of its folder in ``folder``.
+        configs, overrides: of its configuration.
+        folder: of the study.
+        else_: what helps beside removing the run's folder.
+
+    Raises:
+        ConfigError: a value that the configuration refuses, a run folder with another configuration.
+    """
     keys = [
         *overrides,
         f"train.seed={seed}",
@@ -256,11 +279,16 @@ def _run(path: Path, arm: str, seed: int, fold: str, configs: list[str], overrid
     try:
         find_run(config)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}\nIn a study: remove {folder}/{name}, or rename {path}") from error
-    return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]), fold)
+        raise ConfigError(f"{where}: {error}\nIn a study: remove {folder}/{name}, or {else_}") from error
+    return StudyRun(arm, seed, config, tuple([*(f"--config={file}" for file in configs), *keys]))
 
 
-def _root(overrides: Sequence[str]) -> str:
+def runs_root(overrides: Sequence[str]) -> str:
+    """The parent of a study's folder, by ``run.dir`` among the overrides.
+
+    Raises:
+        ConfigError: a key among them that the study sets itself.
+    """
     root = load_config().run.dir
     for override in overrides:
         key = override.partition("=")[0]

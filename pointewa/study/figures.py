@@ -109,11 +109,15 @@ def gather(study: Study) -> list[Arm]:
     Raises:
         CheckpointError: a damaged summary.
     """
-    task, primary = study.task, study.task.primary()
     runs: dict[str, list[Result]] = {arm: [] for arm in study.arms}
     for run in study.runs:
         if summary := run.summary():
-            runs[run.arm].append(Result(run, summary, run.epochs(), task))
+            runs[run.arm].append(Result(run, summary, run.epochs(), study.task))
+    # Unless the runs are of data sets that report different metrics.
+    reported = {tuple(one.summary.get("reported", ())) for mine in runs.values() for one in mine}
+    task = study.task.reporting(next(iter(reported))) if len(reported) == 1 else study.task
+    runs = {arm: [replace(one, task=task) for one in mine] for arm, mine in runs.items()}
+    primary = task.primary()
     results = {arm: _by_seed(found, len(study.folds)) for arm, found in runs.items()}
     first = study.arms[0]
     base, arms = results[first], [Arm(first, task, results[first], runs=runs[first])]

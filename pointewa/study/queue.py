@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from pointewa.errors import CheckpointError, counted
 from pointewa.runs.folder import Lock
+from pointewa.runs.weights import LAST, PREVIOUS
 from pointewa.study.definition import StudyRun, time_left
 from pointewa.tasks import task_of
 from pointewa.train.progress import duration, say
@@ -96,7 +97,11 @@ class QueueProgress:
 
 
 def work(
-    runs: Iterable[StudyRun], command: Sequence[str], progress: QueueProgress, budget: float | None = None
+    runs: Iterable[StudyRun],
+    command: Sequence[str],
+    progress: QueueProgress,
+    budget: float | None = None,
+    keep_state: bool = True,
 ) -> Outcome:
     """Train the runs that are not finished. SIGTERM, SIGINT and the end of the budget make trainings save and end.
 
@@ -107,7 +112,11 @@ def work(
         command: of a training, to which a run's arguments are added.
         progress: shows what happens.
         budget: seconds.
+        keep_state: leave the training states of finished runs, which nothing needs any more, where they are.
     """
+    runs = list(runs)
+    for run in () if keep_state else runs:
+        _remove_state(run)
     waiting, running, outcome = [run for run in runs if run.summary() is None], {}, Outcome()
     until, told = time.monotonic() + (float("inf") if budget is None else budget), set()
     with StopSignals() as signals:
@@ -126,7 +135,9 @@ def work(
                         progress.say(f"{run.name}: {'resumes' if run.folder.exists() else 'starts'}")
                         running[run] = _start(run, command, progress.parallel)
                 time.sleep(POLL)
-                _collect(running, outcome, progress)
+                for run in _collect(running, outcome, progress):
+                    if not keep_state:
+                        _remove_state(run)
                 progress.watch(list(running))
             outcome.signal, outcome.out_of_time = signals.received, bool(waiting or running) and not signals.received
         finally:
@@ -134,13 +145,23 @@ def work(
     return outcome
 
 
-def _collect(running: dict[StudyRun, subprocess.Popen], outcome: Outcome, progress: QueueProgress) -> None:
-    """Remove the trainings that have ended from those that run, and report their outcome."""
+def _remove_state(run: StudyRun) -> None:
+    """Remove the training state of a finished run."""
+    if run.summary() is not None:
+        for name in (LAST, PREVIOUS):
+            (run.folder / name).unlink(missing_ok=True)
+
+
+def _collect(
+    running: dict[StudyRun, subprocess.Popen], outcome: Outcome, progress: QueueProgress
+) -> Iterator[StudyRun]:
+    """Remove the trainings that have ended from those that run, and report their outcome; yields them."""
     for run, process in list(running.items()):
         code = process.poll()
         if code is None:
             continue
         del running[run]
+        yield run
         summary = run.summary() if code == 0 else None
         if summary:
             task = task_of(summary)

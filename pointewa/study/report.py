@@ -42,9 +42,9 @@ def write_report(study: Study, out: Path, pdf: bool = False) -> list[Arm]:
         raise ConfigError(f"{study.folder}: no run of {study.path} is finished: there is nothing to report")
     pictures = save_plots(out, arms, pdf)
     texts = {
-        RESULTS: _csv(_result_row(result) for arm in arms for result in arm.runs),
-        "curves.csv": _csv(row for arm in arms for result in arm.runs for row in _curve_rows(result)),
-        "costs.csv": _csv(_cost_row(result) for arm in arms for result in arm.runs),
+        RESULTS: csv_text(_result_row(result) for arm in arms for result in arm.runs),
+        "curves.csv": csv_text(row for arm in arms for result in arm.runs for row in _curve_rows(result)),
+        "costs.csv": csv_text(_cost_row(result) for arm in arms for result in arm.runs),
         "costs.md": _costs(study, arms),
         "study.yaml": study.text,
         "README.md": _readme(study, arms, pictures),
@@ -80,10 +80,10 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
         primary = task.primary()
         form = task.metrics[primary].form
         last, best = (
-            _spread(figures[key], figures[f"{key}_std"], form) for key in (f"val_{primary}_last", f"val_{primary}_best")
+            spread(figures[key], figures[f"{key}_std"], form) for key in (f"val_{primary}_last", f"val_{primary}_best")
         )
         tests = {
-            f"test {metric.label}": _spread(figures[f"test_{name}"], figures[f"test_{name}_std"], metric.form)
+            f"test {metric.label}": spread(figures[f"test_{name}"], figures[f"test_{name}_std"], metric.form)
             for name, metric in task.metrics.items()
             if metric.headline
         }
@@ -96,9 +96,9 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
             **tests,
             f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
             "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
-            "p": _p(figures["p"]),
-            "p, Holm": _p(figures["p_holm"]),
-            "training loss": _spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
+            "p": p_text(figures["p"]),
+            "p, Holm": p_text(figures["p_holm"]),
+            "training loss": spread(figures["train_loss"], figures["train_loss_std"], ".4f"),
             "its difference": f"{fit.mean:+.4f} ({fit.low:+.4f} to {fit.high:+.4f})" if fit else no_difference,
             "validation, last epoch": last,
             "best on validation, epoch": f"{best} ({epochs})" if epochs else "-",
@@ -108,7 +108,8 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return rows
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p value as text; '-' without one."""
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -121,16 +122,16 @@ def _readme(study: Study, arms: Sequence[Arm], pictures: Sequence[str]) -> str:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if missing[6:] else "")
         done = f"{len(results)} of {counted(len(study.runs), 'run')} are finished; missing: {shown}"
     data = sorted({f"{result.summary['dataset']}, {counted(result.summary['epochs'], 'epoch')}" for result in results})
-    machines = Counter(_machine(result.summary) for result in results)
-    commits = Counter(str(_environment(result.summary).get("commit", "unknown")) for result in results)
+    machines = Counter(machine_of(result.summary) for result in results)
+    commits = Counter(str(environment_of(result.summary).get("commit", "unknown")) for result in results)
     command = shlex.join(["python", "-m", "tools.study", str(study.path), *study.overrides])
     return "\n".join([
         f"# Study: {study.name}", "", *([study.description, ""] if study.description else []),
         f"{'; '.join(data)}. {done}.", "",
-        *_markdown(table(arms)), "", *_caution(arms), AID, "", *_of_folds(study, arms),
+        *markdown(table(arms)), "", *_caution(arms), AID, "", *_of_folds(study, arms),
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), "",
         "```", command, "```", "",
-        f"Commit {_counted(commits)}. Machine: {_counted(machines)}.", "",
+        f"Commit {counted_texts(commits)}. Machine: {counted_texts(machines)}.", "",
         "`results.csv` has a line per run, `curves.csv` one per epoch of each run, `study.yaml` is the study; times",
         "and memory are in `costs.md` and `costs.csv`.", "",
     ])  # fmt: skip
@@ -140,18 +141,18 @@ def _of_folds(study: Study, arms: Sequence[Arm]) -> list[str]:
     """What a study with folds has besides: how they are averaged, and the primary metric on each of them."""
     if not study.fold_key:
         return []
-    metric = study.task.metrics[study.task.primary()]
+    metric = arms[0].task.metrics[arms[0].task.primary()]
     rows = []
     for arm in arms:
         found = arm.by_fold()
-        spreads = {fold: _spread(*mean_std(found.get(fold, [])), metric.form) for fold in study.folds}
+        spreads = {fold: spread(*mean_std(found.get(fold, [])), metric.form) for fold in study.folds}
         rows.append({"arm": arm.name} | spreads)
     return [
         f"Each arm was trained once for each seed and each of the folds (`{study.fold_key}`) {', '.join(study.folds)}.",
         "The result of a seed is the mean over its folds, which all must be finished; all of the above is of these",
         "means, since the folds of a seed are no independent repetitions.", "",
         f"Test {metric.label} by fold, mean ± sample standard deviation over the seeds:", "",
-        *_markdown(rows), "",
+        *markdown(rows), "",
     ]  # fmt: skip
 
 
@@ -173,13 +174,13 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
         rows.append({
             "arm": arm.name,
             "seeds": str(len(seconds)),
-            "seconds of training": _spread(*mean_std(seconds), ".1f"),
-            "peak memory, MB": _spread(*mean_std(_known(arm, "peak_memory_mb")), ".0f"),
-            "seconds of evaluating the test split": _spread(*mean_std(_known(arm, "evaluation_seconds"))),
-            f"relative to {arms[0].name}": _spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
+            "seconds of training": spread(*mean_std(seconds), ".1f"),
+            "peak memory, MB": spread(*mean_std(_known(arm, "peak_memory_mb")), ".0f"),
+            "seconds of evaluating the test split": spread(*mean_std(_known(arm, "evaluation_seconds"))),
+            f"relative to {arms[0].name}": spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
         })  # fmt: skip
     return "\n".join([
-        f"# Costs of the study {study.name}", "", *_markdown(rows), "",
+        f"# Costs of the study {study.name}", "", *markdown(rows), "",
         "Mean ± sample standard deviation over the seeds; relative: of the ratios to the baseline's run of that seed.",
         *(["Of a seed with folds it is the mean of its runs."] if study.fold_key else []),
         "Parallel runs, or other work on the machine, make all of them slower. `costs.csv` has a line per run.", "",
@@ -207,7 +208,7 @@ def _result_row(result: Result) -> dict[str, Any]:
     keys = ("parameters_in_training", "parameters", "largest_logit_difference", "skipped_steps", "precision")
     row |= {key: summary.get(key) for key in keys}
     return row | {
-        key: _environment(summary).get(key) for key in ("commit", "device", "threads", "torch", "ops", "platform")
+        key: environment_of(summary).get(key) for key in ("commit", "device", "threads", "torch", "ops", "platform")
     }
 
 
@@ -224,16 +225,18 @@ def _cost_row(result: Result) -> dict[str, Any]:
     summary = result.summary
     row = _place(result) | {"seconds": summary["seconds"], "epochs": summary["epochs"]}
     row["seconds_an_epoch"] = f"{summary['seconds'] / summary['epochs']:.3f}"
-    return row | {key: _environment(summary).get(key) for key in ("device", "threads")}
+    return row | {key: environment_of(summary).get(key) for key in ("device", "threads")}
 
 
-def _environment(summary: dict[str, Any]) -> dict[str, Any]:
+def environment_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Where a run was trained, of its summary."""
     found = summary.get("environment")
     return found if isinstance(found, dict) else {}
 
 
-def _machine(summary: dict[str, Any]) -> str:
-    found = _environment(summary)
+def machine_of(summary: dict[str, Any]) -> str:
+    """Where a run was trained, for people."""
+    found = environment_of(summary)
     device, threads, torch, ops, system = (
         found.get(key, "unknown") for key in ("device", "threads", "torch", "ops", "platform")
     )
@@ -241,7 +244,7 @@ def _machine(summary: dict[str, Any]) -> str:
     return f"{device} in {precision}, {threads} CPU threads, torch {torch}, operators of {ops}, {system}"
 
 
-def _counted(texts: Counter[str]) -> str:
+def counted_texts(texts: Counter[str]) -> str:
     """A single text as it is, several with the number of runs of each."""
     return (
         next(iter(texts))
@@ -250,7 +253,8 @@ def _counted(texts: Counter[str]) -> str:
     )
 
 
-def _spread(mean: float | None, std: float | None, form: str = ".2f") -> str:
+def spread(mean: float | None, std: float | None, form: str = ".2f") -> str:
+    """Mean ± standard deviation as text; '-' without a mean."""
     if mean is None or math.isnan(mean):
         return "-"
     return f"{mean:{form}}" + ("" if std is None or math.isnan(std) else f" ± {std:{form}}")
@@ -260,12 +264,14 @@ def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
 
-def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:
+def markdown(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The lines of a table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _csv(rows: Iterable[dict[str, Any]]) -> str:
+def csv_text(rows: Iterable[dict[str, Any]]) -> str:
+    """The content of a CSV file."""
     rows, text = list(rows), io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

@@ -37,7 +37,8 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_of(summary: Mapping[str, Any], source: str = "summary") -> type[Task]:
-    """The task of a finished run, by its summary, which must have the task's metrics.
+    """The task of a finished run, by its summary, which must have the task's metrics; those come first that the run's
+    data set reports.
 
     Raises:
         CheckpointError: an unknown task, or a metric is missing.
@@ -47,5 +48,6 @@ def task_of(summary: Mapping[str, Any], source: str = "summary") -> type[Task]:
         task = task_class({"pretraining": "masked_autoencoding"}.get(name, name))
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    task = task.reporting(summary.get("reported"))
     task.check_summary(summary, source)
     return task

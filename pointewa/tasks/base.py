@@ -4,10 +4,10 @@ The training loop, studies, reports and tools use nothing else of a task.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,18 +88,28 @@ class Task(ABC):
     Attributes:
         name: its name in ``train.task``.
         metrics: of a split, by their keys in summaries; the first is the primary one.
+        further: metrics that are recorded too, and shown only where a data set asks for them, see `reporting`.
         train_metrics: those that `loss` returns sums of.
         model_file: the file of the trained dense model in the run folder.
+        needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
+        point_labels: the points of the clouds have to be labelled by their parts (`pointewa.models.parts`).
         predicts_classes: the model returns logits ``[B, C]``, so that votes, corruptions and confusion matrices apply.
+        changes: what `compare` returns, as the table of a result shows it.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
+    further: ClassVar[Mapping[str, Metric]] = {}
     train_metrics: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
+    needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
+    point_labels: ClassVar[bool] = False
     predicts_classes: ClassVar[bool] = False
+    changes: ClassVar[Mapping[str, Metric]] = {
+        "largest_logit_difference": Metric("largest difference of logits", ".1e")
+    }
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -133,11 +143,37 @@ class Task(ABC):
         """
         raise ConfigError(f"train.freeze_backbone: {self.name} trains the whole model: leave it out")
 
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model is called with; the clouds or images by default."""
+        return (batch.points,)
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss ``[]`` of a batch, and for each of `train_metrics` its sum ``[]`` over the objects.
 
         Called under autocast; cast to float32 where that is needed.
+        """
+
+    def before_step(self, model: nn.Module, progress: float) -> None:  # noqa: B027  optional
+        """Called before each step of a training, for what changes on a schedule; nothing by default.
+
+        Since a training resumes by its step, and evaluations come at any time, what is set here must follow from
+        ``progress`` alone.
+
+        Args:
+            model: the model in training, not its wrapper for several processes or for compilation.
+            progress: the fraction of the training's steps that are done, from 0 to below 1.
+        """
+
+    def after_step(self, model: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:  # noqa: B027  optional
+        """Called after each optimizer step, unless that was skipped as non-finite; nothing by default.
+
+        For what follows the weights, such as a momentum encoder; it belongs to the model's parameters or buffers, so
+        that checkpoints have it. A task that defines it makes the device wait at each step.
+
+        Args:
+            model: the model in training.
+            gather: from rows ``[B, ...]`` of this process to those of all processes, by rank, the same on each.
         """
 
     @abstractmethod
@@ -155,11 +191,32 @@ class Task(ABC):
         """How much folding changed, for the summary; nothing by default."""
         return {}
 
+    def detail(self, outputs: Outputs, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Further entries of the summary; nothing by default."""
+        return {}
+
     def input_classes(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
         """The classes that the model knows: those of the data set by default."""
         return class_names
 
     # How results are shown.
+
+    @classmethod
+    def reporting(cls, keys: Any) -> "type[Self]":
+        """The task with those of its `further` metrics first that a data set's protocol reports.
+
+        Args:
+            keys: of metrics; others than those of `further`, and what is no list, are passed over.
+        """
+        wanted = (
+            {key: cls.further[key] for key in keys if isinstance(key, str) and key in cls.further}
+            if isinstance(keys, list | tuple)
+            else {}
+        )
+        if not wanted:
+            return cls
+        further = {key: one for key, one in cls.further.items() if key not in wanted}
+        return type(cls.__name__, (cls,), {"metrics": wanted | dict(cls.metrics), "further": further})
 
     @classmethod
     def primary(cls) -> str:
@@ -179,8 +236,9 @@ class Task(ABC):
             if one.headline
         ]
         rows.append(["parameters", f"{summary['parameters_in_training']:,}", f"{summary['parameters']:,}"])
-        if before and isinstance(difference := summary.get("largest_logit_difference"), float):
-            rows.append(["largest difference of logits", "", f"{difference:.1e}"])
+        for key, one in cls.changes.items():
+            if before and isinstance(change := summary.get(key), float):
+                rows.append([one.label, "", one.text(change)])
         rows.append(["seconds of training", f"{summary['seconds']:.0f}", "" if before else f"{summary['seconds']:.0f}"])
         if before:
             return ["", "in training (MoE)", kind], rows

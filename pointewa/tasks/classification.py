@@ -63,10 +63,18 @@ class Evaluation:
         return Evaluation(logits, shared[self.labels][kept])
 
     @property
+    def weighted_f1(self) -> float:
+        """Mean of the classes' F1 in percent, weighted by their objects: scikit-learn's ``average="weighted"``."""
+        counts = self.confusion.double()
+        objects, correct = counts.sum(1), counts.diagonal()
+        f1 = 2 * correct / (objects + counts.sum(0)).clamp(min=1)  # 0 for a class that is never there nor predicted
+        return 100 * ((objects * f1).sum() / objects.sum()).item()
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """Both accuracies, and the mean cross-entropy."""
+        """Both accuracies, the weighted F1, and the mean cross-entropy."""
         loss = F.cross_entropy(self.logits, self.labels).item()
-        return {"oa": self.accuracy, "macc": self.mean_class_accuracy, "loss": loss}
+        return {"oa": self.accuracy, "macc": self.mean_class_accuracy, "f1": self.weighted_f1, "loss": loss}
 
 
 @register
@@ -79,6 +87,7 @@ class Classification(Task):
         "macc": Metric("mean-class accuracy", ".2f", "%", digits=4),
         "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
     }
+    further: ClassVar = {"f1": Metric("weighted F1", ".2f", "%", digits=4)}
     train_metrics = ("oa",)
     predicts_classes = True
 

@@ -68,7 +68,7 @@ class ImageClassification(Classification):
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
         """From an image classification of this library's, or weights by timm's names."""
-        return init_from(model, path, optional=("head.",))
+        return init_from(model, path, head=("head.",), tokens=())
 
     def trained_head(self, model: nn.Module) -> nn.Module:
         """The classification head."""

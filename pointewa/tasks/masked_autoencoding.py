@@ -21,6 +21,7 @@ class MaskedAutoencoding(Task):
     name = "masked_autoencoding"
     metrics: ClassVar = {"loss": Metric("Chamfer distance of masked patches", ".3e", digits=8, higher_is_better=False)}
     model_file = "pretrained.safetensors"
+    needs_labels = False
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

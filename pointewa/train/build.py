@@ -11,6 +11,7 @@ from pointewa.config import Config
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
 from pointewa.models.parts import Parts
+from pointewa.models.registry import model_ffns
 from pointewa.tasks.base import Task
 
 
@@ -51,10 +52,11 @@ def with_experts(model: nn.Module, config: Config) -> nn.Module:
     init = ("copy" if config.train.init_from else "independent") if moe.init == "auto" else moe.init
     gated, random = partial(ewa.TopKMoE, top_k=moe.top_k), partial(ewa.RandomPartitionMoE, scope=moe.scope)
     mixture = gated if config.router == "top_k" else random
+    convert = partial(ewa.to_moe, model, moe.num_experts, moe.layers, predicate=model_ffns(model), inplace=True)
     try:
         if init == "mean":  # of the experts that an EWA run of the same seed starts from
-            return ewa.fold(ewa.to_moe(model, moe.num_experts, moe.layers, "independent", inplace=True), inplace=True)
-        return ewa.to_moe(model, moe.num_experts, moe.layers, init, inplace=True, mixture=mixture)
+            return ewa.fold(convert(init="independent"), inplace=True)
+        return convert(init=init, mixture=mixture)
     except ValueError as error:
         raise ConfigError(f"moe: {error}") from error
 

@@ -80,7 +80,7 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
         training.model.load_state_dict(restored.model.state_dict())
         load_optimizer_state(training.model, training.optimizer, state["optimizer"])
         if training.averaging:
-            training.averaging.load_state_dict({"steps": _whole(state["averaging"]["steps"], training.total_steps)})
+            training.averaging.load_state_dict({"steps": _whole(state["averaging"]["steps"], training.optimizer_steps)})
         if training.ema:
             training.ema.load_state_dict(state["ema"])
         training.step = _whole(state["step"], training.total_steps)

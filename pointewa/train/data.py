@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch
@@ -33,6 +33,8 @@ class Data:
         class_names: C names.
         parts: what the labels of points count.
         normalize, up: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+        reported: metrics that the data set asks for, see `pointewa.tasks.base.Task.reporting`.
+        fold: what the summary says of a few-shot fold; the test split is then evaluated after every epoch.
     """
 
     train: TrainBatches
@@ -42,3 +44,5 @@ class Data:
     normalize: str = "unit_sphere"
     up: str = "y"
     parts: Parts | None = None
+    reported: tuple[str, ...] = ()
+    fold: dict[str, Any] | None = None

@@ -59,6 +59,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(settings, lr=config.lr, betas=betas, fused=True)
 
 
+_BEFORE_BLOCKS = ("encoder.", "reduce_dim.", "cls_token", "cls_pos", "pos_embed.")  # of a trunk; the rest is a head
+
+
 def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
     """From a parameter's name to the factor of its learning rate."""
     if decay == 1:
@@ -67,13 +70,13 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
     depth = 1 + max((int(match[1]) for match in found if match), default=-1)
     if not depth:
         raise ConfigError(
-            "train.layer_decay: works on a classifier's blocks, and this model has none by their names: set 1"
+            "train.layer_decay: works on the blocks of a classifier or a segmenter, and this model has none by their "
+            "names: set 1"
         )
 
     def factor(name: str) -> float:
         block = re.match(r"blocks\.blocks\.(\d+)\.", name)
-        last = name.startswith(("norm.", "cls_head_finetune."))
-        return decay ** (depth - int(block[1]) if block else 0 if last else depth + 1)
+        return decay ** (depth - int(block[1]) if block else depth + 1 if name.startswith(_BEFORE_BLOCKS) else 0)
 
     return factor
 
@@ -138,7 +141,10 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 
     The last iteration is one step of the cosine short of ``min_lr``.
     """
-    warmup_epochs = config.epochs / 30 if config.warmup_epochs is None else config.warmup_epochs
+    warmup_epochs = config.warmup_epochs
+    if warmup_epochs is None:
+        fraction = config.warmup_fraction
+        warmup_epochs = config.epochs / 30 if fraction is None else fraction * config.epochs
     warmup, total = round(warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
     if step < warmup:
         factor = step / warmup

@@ -38,8 +38,9 @@ class TrainingProgress:
     def end_epoch(self, epoch: int, step: int, scalars: dict[str, float], seconds: float) -> None:
         """Print a line; ``seconds`` is what the ``step`` steps have taken."""
         text, primary = self.update(epoch, step, scalars), self.task.primary()
-        if f"val/{primary}" in scalars:
-            text += f"  val {self.task.metrics[primary].text(scalars[f'val/{primary}'])}"
+        for split in ("val", "test"):
+            if f"{split}/{primary}" in scalars:
+                text += f"  {split} {self.task.metrics[primary].text(scalars[f'{split}/{primary}'])}"
         say(self.console, f"{text}  {duration(seconds / step * (self.total_steps - step))} left")
 
 

@@ -64,13 +64,18 @@ class Training:
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = config.activation_checkpointing
         self.optimizer = build_optimizer(self.model, config)
-        self.averaging = build_averaging(self.config, self.model, self.optimizer, self.total_steps)
+        self.averaging = build_averaging(self.config, self.model, self.optimizer, self.optimizer_steps)
         self.ema = build_ema(self.model, config.ema_decay)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.sums = ("loss", *task.train_metrics, "grad_norm", "objects")
         self.totals = torch.zeros(len(self.sums), device=self.device)  # over the epoch so far
         self.nonfinite: list[Tensor] = []  # for each step since the last look: was it skipped?
         self.ddp = self.forward = self.model
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Those of the whole training."""
+        return self.total_steps * self.config.train.steps_per_batch
 
     @property
     def foldable(self) -> bool:
@@ -90,7 +95,9 @@ class Training:
         config, world = self.config.train, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(self.step, self.steps_per_epoch, config)
-        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]  # of the batch norms
+        # The steps that are timed before a short training may be more than it has.
+        self.task.before_step(self.model, min(1.0, self.step / self.total_steps))
+        statistics = _statistics(self.model)
         before = _flat(statistics, self.device)
         sums, parts = torch.zeros(len(self.sums) - 2, device=self.device), config.accumulate
         for number, part in enumerate(batch.chunk(parts), 1):
@@ -103,7 +110,8 @@ class Training:
                 ((loss + balance) / parts).backward()
             metrics = [logged[name] for name in self.task.train_metrics]
             sums += torch.stack([loss.detach() * len(part.labels), *metrics])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or torch.inf)
+        early = config.steps_per_batch == 2
+        norm = self._clip(early)
         # The processes have the same gradients now. Their batch norms' statistics are averaged at each step, so that
         # a checkpoint or an evaluation does not depend on when it is made.
         after = world.sum_(torch.cat([_flat(statistics, self.device), sums]))
@@ -115,11 +123,22 @@ class Training:
         self.totals += torch.where(nonfinite, 0, torch.cat([sums, norm * objects, objects]))
         self.nonfinite.append(nonfinite)
         self.optimizer.found_inf = nonfinite.float()  # makes the optimizer and the averaging after it skip the step
+        if early:
+            self.optimizer.step()
+            self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema and not nonfinite:  # torch's average waits for the device anyway
-            self.ema.update_parameters(self.model)
+        follows = type(self.task).after_step is not Task.after_step
+        if (self.ema or follows) and not nonfinite:  # waits for the device, as torch's average does anyway
+            self.task.after_step(self.model, world.concatenate)
+            if self.ema:
+                self.ema.update_parameters(self.model)
         self.step += 1
+
+    def _clip(self, only_measure: bool = False) -> Tensor:
+        """The norm of the gradients, which are then at most ``clip_norm``, unless they are only to be measured."""
+        largest = torch.inf if only_measure else self.config.train.clip_norm or torch.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager:
         """Gradients are reduced over the processes once per step, with the last part of the batch."""
@@ -150,8 +169,14 @@ class Training:
         twin.world, twin.nonfinite, twin.totals, twin.ema = ALONE, [], self.totals.clone(), None
         twin.model = twin.ddp = twin.forward = copy.deepcopy(self.model)
         twin.optimizer = build_optimizer(twin.model, self.config.train)
-        twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.total_steps)
+        twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.optimizer_steps)
         return twin
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """What a forward pass changes: the statistics of the batch norms, unless those are frozen."""
+    norms = (one for one in model.modules() if isinstance(one, nn.modules.batchnorm._NormBase) and one.training)
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def _flat(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -18,8 +18,8 @@ from pointewa.config import Config, save_interval
 from pointewa.errors import CheckpointError, Stopped, TrainingError, counted
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import Lock, again, can_resume, start_run
-from pointewa.runs.log import Logbook
-from pointewa.runs.summary import write_summary
+from pointewa.runs.log import Logbook, read_metrics
+from pointewa.runs.summary import fold_text, write_summary
 from pointewa.runs.tracker import Tracker, check_tracker
 from pointewa.runs.weights import LAST, save_model
 from pointewa.safe.files import NO_ROOM
@@ -55,12 +55,14 @@ class Trainer(Training):
         check_tracker(config.run.tracker)
         self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
-        task = task_class(config.train.task)(config)
+        task = task_class(config.train.task).reporting(data.reported)(config)
         super().__init__(task, data.class_names, len(data.train), world, not self.resumed, data.parts)
         if self.report:
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:
                 self._say(f"freshly initialised: {', '.join(self.report.fresh)}")
+            if self.report.unused:
+                self._say(f"left out: {', '.join(self.report.unused)}")
         # Again after building, so that all schemes have the same random stream, however much building drew.
         seed_all(config.train.seed, world.rank)
         self.rng = random_state()  # at the start
@@ -185,16 +187,29 @@ class Trainer(Training):
         for name, value in ewa.disagreement(self.model).items():
             metrics[f"ewa/disagreement/{name}"] = value
         if self.foldable:
-            probe = next(self.data.train.epoch(0)).points
-            for name, value in ewa.fold_gap(self.model, probe).items():
+            probe = self.task.inputs(next(self.data.train.epoch(0)))
+            for name, value in ewa.fold_gap(self.model, *probe).items():
                 metrics[f"ewa/fold_gap/{name}"] = value
         return metrics
 
     def _validation(self) -> dict[str, float]:
-        if self.data.val is None:
-            return {}
-        found = self.task.measure(self.evaluate(self.evaluated, self.data.val))
-        return {f"val/{name}": value for name, value in found.items()}
+        splits = {} if self.data.val is None else {"val": (self.evaluated, self.data.val)}
+        if self.data.fold:  # the dense model, whose metrics after the last epoch the summary has
+            splits["test"] = (ewa.fold(self.evaluated) if self.foldable else self.evaluated, self.data.test)
+        return {
+            f"{split}/{name}": value
+            for split, (model, batches) in splits.items()
+            for name, value in self.task.measure(self.evaluate(model, batches)).items()
+        }
+
+    def _few_shot(self) -> dict[str, Any]:
+        """The few-shot fold, and the best epoch on its queries, which published figures select."""
+        primary = self.task.primary()
+        found = [(one[key], one["epoch"] + 1) for one in read_metrics(self.folder) if (key := f"test/{primary}") in one]
+        best = max if self.task.metrics[primary].higher_is_better else min
+        value, epoch = best(found, key=lambda one: one[0])
+        best = {**self._rounded({primary: value}), "epoch": epoch}
+        return {**self.data.fold, "classes": list(self.data.class_names), "best_on_queries": best}
 
     def finish(self) -> dict[str, Any]:
         """Fold, evaluate on the test split, write the model and ``summary.json``; returns the summary."""
@@ -209,8 +224,10 @@ class Trainer(Training):
             "evaluation_seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.task.compare(before, after),
+            **self.task.detail(after, self.data.class_names),
         }
         if self.world.first:
+            summary |= {"few_shot": self._few_shot()} if self.data.fold else {}
             with self._disk():
                 save_model(self.folder / self.task.model_file, self.loaded(final.eval()))
                 write_summary(self.folder, summary)
@@ -220,7 +237,8 @@ class Trainer(Training):
         return summary
 
     def _rounded(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {name: round(value, self.task.metrics[name].digits) for name, value in metrics.items()}
+        known = {**self.task.metrics, **self.task.further}
+        return {name: round(value, known[name].digits) for name, value in metrics.items()}
 
     def _summary(self, final: nn.Module) -> dict[str, Any]:
         config = self.config
@@ -231,6 +249,7 @@ class Trainer(Training):
             "model": config.model.preset,
             "scheme": config.scheme,
             "epochs": config.train.epochs,
+            **({"reported": list(self.data.reported)} if self.data.reported else {}),
             "seed": config.train.seed,
             "parameters_in_training": _count(self.model),
             "parameters": _count(final),
@@ -259,7 +278,11 @@ class Trainer(Training):
     def _announce(self) -> None:
         """Say what will run, and about how long it will take, by timing steps of a copy of the model."""
         config = self.config
+        if self.data.fold:
+            self._say(f"{fold_text(self.data.fold)}; classes {', '.join(self.data.class_names)}")
         count = f"{_count(self.model) / 1e6:.1f} M parameters in training"
+        if (trained := sum(one.numel() for one in self.model.parameters() if one.requires_grad)) != _count(self.model):
+            count += f", of which {trained / 1e6:.1f} M are trained"
         names = {"none": "dense", "random": "random partition, not averaged", "top_k": "gated MoE"}
         if self.averaging:
             names |= {"random": "EWA", "top_k": "gated MoE, averaged"}

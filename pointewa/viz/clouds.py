@@ -35,7 +35,8 @@ def clouds_figure(picture: Picture, rendered: Sequence[np.ndarray] | None = None
     wide = columns * _SIDE
     heading = textwrap.wrap(picture.heading, max(20, int(wide * 12)))
     lines = max(panel.title.count("\n") + 1 if panel.title else 0 for panel in picture.panels)
-    top, under, foot = 0.12 + 0.24 * len(heading), 0.06 + _LINE * lines, 0.38 if picture.legend else 0.06
+    foot = 0.38 + 0.24 * (_legend_rows(picture.legend, wide) - 1) if picture.legend else 0.06
+    top, under = 0.12 + 0.24 * len(heading), 0.06 + _LINE * lines
     high = top + rows * (_SIDE + under) + foot
     figure = Figure((wide, high), facecolor=BACKGROUND)
     for number, panel in enumerate(picture.panels):
@@ -59,12 +60,17 @@ def clouds_figure(picture: Picture, rendered: Sequence[np.ndarray] | None = None
     return figure
 
 
+def _legend_rows(legend: Sequence[tuple[str, str]], wide: float) -> int:
+    longest = sum(0.35 + 0.075 * len(text) for _, text in legend)  # inches, all of it in a row
+    columns = len(legend) if longest < wide else max(1, int(len(legend) * wide / longest))
+    return -(-len(legend) // columns)
+
+
 def _legend(figure: Any, legend: Any, wide: float) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=text) for colour, text in legend]
-    longest = sum(0.35 + 0.075 * len(text) for _, text in legend)  # inches, all of it in a row
-    columns = len(handles) if longest < wide else max(1, int(len(handles) * wide / longest))
+    columns = -(-len(handles) // _legend_rows(legend, wide))
     figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
                   handletextpad=0.2, columnspacing=1.2, borderaxespad=0.3)  # fmt: skip
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pointewa.errors import ConfigError, counted, first_line
-from pointewa.models import MaskedAutoencoder, PointTransformerClassifier
+from pointewa.models import PointTransformerClassifier, Reconstruction
 from pointewa.viz.embedding import embed, embedding_figure, embedding_picture
 from pointewa.viz.experts import disagreements, experts_figure, pairwise_distances
 from pointewa.viz.mistakes import confident_mistakes, mistake_title
@@ -21,11 +21,13 @@ from pointewa.viz.saliency import SALIENCY_LEGEND, saliency, saliency_panels
 
 @dataclass(frozen=True)
 class Item:
-    """An object: points ``[P, 3]`` as the model takes them, and its class where that is known."""
+    """An object: points ``[P, 3]`` as the model takes them, and where they are known its class and the labels
+    int64 ``[P]`` of its points."""
 
     points: Tensor
     name: str
     class_name: str | None = None
+    point_labels: Tensor | None = None
 
     @property
     def title(self) -> str:
@@ -134,7 +136,15 @@ def mistakes(
     return Drawing(Picture(panels, heading, columns), numbers)
 
 
-def reconstructions(model: MaskedAutoencoder, items: Sequence[Item], seed: int = 0, heading: str = "") -> Drawing:
+class Reconstructing(Protocol):
+    """A model that predicts what was masked, such as `pointewa.models.MaskedAutoencoder`."""
+
+    def reconstruct(self, points: Tensor) -> Reconstruction:
+        """Of clouds ``[B, P, 3]``."""
+        ...
+
+
+def reconstructions(model: Reconstructing, items: Sequence[Item], seed: int = 0, heading: str = "") -> Drawing:
     """Masked input, prediction, and truth, a row an object.
 
     Args:

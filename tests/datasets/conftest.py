@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from pointewa.datasets.layouts import shapes
+from pointewa.datasets.layouts import scanobjectnn, shapes
+from pointewa.ops import unit_sphere
 
 CLASSES = ("airplane", "bathtub", "bed")  # of ModelNet40, in its order
 PER_CLASS = {"train": 4, "test": 2}
@@ -138,19 +140,49 @@ MODELNET40 = {
 }  # fmt: skip
 
 
-def write_scanobjectnn(folder, small, variant, mask=True):
-    """The three variants' files; in the mask -1 is the background."""
-    place = folder / ("main_split_nobg" if variant == "obj_only" else "main_split")
+def write_scanobjectnn(folder, small, variant, mask=True, place=None):
+    """A variant's files; in the mask -1 is the background."""
+    place = folder / (place or ("main_split_nobg" if variant == "obj_only" else "main_split"))
     place.mkdir(parents=True, exist_ok=True)
-    end = "_augmentedrot_scale75" if variant == "pb_t50_rs" else ""
     for split, part in small.items():
-        with h5py.File(
-            place / f"{ {'train': 'training', 'test': 'test'}[split] }_objectdataset{end}.h5", "w", libver=FORMAT
-        ) as h5:
+        name = f"{ {'train': 'training', 'test': 'test'}[split] }_{scanobjectnn.VARIANTS[variant]}.h5"
+        with h5py.File(place / name, "w", libver=FORMAT) as h5:
             h5["data"], h5["label"] = part.points, part.labels.astype(np.int32)
             if mask:  # by a rule that a test can tell from the points
                 h5["mask"] = np.where(part.points[..., 0] > 0, 4, -1).astype(np.int32)
     return place
+
+
+def write_raw_scans(folder, small):
+    """Raw objects of ScanObjectNN, some points on floor and wall, and the list of them."""
+    place, lines = folder / "object_dataset", []
+    for split, part in small.items():
+        for number, (points, label) in enumerate(zip(part.points, part.labels, strict=True)):
+            rows = np.zeros((len(points), 11), "<f4")
+            rows[:, :3], rows[:, 3:9] = points, np.nan if number % 2 else 0.5  # normals and colours are not read
+            # As test_scanobjectnn knows: the object, another one beside it, wall, floor, or nothing known.
+            rows[:, 9], rows[:, 10] = 7, np.select([points[:, 0] > 0, points[:, 0] > -0.05], [5, 6], 1)
+            rows[points[:, 1] < np.quantile(points[:, 1], 0.1), 10] = number % 3
+            name = f"scene{number:04}_00_{len(lines):05}.bin"
+            file = place / scanobjectnn.CLASSES[label] / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(np.float32(len(points)).astype("<f4").tobytes() + rows.tobytes())
+            lines.append(f"{name}\t{label}" + "\tt" * (split == "test"))
+    (place / "split_new.txt").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def farthest(a, b):
+    """Largest distance of a point of ``a`` ``[N, P, 3]`` to the nearest of ``b`` ``[N, Q, 3]``."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(2).max().item()
+
+
+def same_clouds(loaded, points, atol):
+    """The loaded clouds are the written ones as sets of points."""
+    expected = torch.from_numpy(points)
+    if loaded.normalized:
+        expected = unit_sphere(expected)
+    return max(farthest(loaded.points, expected), farthest(expected, loaded.points)) < atol
 
 
 @pytest.fixture
@@ -158,5 +190,6 @@ def layouts():
     """The writers by name."""
     return SimpleNamespace(
         classes=CLASSES, modelnet40=MODELNET40, scanobjectnn=write_scanobjectnn, procedural=procedural, mesh=mesh,
-        packed=write_packed, ply_hdf5=write_ply_hdf5, text=write_text, dat=write_dat, off=write_off,
+        raw_scans=write_raw_scans, packed=write_packed, ply_hdf5=write_ply_hdf5,
+        text=write_text, dat=write_dat, off=write_off,
     )  # fmt: skip

@@ -383,7 +383,9 @@ def test_download_leads_to_data_that_loads(server, tmp_path, monkeypatch, capsys
     [
         ("scanobjectnn", "terms of use"),
         ("shapenet55", "https://shapenet.org"),
-        ("shapes", "one of modelnet40, scanobjectnn, shapenet55, found 'shapes'; shapes needs no"),
+        ("shapenetpart", "https://shapenet.org"),
+        ("labeled_psb", "https://segeval.cs.princeton.edu"),
+        ("shapes", r"one of modelnet40, scanobjectnn, .*, sydney, found 'shapes'; shapes needs no"),
     ],
 )
 def test_what_is_not_downloaded(tmp_path, name, message):

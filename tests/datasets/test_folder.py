@@ -73,7 +73,9 @@ def test_clouds_with_z_up_are_turned(tmp_path, layouts):
     assert np.array_equal(turned.points[:, 1], points[:, 2])
     matrix = np.linalg.lstsq(points, turned.points, rcond=None)[0]
     assert np.linalg.det(matrix) == pytest.approx(1, abs=1e-4)  # a rotation, no mirror image
-    with pytest.raises(DataError, match="expected y_up or z_up for folder, found 'x'"):
+    with pytest.raises(
+        DataError, match="expected one of x_up, y_up, z_up, x_down, y_down, z_down for folder, found 'x'"
+    ):
         datasets.open_source("folder", str(tmp_path), "test", variant="x")
 
 

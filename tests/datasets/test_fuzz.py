@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
@@ -16,10 +17,16 @@ import torch
 
 from pointewa import datasets
 from pointewa.datasets import prepare
+from pointewa.datasets.few_shot import Fold
 from pointewa.datasets.packed import write
 from pointewa.errors import DataError
 from pointewa.safe import hdf5
 from pointewa.safe.archives import extract
+from tests.datasets.test_folder_parts import FORMS
+from tests.datasets.test_labeled_psb import arrays
+from tests.datasets.test_labeled_psb import write as write_psb
+from tests.datasets.test_shapenetpart import write_hdf5, write_text, write_v0
+from tests.datasets.test_sydney import WRITERS
 
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 
@@ -93,6 +100,23 @@ def rewrite_pickle(path, rng):
     path.write_bytes(pickle.dumps(choices[rng.integers(len(choices))]))
 
 
+def rewrite_fold(path, rng):
+    """A pickle of other things than a few-shot fold."""
+    content = pickle.loads(path.read_bytes())
+    (points, label, number), *rest = content["train"]
+    firsts = (
+        (points, label), None, (points[:, :2], label, number), (points.astype(str), label, number), (points, "a", 7),
+        (points, -1, number), (points, label, 99), (points, [1, 2], number), (points * 1e30, label, number),
+        (points * 1j, label, number), (points.astype(object), label, number), (np.full_like(points, np.nan), 0, number),
+        (points[:7], label, number), (None, label, number), (points, 2**70, number), (np.zeros((0, 6)), label, number),
+    )  # fmt: skip
+    wholes = (7, None, [], {"train": content["train"]}, content | {"test": []}, content | {"train": rest},
+              content | {"train": None}, {"train": {}, "test": {}})  # fmt: skip
+    kind = rng.integers(len(firsts) + len(wholes))
+    changed = wholes[kind - len(firsts)] if kind >= len(firsts) else content | {"train": [firsts[kind], *rest]}
+    path.write_bytes(pickle.dumps(changed))
+
+
 def listing(folder):
     return {(path, path.stat().st_size if path.is_file() else 0) for path in folder.rglob("*")}
 
@@ -123,7 +147,8 @@ def play(tmp_path, monkeypatch, capfd):
             try:
                 clouds = datasets.load(name, str(root), "train", 48, **options)
             except DataError as error:
-                assert str(victim) in str(error) or str(victim.parent) in str(error), f"{number}: {error}"
+                names = (str(victim), str(victim.parent), f"{victim.parent.name}/{victim.stem}")  # or the object's
+                assert any(name in str(error) for name in names), f"{number}: {error}"
                 assert len(str(error)) < 3000
             else:
                 loaded += 1
@@ -131,12 +156,15 @@ def play(tmp_path, monkeypatch, capfd):
                 assert clouds.points.isfinite().all()
                 assert clouds.points.shape[2] == 3
                 assert len(clouds.points) == len(clouds.labels) == len(clouds.object_names) > 0
+                if clouds.parts is not None:
+                    mine = clouds.parts.mask(len(clouds.class_names))[clouds.labels]
+                    assert mine.gather(1, clouds.point_labels).all()
             assert listing(root) == before
             if victim.is_dir():
                 victim.rmdir()
             victim.write_bytes(original)
             for file in (tmp_path / "cache").glob("*"):
-                assert file.suffix == ".h5"  # nothing half-written
+                assert file.suffix in (".h5", ".json")  # nothing half-written
                 file.unlink()
         assert {path.name for path in tmp_path.iterdir()} <= {"cache", "set"}
         captured = capfd.readouterr()
@@ -174,6 +202,51 @@ def test_scanobjectnn(tmp_path, layouts, play):
     assert 0 < loaded < 80 * ROUNDS
 
 
+def rewrite_npz(path, rng):
+    """An archive in which an array is of another type or shape, or missing."""
+    arrays = dict(np.load(path))
+    key = sorted(arrays)[rng.integers(len(arrays))]
+    values = arrays.pop(key)
+    match rng.integers(8):
+        case 1:
+            arrays[key] = values[: len(values) // 2]
+        case 2:
+            arrays[key] = values[..., None]
+        case 3:
+            arrays[key] = np.array(["text"] * len(values))
+        case 4:
+            arrays[key] = np.full(values.shape, 200, np.uint8)
+        case 5:
+            arrays[key] = -np.ones(values.shape)
+        case 6:
+            arrays[key] = values.astype(object)
+        case 7:
+            arrays[key] = np.array(3)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("layout", WRITERS)
+def test_sydney(tmp_path, play, layout):
+    root = tmp_path / "set"
+    place = WRITERS[layout](root)
+    if layout == "npz":
+        victims, rewrite = [place], rewrite_npz
+    else:
+        first = (place / "folds/fold1.txt").read_text().split()[0][:-4]
+        victims, rewrite = [place / "folds/fold1.txt", place / "objects" / f"{first}.{layout}"], None
+    loaded = play("sydney", root, victims, 60, rewrite, variant="fold0")
+    assert 0 < loaded < 60 * ROUNDS
+
+
+def test_raw_objects_of_scanobjectnn(tmp_path, layouts, play):
+    root = tmp_path / "set"
+    place = layouts.raw_scans(root, layouts.procedural(64))
+    victims = [next(place.glob("bag/*00.bin")), place / "split_new.txt"]
+    loaded = play("scanobjectnn", root, victims, 120, variant="raw")
+    assert 0 < loaded < 120 * ROUNDS
+
+
 def test_a_packed_file_of_ours(tmp_path, layouts, play):
     """With checksums: whatever loads has the right points."""
     root = tmp_path / "set"
@@ -182,6 +255,41 @@ def test_a_packed_file_of_ours(tmp_path, layouts, play):
     (root / "modelnet40_256.h5").unlink()
     (root / "ours.h5").rename(root / "modelnet40_ours.h5")
     loaded = play("modelnet40", root, [root / "modelnet40_ours.h5"], 80, rewrite_hdf5)
+    assert 0 < loaded < 80 * ROUNDS
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(("layout", "count"), [("text", 120), ("v0", 120), ("hdf5", 80)])
+def test_shapenetpart(tmp_path, play, layout, count):
+    root = tmp_path / "set"
+    root.mkdir()
+    {"text": write_text, "v0": write_v0, "hdf5": partial(write_hdf5, libver=("v110", "v110"))}[layout](root)
+    victims = {
+        "text": [root / "04379243" / "t2.txt", root / "train_test_split" / "shuffled_train_file_list.json"],
+        "v0": [root / "04379243" / place for place in ("points/t2.pts", "points_label/t2.seg")],
+        "hdf5": [root / "ply_data_train1.h5"],
+    }[layout]
+    loaded = play("shapenetpart", root, victims, count, rewrite_hdf5 if layout == "hdf5" else None, parts=True)
+    assert 0 < loaded < count * ROUNDS
+
+
+def test_labeled_psb(tmp_path, play):
+    root = tmp_path / "set"
+    root.mkdir()
+    write_psb(root, **{name: np.tile(arrays()[name], (1, 2, *([1] * (name == "xyz")))) for name in ("xyz", "part")})
+    loaded = play("labeled_psb", root, [root / "labeled_psb_40.npz"], 120, rewrite_npz, parts=True)
+    assert 0 < loaded < 120 * ROUNDS
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("name", ["last.txt", "named.csv", "ascii.ply", "binary.ply", "a.pcd", "records.npy", "a.npz"])
+def test_labelled_clouds_of_ones_own(tmp_path, play, name):
+    root = tmp_path / "set"
+    for label in ("chair", "mug"):
+        for split in ("train", "test"):
+            (root / label / split).mkdir(parents=True)
+            (root / label / split / name).write_bytes(FORMS[name][0])
+    loaded = play("folder", root, [root / "mug" / "train" / name], 80, parts=True)
     assert 0 < loaded < 80 * ROUNDS
 
 
@@ -219,3 +327,19 @@ def test_archives(tmp_path):
             shutil.rmtree(target)
         assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "in"}
         assert not list((tmp_path / "in").iterdir())
+
+
+@pytest.mark.hostile
+def test_damaged_few_shot_folds(play, tmp_path):
+    path, rng = tmp_path / "set/ModelNetFewshot/2way_3shot/0.pkl", np.random.default_rng(0)
+    path.parent.mkdir(parents=True)
+    counts = {"train": 3, "test": 20}
+    content = {
+        split: [
+            (rng.normal(size=(48, 6)).astype(np.float32), label, 7 + label) for label in (0, 1) for _ in range(count)
+        ]
+        for split, count in counts.items()
+    }
+    path.write_bytes(pickle.dumps(content))
+    loaded = play("modelnet40", tmp_path / "set", [path], 200, rewrite_fold, fold=Fold(2, 3, 0))
+    assert 0 < loaded < 120 * ROUNDS

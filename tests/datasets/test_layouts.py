@@ -1,4 +1,4 @@
-"""Every layout of ModelNet40 and ScanObjectNN: the same clouds, labels and split come back as were written."""
+"""Every layout of ModelNet40: the same clouds, labels and split come back as were written."""
 
 import pickle
 from itertools import pairwise
@@ -9,25 +9,12 @@ import pytest
 import torch
 
 from pointewa import datasets
-from pointewa.datasets.layouts import modelnet40, scanobjectnn
+from pointewa.datasets.layouts import modelnet40
 from pointewa.errors import DataError
-from pointewa.ops import unit_sphere
 from pointewa.safe import hdf5
+from tests.datasets.conftest import same_clouds
 
 LAYOUTS = ["packed", "ply_hdf5", "text", "dat", "off"]
-
-
-def farthest(a, b):
-    """Largest distance of a point of ``a`` ``[N, P, 3]`` to the nearest of ``b`` ``[N, Q, 3]``."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(2).max().item()
-
-
-def same_clouds(loaded, points, atol):
-    """The loaded clouds are the written ones as sets of points."""
-    expected = torch.from_numpy(points)
-    if loaded.normalized:
-        expected = unit_sphere(expected)
-    return max(farthest(loaded.points, expected), farthest(expected, loaded.points)) < atol
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -136,59 +123,6 @@ def test_real_modelnet40(real_data, capsys):
     assert train.labels.bincount().tolist()[:3] == [626, 106, 515]  # airplane, bathtub, bed of the official split
     assert not set(train.object_names) & set(test.object_names)
     assert capsys.readouterr().err == ""  # nothing to remark
-
-
-@pytest.mark.parametrize("variant", list(scanobjectnn.VARIANTS))
-@pytest.mark.parametrize("root", ["", "ScanObjectNN", "ScanObjectNN/h5_files"])
-def test_scanobjectnn(tmp_path, layouts, variant, root, capsys):
-    small = layouts.procedural(128)
-    layouts.scanobjectnn(tmp_path / root, small, variant)
-    for split, part in small.items():
-        part.points[:] = part.points * 3 + 1
-        layouts.scanobjectnn(tmp_path / root, small, variant)
-        loaded = datasets.load("scanobjectnn", str(tmp_path), split, variant=variant)
-        assert loaded.labels.tolist() == part.labels.tolist()
-        assert (len(loaded.class_names), loaded.class_names[0], loaded.class_names[14]) == (15, "bag", "toilet")
-        assert not loaded.normalized
-        assert same_clouds(loaded, part.points, 1e-6)  # neither centred nor scaled
-        assert loaded.point_labels.dtype == torch.int64
-        assert torch.equal(loaded.point_labels, (loaded.points[..., 0] > 0).long())  # in the order of the points
-    assert f"the official split of {variant} has" in capsys.readouterr().err
-
-
-def test_scanobjectnn_without_a_mask_and_its_default(tmp_path, layouts):
-    layouts.scanobjectnn(tmp_path, layouts.procedural(64), "pb_t50_rs", mask=False)
-    loaded = datasets.load("scanobjectnn", str(tmp_path), "test")
-    assert loaded.point_labels is None
-    assert "augmentedrot_scale75" in datasets.open_source("scanobjectnn", str(tmp_path), "test").path.name
-    with pytest.raises(DataError, match=r"expected one of obj_bg, obj_only, pb_t50_rs for scanobjectnn, found 'x'"):
-        datasets.load("scanobjectnn", str(tmp_path), "test", variant="x")
-    with pytest.raises(DataError, match="hkust-vgd"):  # where to ask for it
-        datasets.load("scanobjectnn", str(tmp_path), "test", variant="obj_bg")
-    with pytest.raises(DataError, match=r"has 64 points, data\.num_points asks for 65"):
-        datasets.load("scanobjectnn", str(tmp_path), "test", 65)
-
-
-def test_scanobjectnn_without_its_background(tmp_path, layouts, capsys):
-    layouts.scanobjectnn(tmp_path, layouts.procedural(128), "pb_t50_rs")
-    whole = datasets.load("scanobjectnn", str(tmp_path), "train")
-    objects = datasets.load("scanobjectnn", str(tmp_path), "train", 32, background="drop")
-    assert objects.point_labels is None
-    assert objects.points.shape == (12, 38, 3)
-    for kept, cloud, labels in zip(objects.points, whole.points, whole.point_labels, strict=True):
-        mine = {tuple(point) for point in kept.tolist()}
-        assert mine <= {tuple(point) for point in cloud[labels == 1].tolist()}
-        assert len(mine) == min(38, int(labels.sum()))
-    again = datasets.load("scanobjectnn", str(tmp_path), "train", background="keep")  # not mixed up in the cache
-    assert torch.equal(again.points, whole.points)
-
-
-def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):
-    layouts.scanobjectnn(tmp_path, layouts.procedural(64), "pb_t50_rs", mask=False)
-    with pytest.raises(DataError, match=r"\.h5: data\.background=drop needs a dataset mask, which is not in the file"):
-        datasets.load("scanobjectnn", str(tmp_path), "test", background="drop")
-    with pytest.raises(DataError, match=r"data\.background=drop: shapes does not tell objects from their background"):
-        datasets.load("shapes", "", "test", background="drop")
 
 
 def test_no_file_is_opened_here_before_the_trial_process_has_read_it(tmp_path, layouts, monkeypatch):

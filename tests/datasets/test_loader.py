@@ -9,7 +9,15 @@ import torch
 from pointewa.datasets import PointClouds
 from pointewa.datasets.base import Labelled
 from pointewa.datasets.loader import EvalLoader, TrainLoader
-from pointewa.datasets.transforms import augment, dropout_indices, jitter, random_subset, rotate_up, scale_shift
+from pointewa.datasets.transforms import (
+    augment,
+    dropout_indices,
+    jitter,
+    random_subset,
+    rotate_up,
+    scale_shift,
+    scale_shift_uniform,
+)
 from pointewa.errors import ConfigError
 
 
@@ -85,6 +93,29 @@ def test_scale_shift_has_the_recipes_ranges():
     torch.testing.assert_close(scale.mean(0), torch.full((3,), 13 / 12), rtol=0, atol=0.01)
     torch.testing.assert_close(shift.mean(0), torch.zeros(3), rtol=0, atol=0.005)
     assert torch.corrcoef(torch.cat([scale, shift], 1).T).sub(torch.eye(6)).abs().max() < 0.03  # per axis
+
+
+def test_scale_shift_uniform_scales_all_axes_alike():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.tensor([[0.0, 0, 0], [1.0, 1, 1]]).expand(20_000, 2, 3)
+    out = scale_shift_uniform(points, generator)
+    shift, scale = out[:, 0], out[:, 1] - out[:, 0]
+    torch.testing.assert_close(scale, scale[:, :1].expand(-1, 3), rtol=0, atol=1e-6)
+    assert 0.8 - 1e-6 <= scale.min() < 0.801
+    assert 1.249 < scale.max() <= 1.25 + 1e-6
+    assert shift.abs().max() <= 0.1
+    assert shift.abs().max() > 0.099
+    assert scale.mean().item() == pytest.approx(1.025, abs=0.005)
+    assert torch.corrcoef(torch.cat([scale[:, :1], shift], 1).T).sub(torch.eye(4)).abs().max() < 0.03
+
+
+def test_labels_stay_where_the_transform_keeps_the_order(clouds):
+    labelled = replace(clouds, point_labels=torch.arange(40).expand(23, -1))
+    for ordered in (False, True):
+        batch = next(iter(EvalLoader(labelled, 10, 7, lambda pool: pool[:, :7] * 2, ordered=ordered)))
+        assert batch.points.shape == (10, 7, 3)
+        assert (batch.point_labels is not None) == ordered
+    assert batch.point_labels.tolist() == [list(range(7))] * 10
 
 
 def test_rotate_up_turns_about_y_by_any_angle():
@@ -173,6 +204,8 @@ def test_what_cannot_be_drawn_is_refused(clouds):
     with pytest.raises(ConfigError, match=r"train\.batch_size: expected 1 to 23, the training objects, found 24"):
         TrainLoader(clouds, 24, 16, [], 0)
     with pytest.raises(
-        ConfigError, match=r"data\.augment: expected a list of scale_shift, rotate_up, jitter, dropout, found 'flip'"
+        ConfigError,
+        match=r"data\.augment: expected a list of scale_shift, scale_shift_uniform, rotate_up, jitter, dropout, found "
+        r"'flip'",
     ):
         TrainLoader(clouds, 4, 16, ["scale_shift", "flip"], 0)

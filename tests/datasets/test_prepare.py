@@ -216,7 +216,7 @@ def test_validation_split_is_stratified_seeded_and_disjoint():
 
 
 def test_unknown_names():
-    expected = r"data\.name: expected one of folder, images, modelnet40, .*, found 'modelnet10'"
+    expected = r"data\.name: expected one of folder, images, labeled_psb, .*, found 'modelnet10'"
     with pytest.raises(DataError, match=expected):
         datasets.load("modelnet10", "data", "train")
     with pytest.raises(DataError, match='expected "train" or "test"'):

@@ -4,9 +4,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from pointewa import datasets
+from pointewa.datasets import surfaces
 from pointewa.datasets.layouts import shapes
+from pointewa.errors import DataError
 
 
 def test_the_set_is_what_it_says():
@@ -46,7 +49,7 @@ def draw(part):
 
 
 def test_box_is_uniform_on_its_faces():
-    area, points = draw(shapes.box(1, 2, 3))
+    area, points = draw(surfaces.box(1, 2, 3))
     assert area == pytest.approx(22)
     on_x = np.isclose(np.abs(points[:, 0]), 0.5)
     assert on_x.mean() == pytest.approx(12 / 22, abs=0.01)
@@ -55,7 +58,7 @@ def test_box_is_uniform_on_its_faces():
 
 @pytest.mark.parametrize(("bottom", "top", "height"), [(0.5, 0.5, 2), (1, 0, 1), (0.2, 0.8, 0.5), (0, 1, 0)])
 def test_frustum_is_uniform_by_area(bottom, top, height):
-    area, points = draw(shapes.frustum(bottom, top, height))
+    area, points = draw(surfaces.frustum(bottom, top, height))
     radius = np.hypot(points[:, 0], points[:, 2])
     if bottom == top:
         assert radius == pytest.approx(bottom)
@@ -70,7 +73,7 @@ def test_frustum_is_uniform_by_area(bottom, top, height):
 
 
 def test_ellipsoid_is_uniform_by_area():
-    area, points = draw(shapes.ellipsoid(1, 1, 2))
+    area, points = draw(surfaces.ellipsoid(1, 1, 2))
     assert (points / (1, 1, 2) ** np.ones(3)) ** 2 @ np.ones(3) == pytest.approx(1)
     # prolate spheroid: area 2 pi a^2 (1 + c/(a e) asin e); the share of a slab by its own integral
     e = np.sqrt(3) / 2
@@ -82,7 +85,7 @@ def test_ellipsoid_is_uniform_by_area():
 
 
 def test_torus_is_uniform_by_area():
-    area, points = draw(shapes.torus(2, 0.5, np.pi))
+    area, points = draw(surfaces.torus(2, 0.5, np.pi))
     assert area == pytest.approx(2 * np.pi**2)
     ring = np.hypot(points[:, 0], points[:, 1])
     assert np.hypot(ring - 2, points[:, 2]) == pytest.approx(0.5)
@@ -92,7 +95,63 @@ def test_torus_is_uniform_by_area():
 
 
 def test_placing_turns_leans_and_moves():
-    _, points = draw(shapes.at(shapes.frustum(0.1, 0.1, 1), 5, 0, 0, lean=np.pi / 2))
+    _, points = draw(surfaces.at(surfaces.frustum(0.1, 0.1, 1), 5, 0, 0, lean=np.pi / 2))
     assert points[:, 0].min() == pytest.approx(4, abs=0.01)  # the tube along +y now runs along -x
     assert points[:, 0].max() == pytest.approx(5, abs=0.01)
     assert np.hypot(points[:, 1], points[:, 2]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", shapes.CLASSES)
+def test_every_part_of_a_class_occurs(name):
+    built = [tuple(shapes.CLASSES[name](np.random.default_rng(seed))) for seed in range(30)]
+    assert set().union(*built) == set(shapes.PARTS[name])
+    assert (len(set(built)) > 1) == (name in ("bench", "chair", "parasol"))  # those with a part that may be missing
+
+
+def test_points_of_a_part_lie_on_it():
+    points, labels = shapes.labelled_sample("stool", np.random.default_rng(0), 2000, scanned=False)
+    seat = labels == shapes.PARTS["stool"].index("seat")
+    assert points[seat, 1].min() > points[~seat, 1].max() - 0.01  # it is above the legs
+    assert 0.3 < seat.mean() < 0.9
+    points, labels = shapes.labelled_sample("parasol", np.random.default_rng(1), 2000, scanned=False)
+    radius = np.hypot(points[:, 0], points[:, 2])
+    pole, canopy = (labels == shapes.PARTS["parasol"].index(part) for part in ("pole", "canopy"))
+    assert radius[pole].max() < 0.05 < 0.5 < radius[canopy].max()  # about the axis, which the drawn points miss a bit
+    assert np.corrcoef(radius[canopy], points[canopy, 1])[0, 1] < -0.99  # a cone
+
+
+def test_scanning_keeps_points_and_parts_together():
+    # A scanned barbell is turned and noisy, but the points of its bar still lie along a line.
+    points, labels = shapes.labelled_sample("barbell", np.random.default_rng(3), 1000)
+    bar = points[labels == 0] - points.mean(0)
+    length, *others = np.linalg.svd(bar, compute_uv=False)
+    assert length > 5 * max(others)
+    assert np.array_equal(points, shapes.sample("barbell", np.random.default_rng(3), 1000))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parts_come_when_they_are_asked_for(stream):
+    plain, labelled = (datasets.load("shapes", "", "test", 64, stream=stream, parts=parts) for parts in (False, True))
+    assert plain.parts is None
+    assert len(labelled.parts) == sum(map(len, shapes.PARTS.values()))
+    index = [torch.arange(40)]
+    ((a, nothing),), ((b, parts),) = plain.batches(index, 64), labelled.batches(index, 64)
+    assert nothing is None
+    assert torch.equal(a, b)
+    mask = labelled.parts.mask(len(shapes.CLASSES))
+    assert mask[labelled.labels[:40]].gather(1, parts).all()
+    chairs = [parts[i] for i in range(40) if labelled.labels[i] == list(shapes.CLASSES).index("chair")]
+    first = sum(len(shapes.PARTS[name]) for name in ("airplane", "barbell", "bench", "bottle"))
+    assert all(set(chair.tolist()) <= set(range(first, first + 4)) for chair in chairs)
+    assert labelled.parts.names[first : first + 4] == shapes.PARTS["chair"]
+
+
+def test_sets_without_parts_are_refused_where_they_are_needed(tmp_path):
+    with pytest.raises(DataError, match="images does not tell the parts of objects"):
+        datasets.open_source("images", "gratings", "test", parts=True)
+
+
+def test_points_are_shuffled_as_their_rows_were():
+    rows = np.arange(300).reshape(100, 3)
+    expected = np.random.default_rng(0).permutation(rows)
+    assert np.array_equal(rows[shapes._permutation(np.random.default_rng(0), 100)], expected)

@@ -16,7 +16,7 @@ from pointewa.datasets.layouts import modelnet40, shapes
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import CheckpointError, DataError
 from pointewa.inference.export import export
-from pointewa.ops import canonical_order, group
+from pointewa.ops import canonical_order, group, up_word
 from pointewa.runs.weights import load_model, save_model
 from pointewa.tools import fold, predict, prepare_data, train
 
@@ -35,6 +35,8 @@ def write(root, up, objects=5):
             points = torch.from_numpy(3 * shapes.sample(name, rng, 100).astype(np.float32) + 1)
             if up == "z":  # the turn that takes y to z
                 points = torch.stack([points[:, 0], -points[:, 2], points[:, 1]], 1)
+            if up == "-z":
+                points = torch.stack([points[:, 0], points[:, 2], -points[:, 1]], 1)
             points = group(points[None], canonical_order(points[None]))[0]  # the evaluation starts at the first point
             np.save(root / name / f"{number}.npy", points.numpy())
     return sorted(root.glob("*/*.npy"))
@@ -69,25 +71,26 @@ def compared(run, root, overrides=(), **options):
     return torch.stack(found), subjects.evaluator.plain().logits
 
 
-@pytest.mark.parametrize("up", ["y", "z"])
-@pytest.mark.parametrize("dataset", ["folder", "as_they_come"])
+@pytest.mark.parametrize(("up", "dataset"), [("y", "folder"), ("z", "folder"), ("-z", "folder"), ("z", "as_they_come")])
 def test_a_prediction_turns_what_training_turned(tmp_path, as_they_come, capsys, up, dataset):
     files = write(tmp_path / "mine", up)
-    run = trained(tmp_path, tmp_path / "mine", f"{up}_up", dataset)
+    run = trained(tmp_path, tmp_path / "mine", up_word(up), dataset)
     loaded = load_model(run)
     assert (loaded.up, loaded.normalize) == (up, "unit_sphere" if dataset == "folder" else "none")
     found, expected = compared(run, tmp_path / "mine")
     assert len(expected) == 2
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    wrong, _ = compared(run, tmp_path / "mine", up="y" if up == "z" else "z")
+    wrong, _ = compared(run, tmp_path / "mine", up="z" if up == "y" else "y")
     assert (wrong - expected).abs().max() > 1e-3
     capsys.readouterr()
     predict.main([str(run), str(files[0]), "--json"])
     captured = capsys.readouterr()
+    predict.main([str(run), str(files[0]), "--up", up, "--json"])
+    assert capsys.readouterr().out == captured.out
     logits = pointewa.load(run, "cpu").logits(np.load(files[0]), up=up)
     (answer,) = json.loads(captured.out)["predictions"]
     assert max(answer["probabilities"].values()) == pytest.approx(logits.softmax(-1).max().item(), abs=1e-6)
-    assert ("turned from z up to y up" in captured.err) == (up == "z")
+    assert (f"turned from {up} up to y up" in captured.err) == (up != "y")
 
 
 @pytest.mark.parametrize("up", ["y", "z"])
@@ -139,7 +142,7 @@ def test_prepared_clouds_are_turned_already(tmp_path):
     clouds, model = Subjects(run).clouds, pointewa.load(run, "cpu")
     found = model.logits(clouds.points[:, :64], normalized=True)
     torch.testing.assert_close(found, Subjects(run).evaluator.plain().logits, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="up must be one of x, y, z, got 'down'"):
+    with pytest.raises(ValueError, match="up must be one of x, y, z, -x, -y, -z, got 'down'"):
         model.logits(clouds.points, up="down")
 
 

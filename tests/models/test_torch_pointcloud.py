@@ -5,11 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pointewa import datasets
 from pointewa.datasets.layouts import modelnet40, scanobjectnn
 from pointewa.errors import CheckpointError
-from pointewa.models import PRESETS, Architecture, MaskedAutoencoder, PointTransformerClassifier, load_weights
+from pointewa.models import (
+    PRESETS,
+    TOKENIZERS,
+    Architecture,
+    DiscreteVAE,
+    MaskedAutoencoder,
+    PointTransformerClassifier,
+    load_weights,
+)
 from pointewa.models.foreign.published import PUBLISHED
 from pointewa.models.foreign.torch_pointcloud import is_theirs, to_ours, to_theirs
 
@@ -135,6 +144,28 @@ def test_the_autoencoder_reconstructs_the_same(clouds, monkeypatch):
 
 
 @torch.no_grad()
+def test_the_tokenizer_has_the_same_logits_and_decodes_the_same(clouds, monkeypatch):
+    def nearest(x, y, k, batch_x, batch_y):
+        place = torch.where(batch_x[:, None] == batch_y, torch.cdist(y.double(), x.double()), torch.inf)
+        return torch.arange(len(y)).repeat_interleave(k), place.topk(k, largest=False).indices.flatten()
+
+    monkeypatch.setattr("torch_pointcloud.models.point_bert.knn", nearest)
+    source = theirs.create_model("point-bert-base.dvae.xumin-yu")
+    source.codebook.data.normal_()  # fresh, it is 0
+    source = randomized(source)
+    target = DiscreteVAE(TOKENIZERS["point_bert"]).eval()
+    assert load_weights(target, source.state_dict(), head=(), tokens=()).fresh == []
+    batch = torch.arange(2).repeat_interleave(1024)
+    # One code whatever the noise, as in our evaluation.
+    monkeypatch.setattr(F, "gumbel_softmax", lambda logits, **_: F.one_hot(logits.argmax(2), logits.shape[2]).float())
+    expected, found = source(None, clouds[:2].flatten(0, 1), batch, hard=True), target.autoencode(clouds[:2])
+    assert expected["logits"].std() > 0.1
+    for name in ("logits", "coarse", "fine"):
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(getattr(found, name), expected[name], rtol=0, atol=2e-5 * scale)
+
+
+@torch.no_grad()
 def test_an_encoder_comes_from_either_pre_training(clouds):
     source, target = pretraining(), PointTransformerClassifier(ARCH, CLASSES).eval()
     report = load_weights(target, source.state_dict())
@@ -181,7 +212,7 @@ def test_what_it_has_no_model_for_is_not_renamed(changes):
 
 OTHERS = {
     "pointgpt-s.modelnet40.guangyan-chen": "PointGPT", "pointgpt-s.pretrain.guangyan-chen": "PointGPT",
-    "point-mae-base.shapenetpart.yatian-pang": "a part segmentation", "point-bert-base.dvae.xumin-yu": "a discrete VAE",
+    "point-mae-base.shapenetpart.yatian-pang": "a part segmentation",
     "pointnet.modelnet40": "another model",
 }  # fmt: skip
 
@@ -190,7 +221,9 @@ OTHERS = {
 def test_its_other_models_are_refused_by_name(name):
     state = theirs.create_model(name).state_dict()
     assert is_theirs(state)
-    with pytest.raises(CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, and there is no such"):
+    with pytest.raises(
+        CheckpointError, match=f"weights of {OTHERS[name]} by torch-pointcloud, which are not read here"
+    ):
         load_weights(PointTransformerClassifier(ARCH, 40), state)
 
 

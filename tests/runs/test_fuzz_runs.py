@@ -109,7 +109,7 @@ def attempt(use, path, label):
     except UserError as error:
         message = str(error)
         first, *rest = message.splitlines()
-        key = re.match(r"(data|model|moe|ewa|train|run)\.\w+:? ", message)
+        key = re.match(r"(data|model|moe|ewa|task|train|run)\.\w+:? ", message)
         assert key or str(path) in message or str(path.parent) in message, f"{label}: {message}"
         assert not rest or first.endswith("what differs:"), f"{label}: {message}"
         assert len(message) < 3000, f"{label}: {message}"

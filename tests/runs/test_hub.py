@@ -224,7 +224,7 @@ def test_what_is_refused(hub, capsys):
             capsys, f"hub:{name}"
         )
     path = cached(hub, BERT, {"encoder.local_mlp.lins.0.weight": torch.ones(2, 2), "blocks.sos": torch.ones(2)})
-    assert "weights of PointGPT by torch-pointcloud, and there is no such model here" in fails(capsys, f"hub:{BERT}")
+    assert "weights of PointGPT by torch-pointcloud, which are not read here" in fails(capsys, f"hub:{BERT}")
     path.write_bytes(path.read_bytes()[:50])
     assert "the file is damaged" in fails(capsys, f"hub:{BERT}")
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 88431234\n")

@@ -85,10 +85,14 @@ def test_metrics_as_people_read_them():
 
 
 def test_tasks_are_found_by_their_names():
-    assert tasks.names() == ["classification", "image_classification", "masked_autoencoding"]
+    assert tasks.names() == [
+        "classification", "image_classification", "masked_autoencoding", "masked_point_modeling", "part_segmentation",
+        "tokenizer",
+    ]  # fmt: skip
     with pytest.raises(
         ConfigError,
-        match=r"train\.task: expected one of classification, image_classification, masked_autoencoding, found 'x'",
+        match=r"train\.task: expected one of classification, image_classification, masked_autoencoding, "
+        r"masked_point_modeling, part_segmentation, tokenizer, found 'x'",
     ):
         tasks.task_class("x")
 

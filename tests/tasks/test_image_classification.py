@@ -171,7 +171,7 @@ def test_it_starts_from_another_run_with_experts_as_copies(make):
     with pytest.raises(CheckpointError, match="of another architecture: pos_embed"):
         make("run.name=third", f"train.init_from={first.folder}", "model.patch_size=8")
     task = task_class("image_classification")(config_of())
-    report = init_from(task.build_model(("a", "b")), str(first.folder), optional=("head.",))
+    report = init_from(task.build_model(("a", "b")), str(first.folder), head=("head.",), tokens=())
     assert report.fresh == ["head.weight", "head.bias"]
     head = make("run.name=probe", f"train.init_from={first.folder}", "train.freeze_backbone=true", "ewa.enabled=false")
     trained = [name for name, parameter in head.model.named_parameters() if parameter.requires_grad]

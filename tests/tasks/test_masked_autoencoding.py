@@ -8,7 +8,6 @@ import torch
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.runs.weights import load_any, load_model
-from pointewa.train.trainer import Trainer
 
 PRETRAINING = ("train.task=masked_autoencoding", "train.lr=3e-3", "run.name=p")
 
@@ -52,20 +51,11 @@ def test_the_loss_of_a_set_has_the_same_masks_each_time_and_draws_nothing(pretra
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_interrupted_pretraining_goes_on_exactly(pretraining, monkeypatch):
+def test_an_interrupted_pretraining_goes_on_exactly(pretraining, interrupt):
     whole = pretraining("run.name=whole")
     whole.fit()
     part = pretraining("run.name=part", "train.save_every=7")
-
-    def stop(trainer, batch, step=Trainer.train_step):
-        if trainer.step == 13:
-            raise KeyboardInterrupt
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+    interrupt(part, 13)
     assert load_any(part.folder).class_names == ()
     resumed = pretraining("run.name=part", "train.save_every=7")
     assert resumed.step == 10

@@ -43,13 +43,30 @@ def test_here_training_can_run(capsys, tmp_path):
     assert found["shapes"]["found"].startswith("procedural")
     assert found["data.root"]["found"] == str(tmp_path)
     assert "544" not in found["shapes"]["found"]  # the tests' small set
-    for name in ("modelnet40", "scanobjectnn", "shapenet55", "folder"):
+    for name in ("modelnet40", "scanobjectnn", "shapenet55", "shapenetpart", "labeled_psb", "folder"):
         assert (found[name]["state"], found[name]["found"]) == ("note", "not found")
         assert "data.root=FOLDER" in found[name]["remedy"]
     assert {one["group"] for one in found.values()} == {"packages", "machine", "data"}
     if sys.platform == "linux":
         assert "GiB free" in found["memory"]["found"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_variant_of_a_set_that_is_not_the_default_is_found_too(capsys, tmp_path):
+    (tmp_path / "object_dataset" / "chair").mkdir(parents=True)
+    (tmp_path / "split2").mkdir()
+    (tmp_path / "split2" / "training_objectdataset_augmentedrot.h5").write_bytes(b"")
+    _, found = ask(capsys, f"data.root={tmp_path}")
+    assert (found["scanobjectnn"]["state"], found["scanobjectnn"]["found"]) == (
+        "ok",
+        "with data.variant=pb_t50_r/split2 or raw",
+    )
+    found, error = refused(capsys, f"data.root={tmp_path}", "data.name=scanobjectnn", "train.device=cpu")
+    assert "was not found, but pb_t50_r/split2, raw: set data.variant" in error
+    (tmp_path / "cloud.xyz").write_text("0 0 0\n1 1 1\n0 1 2\n")
+    (tmp_path / "more.xyz").write_text("0 0 0\n1 1 1\n0 1 2\n")
+    _, found = ask(capsys, f"data.root={tmp_path}", "data.name=folder", "train.task=masked_autoencoding")
+    assert found["folder"]["found"].startswith("folder, y_up, 1 test object, ")
 
 
 def test_a_screen_for_people(capsys, tmp_path, monkeypatch):
@@ -178,10 +195,10 @@ def test_a_long_scan_is_left(monkeypatch, capsys, tmp_path):
     never = threading.Event()
     original = datasets.open_source
 
-    def slow(name, *arguments):
+    def slow(name, *arguments, **options):
         if name == "modelnet40":
             never.wait(20)
-        return original(name, *arguments)
+        return original(name, *arguments, **options)
 
     monkeypatch.setattr(datasets, "open_source", slow)
     monkeypatch.setattr(checks, "SECONDS", 0.5)

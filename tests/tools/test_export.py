@@ -14,14 +14,23 @@ import pointewa.ewa as ewa
 from pointewa import datasets
 from pointewa.datasets.layouts import shapes
 from pointewa.inference import export
-from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
+from pointewa.models import (
+    Architecture,
+    DiscreteVAE,
+    MaskedAutoencoder,
+    PointTransformerClassifier,
+    TokenizerSizes,
+    fuse_batch_norm,
+)
+from pointewa.models.foreign import classifier_state
 from pointewa.models.patch_embed import make_patches
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.weights import load_foreign, load_model, save_model
+from pointewa.runs.weights import load_foreign, load_model, read_weights, save_model
 from pointewa.tools import cli, evaluate, train
 from pointewa.tools import export as tool
 
 POINTS = 64
+TINY = TokenizerSizes(8, 8, 8, 8, 16, 8, 4, 8, 8)
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -217,9 +226,28 @@ def test_what_is_refused(run, tmp_path, capsys, monkeypatch):
     arguments = [tmp_path / "p.safetensors", out / "m.onnx", "--format", "onnx"]
     assert "expected a classifier, found a masked_autoencoder" in fails(arguments, capsys)
 
+    for kind, more in (("onnx", []), ("point_mae", ["--fuse-batch-norm"])):
+        save_model(tmp_path / "t.safetensors", LoadedModel(DiscreteVAE(TINY).eval(), (), 32, "shapes", "none"))
+        arguments = [tmp_path / "t.safetensors", out / f"m{export.SUFFIXES[kind]}", "--format", kind, *more]
+        assert "expected a classifier, found a dvae, whose weights are written as safetensors" in fails(
+            arguments, capsys
+        )
+
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install onnx onnxscript onnxruntime" in fails([run, out / "m.onnx", "--format", "onnx"], capsys)
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_tokenizer_is_written_whole(tmp_path, capsys):
+    model = DiscreteVAE(TINY).eval()
+    save_model(tmp_path / "t.safetensors", LoadedModel(model, (), 32, "shapes", "none", "tokenizer"))
+    for kind in ("safetensors", "point_mae"):
+        out = tmp_path / f"m{export.SUFFIXES[kind]}"
+        tool.main([str(tmp_path / "t.safetensors"), str(out), "--format", kind])
+        assert f"{len(model.state_dict())} tensors, all weights" in capsys.readouterr().out
+        state = classifier_state(read_weights(out))
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
@@ -253,19 +281,19 @@ def test_files_that_read_back_as_another_model_leave_those_that_were_there(run, 
     path = tmp_path / "m.safetensors"
     path.write_text("the old weights")
     path.with_suffix(".json").write_text("the old description")
-    original = export.load_model
+    original = export.load_any
 
     def damaged(path):
         loaded = original(path)
         loaded.model.cls_head_finetune[-1].bias.data += 1e-3
         return loaded
 
-    monkeypatch.setattr(export, "load_model", damaged)
+    monkeypatch.setattr(export, "load_any", damaged)
     assert "refused, nothing is written" in fails([run, path, "--format", "safetensors"], capsys)
     assert path.read_text() == "the old weights"
     assert path.with_suffix(".json").read_text() == "the old description"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
-    monkeypatch.setattr(export, "load_model", original)
+    monkeypatch.setattr(export, "load_any", original)
     tool.main([str(run), str(path), "--format", "safetensors"])
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
     assert path.read_bytes() == (run / "model.safetensors").read_bytes()

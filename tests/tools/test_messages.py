@@ -159,7 +159,7 @@ def test_a_file_of_weights_does_not_say_its_data_set(made, tmp_path, capsys):
 def test_a_data_set_that_does_not_exist_lists_those_that_do(made, capsys, main, arguments):
     arguments = [str(made / "run") if one == "runs/x" else one for one in arguments]
     recipes = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    assert "shapenet55, shapes" in recipes
+    assert "shapenet55, shapenetpart, shapes" in recipes
     said = fails(capsys, main, *arguments, "--config", "configs/shapez.yaml")
     assert said == f"configs/shapez.yaml: no such file: expected one of {recipes}, found 'shapez'"
     said = fails(capsys, main, *arguments, "data.name=shapez", "run.dir=nowhere")

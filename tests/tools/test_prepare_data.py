@@ -1,6 +1,7 @@
 """Looking at, verifying, packing and fetching a data set from the command line."""
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,7 +13,11 @@ from pointewa import datasets
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import download
 from pointewa.datasets.inspect.inspection import duplicates
+from pointewa.errors import DataError
 from pointewa.tools import cli, prepare_data
+from tests.datasets.conftest import procedural, write_raw_scans
+from tests.datasets.test_labeled_psb import arrays
+from tests.datasets.test_labeled_psb import write as write_psb
 
 
 def call(capsys, *arguments):
@@ -155,18 +160,44 @@ def test_the_default_name_is_found_again(tmp_path, capsys):
     assert packed.open_split(source.path, "train").shape == (9843, 16, 3)
 
 
-@pytest.mark.parametrize("variant", [None, "obj_bg"])
+@pytest.mark.parametrize("variant", [None, "obj_bg", "pb_t25/split1_nobg"])
 def test_a_packed_variant_is_found_again(tmp_path, capsys, variant):
-    file = {None: "objectdataset_augmentedrot_scale75", "obj_bg": "objectdataset"}[variant]
-    (tmp_path / "main_split").mkdir()
+    file = {
+        None: "main_split/{}_objectdataset_augmentedrot_scale75.h5",
+        "obj_bg": "main_split/{}_objectdataset.h5",
+        "pb_t25/split1_nobg": "split1_nobg/{}_objectdataset_augmented25_norot.h5",
+    }[variant]
+    (tmp_path / file).parent.mkdir()
     for split, count in (("training", 4), ("test", 2)):
-        with h5py.File(tmp_path / "main_split" / f"{split}_{file}.h5", "w") as h5:
+        with h5py.File(tmp_path / file.format(split), "w") as h5:
             h5["data"] = np.random.default_rng(0).normal(size=(count, 100, 3)).astype(np.float32)
             h5["label"] = np.arange(count)
     options = ["data.name=scanobjectnn", f"data.root={tmp_path}", *([f"data.variant={variant}"] if variant else [])]
     out = call(capsys, "pack", *options)["out"]
     source = datasets.open_source("scanobjectnn", str(tmp_path), "train", variant=variant)
     assert (str(source.path), source.ordered, len(source)) == (out, True, 4)
+
+
+def test_raw_scans_are_inspected_verified_and_packed(tmp_path, capsys):
+    small = procedural(100)
+    write_raw_scans(tmp_path / "set", small)
+    options = ["data.name=scanobjectnn", f"data.root={tmp_path / 'set'}", "data.variant=raw"]
+    found = call(capsys, "inspect", *options)["splits"]["train"]
+    assert (found["layout"], found["objects"], found["most_points"]) == ("ScanObjectNN, raw", 12, 100)
+    assert "the size of the official split is not known" in call(capsys, "verify", *options)["ok"][0]
+    out = call(capsys, "pack", *options, "--points", "50")["out"]
+    assert out == str(tmp_path / "set" / "scanobjectnn_raw_50.h5")
+    source = datasets.open_source("scanobjectnn", str(tmp_path / "set"), "train", variant="raw")
+    assert (str(source.path), source.ordered, source.normalize) == (out, True, True)
+    assert source.parts.names == ("background", "object")
+    lines = call(capsys, "verify", *options)["ok"]
+    assert "the size of the official split is not known" in lines[0]
+    assert lines[1].startswith("train: sha256")
+    packed_clouds = datasets.load("scanobjectnn", out, "train", variant="raw")
+    Path(out).unlink()
+    loaded = datasets.load("scanobjectnn", str(tmp_path / "set"), "train", 50, variant="raw")
+    assert torch.equal(packed_clouds.points, loaded.points[:, :50])
+    assert torch.equal(packed_clouds.point_labels, loaded.point_labels[:, :50])
 
 
 def test_what_is_refused(tmp_path, mine, capsys):
@@ -176,3 +207,49 @@ def test_what_is_refused(tmp_path, mine, capsys):
     assert "an object has 8, found 9" in more
     assert "hkust-vgd" in fails(capsys, "download", "data.name=scanobjectnn", f"data.root={tmp_path}")
     assert "shapes" in fails(capsys, "download", f"data.root={tmp_path}")
+
+
+@pytest.fixture
+def psb(tmp_path):
+    write_psb(tmp_path)
+    return ["data.name=labeled_psb", f"data.root={tmp_path}"]
+
+
+def test_inspect_shows_the_parts(psb, capsys):
+    splits = call(capsys, "inspect", *psb)["splits"]
+    for split, rows in (("train", np.arange(20) % 5 != 0), ("test", np.arange(20) % 5 == 0)):
+        parts = arrays()["part"][rows][:, :]
+        ants = np.bincount(parts[parts < 3])
+        expected = dict(zip(("head", "leg", "torso"), (ants / ants.sum()).round(4).tolist(), strict=True))
+        assert splits[split]["parts"] == {"Ant": pytest.approx(expected), "Cup": {"body": 1.0}}
+    prepare_data.main(["inspect", *psb, "data.variant=fold1"])
+    out = capsys.readouterr().out
+    assert "Cup: body 100 %" in out
+    assert "Labeled PSB, fold1" in out
+
+
+def test_verify_says_that_a_sample_is_not_all(psb, capsys):
+    error = fails(capsys, "verify", *psb)
+    assert "16 objects, expected 304" in error
+    assert "2 categories, expected 19" in error
+    assert "4 parts, expected 94" in error
+
+
+def test_pack_keeps_parts_under_a_name_that_is_found(psb, capsys, tmp_path):
+    fold = "data.variant=fold2"
+    expected = datasets.load("labeled_psb", str(tmp_path), "train", 32, variant="fold2")
+    out = call(capsys, "pack", *psb, fold)["out"]
+    assert out.endswith("labeled_psb_fold2_40.h5")
+    for root in (tmp_path, out):
+        loaded = datasets.load("labeled_psb", str(root), "train", 32, variant="fold2", parts=True)
+        assert loaded.source == out
+        assert loaded.parts == expected.parts
+        assert loaded.point_labels.equal(expected.point_labels)
+    with h5py.File(out, "r+") as h5:
+        h5["train/point_labels"][3, 5] = 3
+    loaded = datasets.load("labeled_psb", out, "train", 32, variant="fold2", stream=True)
+    with pytest.raises(
+        DataError, match=r"object 0 \(Ant/85\): point 5 has label 3, expected a part of Ant \(0, 1, 2\)"
+    ):
+        list(loaded.batches([torch.tensor([3])], 32))
+    assert "Ant/85: 1 point of parts that its class has not" in fails(capsys, "verify", *psb, f"data.root={out}", fold)

@@ -151,13 +151,16 @@ def fails(main, argv, capsys):
         (["data.name=modelnet40", "data.root=nowhere"], "ModelNet40 was not found"),
         (
             ["data.name=modelnet10"],
-            "data.name: expected one of folder, images, modelnet40, scanobjectnn",
+            "data.name: expected one of folder, images, labeled_psb, modelnet40, scanobjectnn",
         ),
         (["data.num_points=2000"], "data.num_points asks for 2000"),
         (["train.batch_size=1000"], "train.batch_size: expected 1 to 136"),
         (["train.device=tpu"], "train.device: 'tpu' cannot be used here"),
         (["train.init_from=nowhere.pth"], "nowhere.pth: no such checkpoint"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file: expected one of folder, images, modelnet40"),
+        (
+            ["--config", "nowhere.yaml"],
+            "nowhere.yaml: no such file: expected one of folder, images, labeled_psb, modelnet40",
+        ),
         (["train.save_every=often"], "train.save_every: expected iterations (100) or minutes (15min), found 'often'"),
         (["train.batch_size=9", "train.accumulate=2"], "train.accumulate: expected a divisor of train.batch_size 9"),
     ],

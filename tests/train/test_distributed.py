@@ -121,6 +121,23 @@ def test_a_set_that_cannot_be_shared_equally_is_evaluated_once_each(tmp_path):
 
 
 @pytest.mark.slow
+def test_keys_of_all_processes_go_into_a_queue_that_each_has(tmp_path):
+    """With EWA, by which the processes partition tokens differently."""
+    done = torchrun("queues", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path)
+    for name, value in first["model"].items():
+        assert torch.equal(second["model"][name], value), name
+    end = first["model"]["queue_ptr"].item()
+    assert end == 160 % 50
+    expected = torch.cat([first["given"], second["given"]])
+    assert expected.shape == (16, 512)
+    assert not torch.equal(first["given"], second["given"])
+    place = torch.arange(end - 16, end) % 50
+    assert torch.equal(first["model"]["queue"][:, place].T, expected)
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_torchrun_s_restart_goes_on(tmp_path):
     whole = torchrun("killed", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

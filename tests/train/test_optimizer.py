@@ -1,13 +1,16 @@
 """The optimizers and the learning rate over a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pointewa.config import TrainConfig
+from pointewa.config import TrainConfig, load_config
 from pointewa.errors import ConfigError
-from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifier
-from pointewa.train.optimizer import learning_rate, load_optimizer_state, no_decay, optimizer_state
-from pointewa.train.trainer import Trainer
+from pointewa.models import PRESETS, MaskedAutoencoder, PointTransformerClassifier, PointTransformerSegmenter
+from pointewa.models.decoders import PRESET_DECODERS
+from pointewa.models.parts import Parts
+from pointewa.train.optimizer import build_optimizer, learning_rate, load_optimizer_state, no_decay, optimizer_state
 
 
 def test_warm_up_is_linear_then_a_cosine():
@@ -26,6 +29,9 @@ def test_a_short_run_has_a_short_warm_up():
     config = TrainConfig(epochs=10)
     assert learning_rate(round(307 / 3), 307, config) == pytest.approx(config.lr)
     assert learning_rate(0, 307, TrainConfig(epochs=1, warmup_epochs=0)) == pytest.approx(5e-4)
+    by_fraction = TrainConfig(epochs=50, warmup_fraction=0.1)
+    assert [learning_rate(step, 10, by_fraction) for step in (25, 50)] == pytest.approx([(5e-4 + 1e-6) / 2, 5e-4])
+    assert learning_rate(20, 10, TrainConfig(epochs=50, warmup_fraction=0.1, warmup_epochs=2)) == pytest.approx(5e-4)
 
 
 RECIPES = {
@@ -38,23 +44,13 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("router", ["random", "none"])
-def test_every_optimizer_resumes_exactly(make_trainer, monkeypatch, recipe, router):
+def test_every_optimizer_resumes_exactly(make_trainer, interrupt, recipe, router):
     keys = (*RECIPES[recipe], f"ewa.enabled={str(router == 'random').lower()}", "train.save_every=7")
     whole = make_trainer(*keys, "run.name=whole")
     before = {name: value.clone() for name, value in whole.model.named_parameters()}
     whole.fit()
     assert all(not torch.equal(value, before[name]) for name, value in whole.model.named_parameters())
-    part, step = make_trainer(*keys, "run.name=part"), Trainer.train_step
-
-    def interrupted(self, batch):
-        if self.step == 9 and self.lock:
-            raise KeyboardInterrupt
-        step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+    interrupt(make_trainer(*keys, "run.name=part"), 9)
     resumed = make_trainer(*keys, "run.name=part")
     assert resumed.step == 7
     resumed.fit()
@@ -105,8 +101,21 @@ def test_muon_steps_each_expert_as_a_matrix_of_its_own_and_leaves_the_rest_to_ad
                 torch.testing.assert_close(row, parameter, rtol=0, atol=1e-6)
 
 
-def test_layer_decay_needs_the_blocks_of_a_classifier(make_trainer):
-    with pytest.raises(ConfigError, match=r"train\.layer_decay: works on a classifier's blocks"):
+@pytest.mark.parametrize("decoder", PRESET_DECODERS.values())
+def test_a_segmenter_s_decoder_is_its_head(decoder):
+    parts = Parts(("a", "b"), (0, 1))
+    model = PointTransformerSegmenter(replace(PRESETS["tiny"], depth=2), parts, 2, decoder)
+    optimizer = build_optimizer(model, load_config(overrides=["train.layer_decay=0.5"]).train)
+    scales = {one: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
+    found = {name: scales[one] for name, one in model.named_parameters()}
+    of_trunk = ("encoder.", "reduce_dim.", "cls_", "pos_embed.", "blocks.")
+    assert {scale for name, scale in found.items() if not name.startswith(of_trunk)} == {1}
+    assert [found[f"blocks.blocks.{block}.norm1.weight"] for block in range(2)] == [0.25, 0.5]
+    assert found["encoder.first_conv.0.weight"] == 0.125
+
+
+def test_layer_decay_needs_blocks(make_trainer):
+    with pytest.raises(ConfigError, match=r"train\.layer_decay: works on the blocks of a classifier or a segmenter"):
         make_trainer("train.task=masked_autoencoding", "train.layer_decay=0.9")
     trainer = make_trainer("train.layer_decay=0.5")
     scales = {one: group["lr_scale"] for group in trainer.optimizer.param_groups for one in group["params"]}

@@ -96,22 +96,12 @@ def test_a_seed_fixes_a_run_bit_for_bit(make_trainer, enabled):
 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("stop", [7, 10, 13])
-def test_resuming_equals_not_having_stopped(make_trainer, monkeypatch, enabled, stop):
+def test_resuming_equals_not_having_stopped(make_trainer, interrupt, enabled, stop):
     scheme = (f"ewa.enabled={enabled}", "train.save_every=3")
     whole = make_trainer(*scheme, "run.name=whole")
     expected = run(whole)
     stopped = make_trainer(*scheme, "run.name=stopped")
-    step = type(stopped).train_step
-
-    def interrupted(self, *batch):
-        if self.step == stop and self.folder.exists():
-            raise KeyboardInterrupt
-        step(self, *batch)
-
-    monkeypatch.setattr(type(stopped), "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit()
-    monkeypatch.undo()
+    interrupt(stopped, stop)
     with open(stopped.folder / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 0, "train/l')  # a line that was cut off
     torch.manual_seed(99)

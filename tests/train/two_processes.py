@@ -15,14 +15,17 @@ from torch.distributed.tensor.debug import CommDebugMode
 import pointewa.ewa as ewa
 from pointewa.errors import DataError
 from pointewa.ewa import experts
+from pointewa.models.point_bert import PointBert
 from pointewa.tasks.base import Batch
 from pointewa.tasks.classification import evaluate
 from pointewa.tools import cli
 from pointewa.train.distributed import process_group
 from pointewa.train.trainer import Trainer
 from tests.conftest import build_trainer
+from tests.tasks.test_masked_point_modeling import write_tokenizer
 
 EXACT = ("model.drop_path=0", "ewa.share_rate=0.4", "train.weight_decay=0.1", "run.name=exact")
+MODELING = ("train.task=masked_point_modeling", "train.epochs=1", "task.queue_size=50", "run.name=modeling")
 KILLED = ("run.name=killed", "train.save_every=3")
 
 
@@ -150,6 +153,21 @@ def sharded(world, folder):
          "local": parameter.to_local().shape, "refused": refused},
         folder / f"rank{world.rank}.pt",
     )  # fmt: skip
+
+
+def queues(world, folder):
+    """Ten steps of masked point modelling; the model, and the keys that this process gave in its last step."""
+    given, follow = [], PointBert.follow
+
+    def recorded(self, gather):
+        given.append(torch.cat(self._keys))
+        follow(self, gather)
+
+    PointBert.follow = recorded
+    tokenizer = world.first_then_others(lambda: write_tokenizer(folder / "tok") if world.first else folder / "tok")
+    trainer = build_trainer(folder, *MODELING, f"task.tokenizer={tokenizer}", world=world)
+    trainer.fit()
+    torch.save({"model": trainer.model.state_dict(), "given": given[-1]}, folder / f"rank{world.rank}.pt")
 
 
 def main():

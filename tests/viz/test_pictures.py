@@ -12,7 +12,7 @@ from pointewa.datasets.layouts.shapenet55 import CLASSES
 
 import pointewa.ewa as ewa
 from pointewa.ewa.experts import moe_layers
-from pointewa.models import MaskedAutoencoder, Reconstruction
+from pointewa.models import DiscreteVAE, MaskedAutoencoder, Reconstruction, TokenizerSizes
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.runs.log import read_metrics
@@ -280,6 +280,19 @@ def test_reconstructions_have_one_scale_a_row():
     assert of_figure(clouds_figure(reconstruction_picture(found))) > 0.01
     far = Reconstruction(found.visible, found.predicted + 50, found.true)  # a prediction off the sheet does no harm
     assert of_figure(clouds_figure(reconstruction_picture(far))) > 0.01
+
+
+def test_a_reconstruction_of_all_patches_has_no_masked_input():
+    sizes = TokenizerSizes(num_groups=8, group_size=8, patch_width=8, patch_out=16, codebook_size=8, codebook_width=8,
+                           graph_width=4, feature_width=8, folding_width=8)  # fmt: skip
+    found = DiscreteVAE(sizes).eval().reconstruct(torch.stack([cloud(60), cloud(60) * 3]))
+    picture = reconstruction_picture(found, ["a", "b"])
+    assert [panel.title for panel in picture.panels] == ["a\nprediction", "truth", "b\nprediction", "truth"]
+    assert picture.width == 2
+    assert [name for _, name in picture.legend] == ["predicted", "patches as they are"]
+    truth = torch.as_tensor(picture.panels[1].points)
+    assert sorted(map(tuple, truth.tolist())) == sorted(map(tuple, found.true[0].flatten(0, 1).tolist()))
+    assert of_figure(clouds_figure(picture)) > 0.01
 
 
 def test_a_window_has_all_clouds_side_by_side():

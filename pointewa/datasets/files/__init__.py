@@ -3,7 +3,8 @@
 import gzip
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -15,19 +16,21 @@ from pointewa.datasets.files.las import read_las
 from pointewa.datasets.files.meshes import read_obj, read_off, read_stl
 from pointewa.datasets.files.pcd import read_pcd
 from pointewa.datasets.files.ply import read_ply
-from pointewa.datasets.files.shape import MAX_BYTES, MAX_POINTS, Shape
+from pointewa.datasets.files.shape import MAX_BYTES, MAX_POINTS, NoLabelsError, Shape
 from pointewa.datasets.files.text import read_text
 from pointewa.datasets.source import Cloud
 from pointewa.errors import DataError
 from pointewa.safe.files import reading, stands_for
 
 _FEWEST = 0.1  # of a cloud's points that must be finite
-_READERS: dict[str, Callable[[bytes], Shape]] = {
+_READERS: dict[str, Callable[..., Shape]] = {
     ".ply": read_ply, ".pcd": read_pcd, ".las": read_las, ".laz": read_las, ".npy": read_numpy, ".npz": read_numpy,
     ".off": read_off, ".obj": read_obj, ".stl": read_stl, ".glb": read_glb,
     **dict.fromkeys((".xyz", ".txt", ".pts", ".asc", ".csv"), read_text),
 }  # fmt: skip
 SUFFIXES = tuple(_READERS)  # each may be followed by .gz
+LABELLED = tuple(suffix for suffix, read in _READERS.items() if read in (read_ply, read_pcd, read_numpy, read_text))
+_MOST_LABEL = 2**31 - 1
 
 
 def kind(path: Path) -> str:
@@ -62,14 +65,8 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
         DataError: an unknown suffix; a file that is missing, empty, damaged, too large or something else; no points,
             or fewer than a tenth of them finite; coordinates beyond float32; a mesh without area.
     """
-    suffix = kind(path)
-    if not suffix:
-        found = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]) or "no suffix"
-        raise DataError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, or that and .gz, found {found}")
-    # A number that does not fit its type is an error too, where numpy would warn and go on with another number.
-    quiet = warnings.catch_warnings(action="ignore")
-    with reading(path, suffix[1:].upper()), quiet, np.errstate(over="raise", invalid="raise"):
-        vertices, faces = _READERS[suffix](_content(path))
+    with _reading(path, SUFFIXES) as suffix:
+        vertices, faces, *_ = _READERS[suffix](content(path))
         if not len(faces):
             points, left_out = _finite(path, np.ascontiguousarray(vertices))
             _check(path, points)
@@ -78,7 +75,61 @@ def read_cloud(path: Path, samples: int, seed: int = 0) -> Cloud:
         return Cloud(points, left_out=left_out)
 
 
-def _content(path: Path) -> bytes:
+def read_labelled(path: Path) -> tuple[Cloud, str]:
+    """A cloud as `read_cloud` reads it, with the labels of its points, and the name of the column that holds them,
+    none for the last one of columns without names.
+
+    Args:
+        path: a file with one of `LABELLED`, in any case, or that and .gz.
+
+    Raises:
+        DataError: as `read_cloud`; a mesh; no column that is clearly that of the labels; labels that are not whole
+            numbers from 0 up.
+    """
+    with _reading(path, LABELLED) as suffix:
+        try:
+            shape = _READERS[suffix](content(path), labels=True)
+        except NoLabelsError as error:
+            raise DataError(f"{path}: {error}") from error
+        if len(shape.faces) or (shape.labels is None and len(shape.vertices)):
+            raise DataError(
+                f"{path}: expected a cloud with labelled points, found a mesh: draw points on it, give each the label "
+                "of its face, and save them as a cloud, such as .ply with a property label"
+            )
+        points, left_out = _finite(path, np.ascontiguousarray(shape.vertices))
+        _check(path, points)
+        finite = np.isfinite(shape.vertices).all(-1)
+        labels = shape.labels.astype(np.float64)
+        wrong = finite & ~((labels == np.round(labels)) & (labels >= 0) & (labels <= _MOST_LABEL))
+        if wrong.any():
+            point = int(wrong.argmax())
+            raise DataError(
+                f"{path}: {shape.labelled_by or 'last column'}: expected whole numbers from 0 up, found "
+                f"{labels[point]:g} for point {point}: leave out points without a part, or give them one of their own"
+            )
+        return Cloud(points, labels[finite].astype(np.int64), left_out=left_out), shape.labelled_by
+
+
+@contextmanager
+def _reading(path: Path, suffixes: Sequence[str]) -> Iterator[str]:
+    suffix = kind(path)
+    if suffix not in suffixes:
+        found = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]) or "no suffix"
+        what = "a file with labelled points," if suffix else "a file"
+        raise DataError(f"{path}: expected {what} ending in {', '.join(suffixes)}, or that and .gz, found {found}")
+    # A number that does not fit its type is an error too, where numpy would warn and go on with another number.
+    quiet = warnings.catch_warnings(action="ignore")
+    with reading(path, suffix[1:].upper()), quiet, np.errstate(over="raise", invalid="raise"):
+        yield suffix
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file, unpacked if it ends in .gz.
+
+    Raises:
+        DataError: no file, empty, too large, or something that stands for the file.
+        ValueError: too large when unpacked.
+    """
     size = path.stat().st_size
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found a folder or a device: remove or rename it")

@@ -5,14 +5,14 @@ from io import BytesIO
 
 import numpy as np
 
-from pointewa.datasets.files.columns import xyz
+from pointewa.datasets.files.columns import label, xyz
 from pointewa.datasets.files.shape import MAX_POINTS, Shape
 
 _MOST_VALUES = 10_000  # of a point
 
 
-def read_pcd(data: bytes) -> Shape:
-    """Points of a PCD file of any version, as text, binary or compressed.
+def read_pcd(data: bytes, labels: bool = False) -> Shape:
+    """Points of a PCD file of any version, as text, binary or compressed; with their labels if they are asked for.
 
     pypcd4 reads what is after the header, which is written anew for it: it admits but one form of several in use.
 
@@ -38,7 +38,8 @@ def read_pcd(data: bytes) -> Shape:
     if not 0 <= points <= MAX_POINTS or not 0 <= sum(counts) <= _MOST_VALUES or min(counts, default=0) < 0:
         raise ValueError(f"expected at most {MAX_POINTS} points of {_MOST_VALUES} values, found more announced")
     names = [f"f{number}" for number in range(len(fields))]
-    for name, column in zip("xyz", xyz(fields), strict=True):
+    wanted = dict(zip("xyz", xyz(fields), strict=True)) | ({"label": label(fields)} if labels else {})
+    for name, column in wanted.items():
         if counts[column] != 1:
             raise ValueError(f"{fields[column]}: expected one value of a point, found {counts[column]}")
         names[column] = name
@@ -57,5 +58,6 @@ def read_pcd(data: bytes) -> Shape:
     cloud = pypcd4.PointCloud.from_fileobj(BytesIO(head + body))
     if cloud.pc_data.size != points:
         raise ValueError(f"{points} points announced, {cloud.pc_data.size} found")
-    columns = [cloud.pc_data[name].ravel().astype(np.float64) for name in "xyz"]
-    return Shape(np.stack(columns, 1))
+    columns = [cloud.pc_data[name].ravel().astype(np.float64) for name in wanted]
+    points = np.stack(columns[:3], 1)
+    return Shape(points, labels=columns[3], labelled_by=fields[wanted["label"]]) if labels else Shape(points)

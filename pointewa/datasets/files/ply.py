@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pointewa.datasets.files.columns import xyz
+from pointewa.datasets.files.columns import label, xyz
 from pointewa.datasets.files.polygons import triangulate
 from pointewa.datasets.files.shape import NO_FACES, Shape, in_range
 
@@ -31,10 +31,11 @@ class _Element(NamedTuple):
     name: str
     count: int
     properties: list[_Property]
+    labels: bool = False  # of vertices, are read too
 
 
-def read_ply(data: bytes) -> Shape:
-    """Vertices, and the triangles of faces or strips.
+def read_ply(data: bytes, labels: bool = False) -> Shape:
+    """Vertices, and the triangles of faces or strips; with the labels of vertices if they are asked for.
 
     Raises:
         ValueError: a damaged header; fewer rows than announced; no x, y and z; faces without a list of vertices.
@@ -48,7 +49,8 @@ def read_ply(data: bytes) -> Shape:
     if "vertex" not in names:
         raise ValueError(f"expected the element vertex, found {', '.join(names) or 'none'}")
     wanted = [names.index(name) for name in ("vertex", "face", "tristrips") if name in names]
-    needed = elements[: max(wanted) + 1]  # whatever comes after is not read
+    labels = labels and not any(elements[number].count for number in wanted[1:])  # those of a mesh are of no use
+    needed = [one._replace(labels=labels) for one in elements[: max(wanted) + 1]]  # whatever comes after is not read
     body = data[end.end() :]
     rows = [row for row in body.splitlines() if row.strip()] if not order else body
     if sum(element.count for element in elements if element.properties) > len(rows):
@@ -56,10 +58,14 @@ def read_ply(data: bytes) -> Shape:
     read, place, found = _read_text if not order else _read_binary, 0, {}
     for element in needed:
         found[element.name], place = read(rows, place, element, order)
-    vertices = found["vertex"]
+    vertices = found["vertex"][:, :3]
     faces = triangulate(vertices, found["face"]) if len(found.get("face", ())) else NO_FACES
     strips = [_strip(np.asarray(strip, np.int64)) for strip in found.get("tristrips", ())]
-    return Shape(vertices, in_range(np.concatenate([faces, *strips]), len(vertices)))
+    faces = in_range(np.concatenate([faces, *strips]), len(vertices))
+    if not labels:
+        return Shape(vertices, faces)
+    by = elements[names.index("vertex")].properties[label(_plain(elements[names.index("vertex")]))].name
+    return Shape(vertices, labels=found["vertex"][:, 3] if len(vertices) else None, labelled_by=by)
 
 
 def _header(text: str) -> tuple[str, list[_Element]]:
@@ -88,14 +94,19 @@ def _wanted(element: _Element) -> list[int]:
     """The numbers of the properties that are read: x, y and z of vertices, the list of corners of faces."""
     properties = element.properties
     if element.name == "vertex":
-        plain = [one.name if not one.length else "" for one in properties]
-        return list(xyz(plain))
+        plain = _plain(element)
+        return [*xyz(plain), *([label(plain)] if element.labels else [])]
     if element.name not in ("face", "tristrips") or not element.count:
         return []
     found = [number for number, one in enumerate(properties) if one.length and _CORNERS.fullmatch(one.name)]
     if len(found) != 1:
         raise ValueError(f"{element.name}: expected a list vertex_indices, found {[one.name for one in properties]}")
     return found
+
+
+def _plain(element: _Element) -> list[str]:
+    """Names of the properties, none for lists."""
+    return [one.name if not one.length else "" for one in element.properties]
 
 
 def _read_text(rows: list[bytes], place: int, element: _Element, order: str) -> tuple[np.ndarray | list, int]:

@@ -11,10 +11,20 @@ NO_FACES = np.empty((0, 3), np.int64)
 
 
 class Shape(NamedTuple):
-    """Vertices float64 ``[V, 3]``, and triangles int64 ``[F, 3]``, none of them for a cloud."""
+    """Vertices float64 ``[V, 3]``, and triangles int64 ``[F, 3]``, none of them for a cloud.
+
+    If they are asked for, also the numbers that label the vertices ``[V]``, and the name of their column, none for the
+    last one of columns without names.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray = NO_FACES
+    labels: np.ndarray | None = None
+    labelled_by: str = ""
+
+
+class NoLabelsError(ValueError):
+    """A file does not say clearly which labels its points have."""
 
 
 def decode(data: bytes) -> str:

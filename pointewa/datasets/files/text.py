@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from pointewa.datasets.files.columns import xyz
+from pointewa.datasets.files.columns import label, last, xyz
 from pointewa.datasets.files.shape import Shape, decode
 
 _NUMBER = re.compile(r"""\s*["']?[-+.]*(?:\d|nan\b|inf)""", re.IGNORECASE)
@@ -12,12 +12,17 @@ _MICROSOFT_NAN = re.compile(r"[-+]?1\.#(?:QNAN|SNAN|IND|INF)\d*", re.IGNORECASE)
 _COMMENT = re.compile(r"\s*(?:#|//|%)")
 
 
-def read_text(data: bytes) -> Shape:
+def read_text(data: bytes, labels: bool = False) -> Shape:
     """Rows of numbers, separated by blanks, commas, semicolons or tabs; x, y, z come first unless a header names them.
 
     Before them there may be comments (#, //, %), a line with the names of the columns, and one with the number of rows.
 
+    Args:
+        data: the file.
+        labels: read the labels of the points too, from the column that a header names, else from the last one.
+
     Raises:
+        NoLabelsError: no labels, where they are asked for.
         ValueError: names without x, y and z; a first column that counts the rows; other numbers of rows than announced;
             decimal commas; anything that is no number.
     """
@@ -41,8 +46,16 @@ def read_text(data: bytes) -> Shape:
     _check_commas(rows[0], first, separator)
     if len(rows) > 1 and first == [str(i) for i in range(len(first))] and "." in rows[1]:
         raise ValueError("its first line numbers the columns: name them x, y and z there, or remove it")
-    columns = _columns(head, titles, separator, len(first), _counts(rows, separator))
-    return Shape(np.loadtxt(rows, delimiter=separator, usecols=columns, ndmin=2, comments=None, quotechar='"'))
+    names = _names(head, titles, separator, len(first), _counts(rows, separator))
+    columns = list(xyz(names) if names else (0, 1, 2))
+    if labels:
+        columns += [label(names)] if names else range(3, len(first))
+    values = np.loadtxt(rows, delimiter=separator, usecols=columns, ndmin=2, comments=None, quotechar='"')
+    if not labels:
+        return Shape(values)
+    if names:
+        return Shape(values[:, :3], labels=values[:, 3], labelled_by=names[columns[3]])
+    return Shape(values[:, :3], labels=last(values))
 
 
 def _fields(row: str, separator: str | None) -> list[str]:
@@ -65,24 +78,23 @@ def _counts(rows: list[str], separator: str | None) -> bool:
     return any(shown == [str(start + i) for i in (0, 1, 2, len(rows) - 1)] for start in (0, 1))
 
 
-def _columns(
-    head: list[str], titles: list[str], separator: str | None, width: int, counted: bool
-) -> tuple[int, int, int]:
-    """The columns of x, y and z, by their names where there are any."""
+def _names(head: list[str], titles: list[str], separator: str | None, width: int, counted: bool) -> list[str]:
+    """The names of the columns, where there are any, with x, y and z among them."""
     if titles:
         names = _fields(titles[0], separator)
         if len(names) == width - 1 and counted:  # as R writes them: no name for the names of the rows
             names.insert(0, "")
         if len(names) != width:
             raise ValueError(f"its header names {len(names)} columns, {', '.join(names)[:60]}, its rows have {width}")
-        return xyz(names)
+        return names
     for line in reversed(head):  # a comment may name the columns, or say something else
         names = _fields(_COMMENT.sub("", line, count=1), separator)
         names = names if len(names) > 2 else re.split(r"[\s,;]+", _COMMENT.sub("", line, count=1).strip())
         try:
-            return xyz(names[-width:])
+            xyz(names[-width:])
         except ValueError:
             continue
+        return names[-width:]
     if counted and width > 3:
         raise ValueError("its first column counts the rows: name the columns in a first line, i x y z, or drop it")
-    return 0, 1, 2
+    return []

@@ -58,6 +58,15 @@ BY_REQUEST = {
     "shapenet55": "ShapeNet-55 is not downloaded: it is made of ShapeNetCore, which https://shapenet.org gives out to "
     "those who accept its terms. The authors' archive is linked from https://github.com/yuxumin/PoinTr (DATASET.md): "
     "unpack it to DATA_ROOT/ShapeNet55-34, then: make train DATASET=shapenet55 DATA_ROOT=...",
+    "shapenetpart": "ShapeNetPart is not downloaded: it is made of ShapeNetCore, which https://shapenet.org gives out "
+    "to those who accept its terms. The archive is shapenetcore_partanno_segmentation_benchmark_v0_normal.zip: unpack "
+    "it to DATA_ROOT, then: make train DATASET=shapenetpart TASK=part_segmentation DATA_ROOT=...",
+    "labeled_psb": "The Labeled PSB is not downloaded: its meshes are at https://segeval.cs.princeton.edu, its labels "
+    "come with Kalogerakis et al., Learning 3D Mesh Segmentation and Labeling. Draw points on them and save these as "
+    "docs/data.md says, then: make train DATASET=labeled_psb TASK=part_segmentation DATA_ROOT=...",
+    "sydney": "Sydney Urban Objects is not downloaded here: it is the Australian Centre for Field Robotics' "
+    "(https://www.acfr.usyd.edu.au/papers/SydneyUrbanObjectsDataset.shtml), which asks to be cited. Unpack "
+    "sydney-urban-objects-dataset.tar.gz in DATA_ROOT, then: make train DATASET=sydney DATA_ROOT=...",
 }
 
 

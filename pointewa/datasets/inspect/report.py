@@ -15,6 +15,7 @@ from pointewa.datasets.inspect.inspection import Duplicates, dimension, duplicat
 from pointewa.datasets.registry import NAMES
 from pointewa.datasets.source import Source, progress
 from pointewa.errors import counted
+from pointewa.models.parts import EVERY
 from pointewa.ops import flaw, unit_sphere
 from pointewa.safe.hdf5 import open_hdf5
 
@@ -24,7 +25,8 @@ _LOOK = 1024  # points of an object that are looked at
 class _Look(NamedTuple):
     """Of each of N objects `_LOOK` random points, float32 ``[N, _LOOK, 3]`` about their mean; how many points it has;
     their mean, float64 ``[N, 3]``; the names of the non-finite objects, and of those some of whose points are left out;
-    what is wrong with others by their names (`pointewa.ops.flaw`); and the largest norm.
+    what is wrong with others by their names (`pointewa.ops.flaw`); the largest norm; and the points of each of M parts,
+    int64 ``[M]``, if there are any.
 
     In place of a non-finite object there is noise, which resembles no other object.
     """
@@ -36,14 +38,22 @@ class _Look(NamedTuple):
     partial: list[str]
     flaws: dict[str, str]
     largest: float
+    parts: np.ndarray | None
 
 
 def _read(source: Source, split: str) -> _Look:
     rng, points, offsets = np.random.default_rng(0), torch.zeros(len(source), _LOOK, 3), np.zeros((len(source), 3))
+    parts, mask = source.parts, source.parts and source.parts.mask(len(source.class_names)).numpy()
+    counts = None if parts is None else np.zeros(len(parts), np.int64)
     sizes, broken, partial, flaws, largest = [], [], [], {}, 0.0
     for index, cloud in enumerate(progress(source.clouds(_LOOK), f"reading {split}", len(source))):
         size = len(cloud.points)
         sizes.append(size)
+        if counts is not None and cloud.point_labels is not None:
+            found = np.bincount(np.clip(cloud.point_labels, -1, len(parts)) + 1, minlength=len(parts) + 2)
+            counts += found[1:-1]
+            if wrong := found.sum() - found[1:-1][mask[source.labels[index]]].sum():
+                flaws[source.object_names[index]] = f"{counted(int(wrong), 'point')} of parts that its class has not"
         if cloud.left_out:
             partial.append(source.object_names[index])
         if not size or not np.isfinite(cloud.points).all():
@@ -55,7 +65,7 @@ def _read(source: Source, split: str) -> _Look:
             points[index] = torch.from_numpy(some - offsets[index])
             if problem := flaw(torch.from_numpy(cloud.points)):
                 flaws[source.object_names[index]] = problem
-    return _Look(points, sizes, offsets, broken, partial, flaws, float(largest))
+    return _Look(points, sizes, offsets, broken, partial, flaws, float(largest), counts)
 
 
 def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[st
             "refused": look.flaws,
             "with_repeated_points": int((repeated_points(unit[split]) > 0).sum()) if min(sizes) >= _LOOK else None,
             "classes": dict(zip(source.class_names, counts, strict=True)),
+            "parts": _shares(source, look.parts),
         }
     found = duplicates(unit["train"], unit["test"], seconds=seconds)
     report["in_train_and_test"] = _twice(found, sources["train"], sources["test"])
@@ -99,6 +110,18 @@ def inspect(sources: Mapping[str, Source], seconds: float = math.inf) -> dict[st
     axis = up_axis(unit["train"], torch.from_numpy(sources["train"].labels))
     report["up"] = {"direction": axis.direction, "margin": axis.margin, "agreement": axis.agreement}
     return report
+
+
+def _shares(source: Source, counts: np.ndarray | None) -> dict[str, dict[str, float]] | None:
+    """Of each class the share of its points that each of its parts has."""
+    if counts is None:
+        return None
+    result: dict[str, dict[str, float]] = {}
+    for name, label in zip(source.class_names, range(len(source.class_names)), strict=True):
+        mine = [part for part, of in enumerate(source.parts.classes) if of in (label, EVERY)]
+        total = max(1, int(counts[mine].sum()))
+        result[name] = {source.parts.names[part]: round(float(counts[part] / total), 4) for part in mine}
+    return result
 
 
 def _twice(found: Duplicates, a: Source, b: Source) -> dict[str, Any]:
@@ -139,6 +162,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
     for split, source in sources.items():
         label = f"{split}: {counted(len(source), 'object')}, {source.layout}, {source.path}"
         problems = official(source, split) if official else []
+        known, problems = problems is not None, problems or []
         sizes = (look := _read(source, split)).sizes
         problems += [f"{one}: coordinates that are not finite, or no points" for one in look.broken]
         problems += [f"{one}: {problem}" for one, problem in look.flaws.items()]
@@ -146,8 +170,10 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
             problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
         bad += [f"{label}: {problem}" for problem in problems]
         if not problems:
-            good.append(f"{label}: {'the official split, ' if official else ''}all read, all finite")
-        if source.path.is_file() and source.layout == "packed HDF5":
+            official_size = getattr(NAMES[name], "CHECKED", "the official split")
+            size = f"{official_size}, " if known else "the size of the official split is not known, "
+            good.append(f"{label}: {size if official else ''}all read, all finite")
+        if source.path.is_file() and source.layout.startswith("packed HDF5"):
             with open_hdf5(source.path, "packed HDF5") as h5:
                 expected = h5[split].attrs.get("sha256")
                 if expected is None:

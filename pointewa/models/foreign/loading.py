@@ -1,4 +1,5 @@
-"""Loading weights into a classifier: ours, and Point-BERT's and Point-MAE's in their files or torch-pointcloud's."""
+"""Loading weights into a classifier or a segmenter: ours, and Point-BERT's and Point-MAE's in their files or
+torch-pointcloud's."""
 
 import re
 from collections.abc import Mapping
@@ -16,6 +17,10 @@ _PRETRAINING = {
     "MAE_encoder.": (),
     "transformer_q.": ("cls_head.", "lm_head.", "mask_token"),
 }
+_CONTAINERS = ("base_model", "model", "model_state_dict")  # the last is that of files of part segmentation
+# How the parameters begin of what comes after the blocks: of classifiers, and of segmenters' decoders.
+HEADS = ("cls_head_finetune.", "label_conv.", "propagation_", "dgcnn_pro_", "convs", "bns", "conv1.", "conv2.", "bn1.")
+_TOKENS = ("cls_token", "cls_pos")
 
 
 @dataclass(frozen=True)
@@ -25,21 +30,23 @@ class LoadReport:
     Args:
         loaded: keys of the model that were loaded.
         fresh: keys of the model that kept their initialisation.
-        unused: keys of the file's head that were not used.
+        unused: keys of the file's head, or of its class token, that were not used.
+        misfit: the first of them that the model has with another shape, with both shapes; empty if none.
     """
 
     loaded: list[str]
     fresh: list[str]
     unused: list[str]
+    misfit: str = ""
 
 
 def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The state of a classifier, by Point-MAE's names, from the content of a checkpoint file of these codebases.
+    """The state of a classifier or segmenter, by Point-MAE's names, from the content of these codebases' files.
 
     Raises:
         CheckpointError: it holds no mapping of names to tensors, or torch-pointcloud's of a model that is none of ours.
     """
-    for container in ("base_model", "model"):
+    for container in _CONTAINERS:
         if isinstance(checkpoint.get(container), Mapping):
             checkpoint = checkpoint[container]
             break
@@ -47,8 +54,8 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
     state = {re.sub(r"^module\.", "", key): value for key, value in named.items()}
     if not state:
         raise CheckpointError(
-            "no named tensors in the checkpoint: expected parameters by name, at the top or under 'base_model' or "
-            f"'model', found {sorted(map(str, checkpoint))[:6]}"
+            "no named tensors in the checkpoint: expected parameters by name, at the top or under "
+            f"{', '.join(map(repr, _CONTAINERS))}, found {sorted(map(str, checkpoint))[:6]}"
         )
     if is_theirs(state):
         state = to_ours(state)
@@ -59,38 +66,49 @@ def classifier_state(checkpoint: Mapping) -> dict[str, Tensor]:
     return state
 
 
-_OPTIONAL = ("cls_head_finetune.", "cls_token", "cls_pos")
+def load_weights(
+    model: nn.Module, checkpoint: Mapping, head: tuple[str, ...] = HEADS, tokens: tuple[str, ...] = _TOKENS
+) -> LoadReport:
+    """Load a checkpoint of a classifier, a segmenter or a pre-training into a classifier or segmenter, in place.
 
-
-def load_weights(model: nn.Module, checkpoint: Mapping, optional: tuple[str, ...] = _OPTIONAL) -> LoadReport:
-    """Load a classifier or pre-training checkpoint into a classifier, in place.
-
-    A head that is missing or has another number of classes keeps its initialisation, and so does a class token that
-    the pre-training did not have. Everything else must be present and fit; otherwise nothing is loaded.
+    A head (of a segmenter its decoder) that is missing, of another kind of model, or of other sizes keeps its
+    initialisation, and so does a class token that the file does not have; one that the model does not have is left
+    out. Everything else must be present and fit; otherwise nothing is loaded.
 
     Args:
         model: the dense model.
         checkpoint: the content of a file (`torch.load` with ``weights_only=True``, or safetensors).
-        optional: how the names of what may be missing begin, those of the head first.
+        head: how the names of a head's parameters begin.
+        tokens: those of a class token's, which may be missing on either side.
 
     Raises:
         CheckpointError: the checkpoint is of another architecture.
     """
     state, own = classifier_state(checkpoint), model.state_dict()
-    head = {key: value for key, value in state.items() if key.startswith(optional[0])}
-    if any(key not in own or own[key].shape != value.shape for key, value in head.items()):
-        state = {key: value for key, value in state.items() if key not in head}
+    unused = {key for key in state if key.startswith(tokens) and key not in own}
+    of_head = {key for key in state if key.startswith(head)}
+    misfit = [_differs(key, state, own) for key in sorted(of_head & own.keys()) if state[key].shape != own[key].shape]
+    if misfit or of_head - own.keys():
+        unused |= of_head
+    state = {key: value for key, value in state.items() if key not in unused}
     wrong = [
-        f"{key} {list(state[key].shape) if key in state else 'missing'}, expected {list(value.shape)}"
+        _differs(key, state, own)
         for key, value in own.items()
-        if (key not in state and not key.startswith(optional)) or (key in state and state[key].shape != value.shape)
+        if (key not in state and not key.startswith(head + tokens))
+        or (key in state and state[key].shape != value.shape)
     ]
     # such as the blocks of a deeper model: to ignore them would silently load a different network
-    wrong += [f"{key} {list(value.shape)}, expected none" for key, value in state.items() if key not in own]
+    wrong += [_differs(key, state, own) for key in state if key not in own]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"the checkpoint is of another architecture: {'; '.join(wrong[:3])}{more}")
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
     fresh = [key for key in own if key not in state]
-    return LoadReport(loaded=sorted(state), fresh=fresh, unused=sorted(head.keys() - state.keys()))
+    return LoadReport(sorted(state), fresh, sorted(unused), "".join(misfit[:1]))
+
+
+def _differs(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The shapes that a parameter has in a file and in the model."""
+    found = list(state[key].shape) if key in state else "missing"
+    return f"{key} {found}, expected {list(own[key].shape) if key in own else 'none'}"

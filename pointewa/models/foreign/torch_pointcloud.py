@@ -36,8 +36,23 @@ _HEADS = {
         "head.lins.2": "cls_head_finetune.8",
     },
     "point_bert": {"head.lins.0": "cls_head_finetune.0", "head.lins.1": "cls_head_finetune.3"},
+    "dvae": {
+        ".input_trans.lins.0": ".input_trans",
+        ".conv": ".0",
+        ".norm": ".1",
+        ".layer5_conv": ".layer5.0",
+        ".layer5_norm": ".layer5.1",
+        "decoder.mlp.lins.0": "decoder.mlp.0",
+        "decoder.mlp.lins.1": "decoder.mlp.2",
+        "decoder.mlp.lins.2": "decoder.mlp.4",
+        "decoder.final_conv.lins.0": "decoder.final_conv.0",
+        "decoder.final_conv.norms.0.module": "decoder.final_conv.1",
+        "decoder.final_conv.lins.1": "decoder.final_conv.3",
+        "decoder.final_conv.norms.1.module": "decoder.final_conv.4",
+        "decoder.final_conv.lins.2": "decoder.final_conv.6",
+    },
 }
-_CONVOLUTIONS = re.compile(r"(_conv\.[03]|increase_dim\.0)\.weight$")  # ours
+_CONVOLUTIONS = re.compile(r"(_conv\.[036]|increase_dim\.0|input_trans|layer5\.0)\.weight$")  # ours
 _BERT = "encoder."
 # Layers that tell the kinds apart, of those that there are here, and of those that there are not.
 _KINDS = {
@@ -45,8 +60,9 @@ _KINDS = {
     "point_bert": ("encoder.encoder.local_mlp.lins.0.", "encoder.blocks.0.attn.qkv."),
     "point_bert_pretraining": ("encoder.local_mlp.lins.0.", "lm_head.", "blocks.0.attn.qkv."),
     "point_mae": ("encoder.local_mlp.lins.0.", "cls_token", "norm_f.", "blocks.blocks.0.attn.qkv."),
+    "dvae": ("encoder.local_mlp.lins.0.", "dgcnn_1.", "decoder.final_conv.lins.0."),
 }
-_OTHERS = {"PointGPT": "blocks.sos", "a part segmentation": "label_conv.", "a discrete VAE": "dgcnn_1."}
+_OTHERS = {"PointGPT": "blocks.sos", "a part segmentation": "label_conv."}
 
 
 def is_theirs(names: Iterable[str]) -> bool:
@@ -58,16 +74,16 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state by torch-pointcloud's names, by Point-MAE's.
 
     Raises:
-        CheckpointError: of a model that there is none of here.
+        CheckpointError: of another model than `_KINDS` has.
     """
     kind = next((kind for kind, marks in _KINDS.items() if all(_has(state, mark) for mark in marks)), None)
     if kind is None:
         found = next((other for other, mark in _OTHERS.items() if _has(state, mark)), "another model")
         raise CheckpointError(
-            f"weights of {found} by torch-pointcloud, and there is no such model here: expected Point-BERT's or "
+            f"weights of {found} by torch-pointcloud, which are not read here: expected Point-BERT's or "
             "Point-MAE's classifier, or one of their pre-trainings"
         )
-    layers = {**_LAYERS, **_HEADS.get(kind, {})}
+    layers = {**_HEADS.get(kind, {}), **_LAYERS}  # the first that fits counts
     ours = {}
     for name, value in state.items():
         name = name.removeprefix(_BERT if kind == "point_bert" else "")
