@@ -86,8 +86,8 @@ def gradients(model, run, context=None, seed=3):
 
 
 def distance(mine, theirs):
-    error = sum((a - b).double().square().sum() for a, b in zip(mine, theirs, strict=True))
-    return float((error / sum(b.double().square().sum() for b in theirs)).sqrt())
+    error = sum((a - b).detach().double().square().sum() for a, b in zip(mine, theirs, strict=True))
+    return float((error / sum(b.detach().double().square().sum() for b in theirs)).sqrt())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -105,7 +105,7 @@ def test_at_32_bits_the_gradients_are_exact(name, kind):
             torch.set_default_dtype(torch.float32)
     assert torch.equal(loss, same)
     assert len(found) == len(exact)
-    assert distance(found, exact) < {"float64": 1e-14, "float32": 1e-6, "bfloat16": 1e-2}[kind]
+    assert distance(found, exact) < {"float64": 1e-14, "float32": 1e-5, "bfloat16": 1e-2}[kind]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -126,9 +126,9 @@ def test_fewer_bits_give_larger_errors_and_less_to_keep(name):
         assert compressed.nbytes == 0  # nothing outlives the graph
         errors.append(distance(gradients(model, run, compressed)[1], exact))
     assert errors == sorted(errors)
-    assert errors[1] < 0.03
-    assert errors[2] < 0.1
-    assert errors[3] < 1
+    assert errors[1] < 0.01
+    assert errors[2] < 0.02
+    assert errors[3] < 0.3
     assert kept == sorted(kept, reverse=True)
     assert kept[0] <= compression.kept_bytes(model, run)
 
@@ -139,9 +139,31 @@ def test_what_is_kept_in_bytes():
     x = torch.randn(50, 64, requires_grad=True)
     with compression.activations(model, 8) as compressed:
         out = model(x).sum()
-    assert compressed.nbytes == 50 * (64 + 256) * (1 + 4 / 128)
+    assert compressed.nbytes == 50 * (64 + 256) * (1 + 4 / 128) + 50 * 4  # and the scale of each row's norm
     assert compression.kept_bytes(model, lambda: model(x).sum()) > 4 * 50 * (64 + 64 + 256 + 256)
     out.backward()
+
+
+@pytest.mark.parametrize(
+    ("norm", "groups"),
+    [(nn.LayerNorm(32, 1e-12), 6), (nn.RMSNorm(32, 1e-12), 6), (nn.BatchNorm1d(6, 1e-12), 6),
+     (nn.GroupNorm(3, 6, 1e-12), 3), (nn.InstanceNorm1d(6, 1e-12, affine=True), 6)],
+)  # fmt: skip
+def test_a_norm_of_values_of_very_different_size(norm, groups):
+    """Rows or channels that share a scale with others a thousand times as large, around a mean as large."""
+    torch.manual_seed(0)
+    size = torch.logspace(-3, 0, groups).repeat_interleave(192 // groups).view(6, 32)
+    x, grad = ((torch.randn(40, 6, 32) + 3) * size).requires_grad_(), torch.randn(40, 6, 32)
+    for one in norm.parameters():
+        nn.init.normal_(one)
+    wanted = [x, *norm.parameters()]
+    exact = torch.autograd.grad((norm(x) * grad).sum(), wanted)
+    for bits, most in ((32, 1e-5), (8, 0.02), (4, 0.2)):
+        with compression.activations(norm, bits):
+            loss = (norm(x) * grad).sum()
+        found = torch.autograd.grad(loss, wanted)
+        assert distance([found[0] * size], [exact[0] * size]) < most  # so that all rows or channels count alike
+        assert distance(found[1:], exact[1:]) < most
 
 
 def test_queries_keys_and_values_are_kept_once_in_the_bits_of_attention():
@@ -219,7 +241,7 @@ def test_inside_a_checkpoint_it_keeps_out():
     model.blocks.activation_checkpointing = True
     compressed = compression.activations(model, 32, 32)
     _, found = gradients(model, run, compressed)
-    assert distance(found, exact) < 1e-6
+    assert distance(found, exact) < 1e-5
     layer, x = nn.Sequential(nn.LayerNorm(64), nn.GELU()), torch.randn(50, 64, requires_grad=True)
     plain = torch.autograd.grad(layer(x).sum(), x)[0]
     with compression.activations(layer, 4) as compressed:

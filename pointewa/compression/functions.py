@@ -1,0 +1,218 @@
+"""The functions that have a rule of their own: what is kept of them is not what torch would keep."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pointewa.compression.kept import Exact, Mask, Recomputed, View, unpack
+from pointewa.compression.norms import NORMS, Norm
+
+if TYPE_CHECKING:
+    from pointewa.compression.hooks import activations
+
+# Activation functions: their outputs are computed again from their inputs.
+RECOMPUTED = {F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, F.softplus}
+RELU = {F.relu, torch.relu, Tensor.relu}
+MAXIMUM = {torch.amax, Tensor.amax}
+MATRIX = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward, F.softmax, torch.softmax, Tensor.softmax}
+# Functions whose gradient is linear in what they keep, so that a small error of it is one of the gradient. Others
+# compare what they keep, or divide by it: an amax of 4 bits has no maximum, and a square root of almost 0 is none.
+LINEAR = MATRIX | PRODUCTS | ATTENTION | {F.dropout, torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+
+
+class Functions(TorchFunctionMode):
+    """Takes over the functions that the rules are about."""
+
+    def __init__(self, owner: "activations") -> None:
+        super().__init__()
+        self.owner = owner
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, owner = kwargs or {}, self.owner
+        if not torch.is_grad_enabled() or not _ours(owner):
+            return function(*args, **kwargs)
+        tensors = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, Tensor)]
+        weights = [one for one in tensors if owner.is_weight(one)]
+        if weights and len(weights) == len(tensors):
+            out = function(*args, **kwargs)
+            if isinstance(out, Tensor):
+                owner.remember_weight(out)
+            return out
+        if args and owner.compressible(args[0]):
+            inplace = bool(kwargs.get("inplace") or any(one is True for one in args[1:]))
+            if function in NORMS and (norm := NORMS[function](*args, **kwargs)):
+                return _Normalize.apply(owner, norm, lambda: function(*args, **kwargs), args[0], norm.weight, norm.bias)
+            if function in RECOMPUTED and not inplace:
+                return _Recompute.apply(owner, function, tuple(kwargs), *args, *kwargs.values())
+            if function in RELU:
+                return self._relu(args[0], inplace)
+            if function in MAXIMUM:
+                return _Amax.apply(owner, *args, *kwargs.values())
+        if function in MATRIX or function in PRODUCTS:
+            args = [self._cast(one) if isinstance(one, Tensor) else one for one in args]
+        owner.function, owner.attention = function, function in ATTENTION or (function in PRODUCTS and not weights)
+        # Autocast's copies of weights are saved too.
+        owner.weight_shapes = frozenset(tuple(sorted(one.shape)) for one in weights)
+        # What is much smaller than its inputs, such as the logarithms of attention's sums, is a statistic.
+        owner.statistics = max((one.numel() for one in tensors), default=0) // 8
+        try:
+            return function(*args, **kwargs)
+        finally:
+            owner.function, owner.attention, owner.weight_shapes, owner.statistics = None, False, frozenset(), 0
+
+    def _relu(self, x: Tensor, inplace: bool) -> Tensor:
+        kept, place = self.owner.find(x), (x.shape, x.stride(), x.storage_offset())
+        out = _Relu.apply(self.owner, x, inplace)
+        if isinstance(kept, Recomputed) and out.is_contiguous() and x.is_contiguous():
+            self.owner.remember(out, Recomputed(torch.relu, View(kept, *place)))
+        return out
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """What autocast will make of a factor, made here, so that what it was made of is known."""
+        device, owner = x.device.type, self.owner
+        if not torch.is_autocast_enabled(device) or x.dtype != torch.float32:
+            return x
+        kept = owner.find(x)
+        if not isinstance(kept, Recomputed) or not x.is_contiguous():
+            return x
+        kind = torch.get_autocast_dtype(device)
+        cast, view = x.to(kind), View(kept, x.shape, x.stride(), x.storage_offset())
+        owner.remember(cast, Recomputed(lambda values: values.to(kind), view))
+        return cast
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    for one in values:
+        yield from one if isinstance(one, list | tuple) else (one,)
+
+
+def _ours(owner: "activations") -> bool:
+    """Whether hooks of ours decide what is kept, and not those of `torch.utils.checkpoint`, which computes what is
+    inside it again without us."""
+    top = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return top is not None and top[0] == owner.pack
+
+
+class _Normalize(torch.autograd.Function):
+    """A norm, of which the normalised input and the exact statistics are kept.
+
+    Both the gradient and the output follow from them. Statistics of an input in few bits would be wrong wherever the
+    input varies little beside what shares its scale: a batch norm's channels, or the class token of a fresh ViT of
+    timm's, whose variance of almost 0 is divided by.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, owner: "activations", norm: Norm, run: Callable[[], Tensor], x: Tensor, weight: Tensor | None,
+                bias: Tensor | None) -> Tensor:  # fmt: skip
+        out = run()
+        normalised, scale = norm.normalise(x)
+        ctx.norm, ctx.x, ctx.dtype = norm, owner.keep(normalised), x.dtype
+        ctx.scale = owner.hold(Exact(scale))
+        if out.is_contiguous():
+            weight, bias, kind = (*map(_constant, (weight, bias)), out.dtype)
+            owner.remember(out, Recomputed(lambda values: norm.affine(values, weight, bias).to(kind), ctx.x))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[3:]
+        x, weight, bias = ctx.norm.gradients(grad, unpack(ctx.x), ctx.scale.values(), needs)
+        return None, None, None, None if x is None else x.to(ctx.dtype), weight, bias
+
+
+class _Recompute(torch.autograd.Function):
+    """A function of one large tensor, of which only that tensor is kept, and small ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, owner: "activations", function: Callable, keys: Sequence[str], x: Tensor, *rest: Any
+    ) -> Tensor:
+        call, autocast = _call(function, keys), _autocast(x.device.type)
+        out = call(x, *rest)
+        ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.pack(x)
+        if out.is_contiguous() and not isinstance(ctx.x, Tensor):
+            constants = [_constant(one) for one in rest]
+
+            def again(values: Tensor) -> Tensor:
+                with autocast():
+                    return call(values, *constants)
+
+            owner.remember(out, Recomputed(again, ctx.x))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [unpack(ctx.x).detach().requires_grad_(ctx.needs_input_grad[3]), *map(_leaf, ctx.rest)]
+        with torch.enable_grad(), ctx.autocast():
+            out = ctx.call(*inputs)
+        wanted = [isinstance(one, Tensor) and one.requires_grad for one in inputs]
+        found = iter(torch.autograd.grad(out, [one for one, is_ in zip(inputs, wanted, strict=True) if is_], grad))
+        return (None, None, None, *(next(found) if is_ else None for is_ in wanted))
+
+
+def _call(function: Callable, keys: Sequence[str]) -> Callable[..., Tensor]:
+    """The function with its last arguments by name, so that all can be given by position."""
+
+    def call(*args: Any) -> Tensor:
+        count = len(args) - len(keys)
+        return function(*args[:count], **dict(zip(keys, args[count:], strict=True)))
+
+    return call
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def _autocast(device: str) -> Callable[[], torch.autocast]:
+    """The present autocast again."""
+    enabled, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, kind, enabled=enabled)
+
+
+class _Relu(torch.autograd.Function):
+    """A ReLU that keeps a bit a value."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: "activations", x: Tensor, inplace: bool) -> Tensor:
+        ctx.positive = owner.hold(Mask(x > 0))
+        if not inplace:
+            return x.relu()
+        ctx.mark_dirty(x)
+        return x.relu_()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        return None, grad * ctx.positive.values(), None
+
+
+class _Amax(torch.autograd.Function):
+    """The maximum along a dimension, which keeps a bit a value; equal ones share the gradient, as in torch."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: "activations", x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+        out = x.amax(dim, keepdim=True)
+        ctx.largest = owner.hold(Mask(x == out))
+        ctx.dim, ctx.shape = dim, out.shape
+        return out if keepdim else x.amax(dim)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        largest = ctx.largest.values()
+        return None, largest * (grad.view(ctx.shape) / largest.sum(ctx.dim, keepdim=True)), None, None

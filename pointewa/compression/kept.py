@@ -1,0 +1,98 @@
+"""What is kept of tensors, and how their values come back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from pointewa.compression.quantize import Quantized, dequantize, pack_mask, unpack_mask
+
+
+class Kept:
+    """Something from which the values of a storage can be had again; they are held as long as somebody uses them."""
+
+    nbytes = 0
+
+    def __init__(self) -> None:
+        self._values: Callable[[], Tensor | None] = lambda: None
+
+    def values(self) -> Tensor:
+        """All values of the storage, ``[n]``."""
+        found = self._values()
+        if found is None:
+            found = self.compute()
+            self._values = ref(found)
+        return found
+
+    def compute(self) -> Tensor:
+        """`values`, anew."""
+        raise NotImplementedError
+
+
+class Few(Kept):
+    """Values in few bits."""
+
+    def __init__(self, quantized: Quantized) -> None:
+        super().__init__()
+        self.quantized, self.nbytes = quantized, quantized.nbytes
+
+    def compute(self) -> Tensor:
+        """Of `Kept`."""
+        return dequantize(self.quantized)
+
+
+class Exact(Kept):
+    """Values as they are."""
+
+    def __init__(self, flat: Tensor) -> None:
+        super().__init__()
+        self.flat, self.nbytes = flat, flat.untyped_storage().nbytes()
+
+    def compute(self) -> Tensor:
+        """Of `Kept`."""
+        return self.flat
+
+
+class Mask(Kept):
+    """A bool tensor, in one bit a value."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.packed, self.shape = pack_mask(mask), mask.shape
+        self.nbytes = self.packed.nbytes
+
+    def compute(self) -> Tensor:
+        """Of `Kept`."""
+        return unpack_mask(self.packed, self.shape)
+
+
+class Recomputed(Kept):
+    """The output of a function of one kept tensor and constants."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: "View | Tensor") -> None:
+        super().__init__()
+        self.function, self.x = function, x
+
+    @torch.no_grad()
+    def compute(self) -> Tensor:
+        """Of `Kept`."""
+        return self.function(unpack(self.x)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of what is kept."""
+
+    kept: Kept
+    shape: torch.Size
+    stride: Sequence[int]
+    offset: int
+
+
+def unpack(saved: "Tensor | View") -> Tensor:
+    """The tensor of what a pack hook has returned."""
+    if isinstance(saved, Tensor):
+        return saved
+    return saved.kept.values().as_strided(saved.shape, saved.stride, saved.offset)

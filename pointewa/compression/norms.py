@@ -1,0 +1,125 @@
+"""Norms as one formula: which values share their statistics, and how the gradient follows from what is kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of a tensor.
+
+    Args:
+        rows: shape of the input in which the values along ``dims`` share their statistics.
+        dims: see ``rows``.
+        eps: added to the variance.
+        weight, bias: of the affine map that follows, or None.
+        broadcast: their shape beside the input's.
+        centred: subtract the mean.
+    """
+
+    rows: Sequence[int]
+    dims: tuple[int, ...]
+    eps: float
+    weight: Tensor | None
+    bias: Tensor | None
+    broadcast: Sequence[int]
+    centred: bool = True
+
+    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised input, contiguous and in float32 at least, and what it was multiplied by."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.rows)
+        if self.centred:
+            variance, mean = torch.var_mean(wide, self.dims, correction=0, keepdim=True)
+            wide = wide - mean
+        else:
+            variance = wide.square().mean(self.dims, keepdim=True)
+        scale = (variance + self.eps).rsqrt_()
+        return (wide * scale).reshape(x.shape).contiguous(), scale
+
+    def affine(self, normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm's output."""
+        if weight is not None:
+            normalised = normalised * weight.view(self.broadcast)
+        return normalised if bias is None else normalised + bias.view(self.broadcast)
+
+    def gradients(
+        self, grad: Tensor, normalised: Tensor, scale: Tensor, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Those of the input, the weight and the bias.
+
+        Args:
+            grad: of the output.
+            normalised, scale: of `normalise`.
+            needs: which of the three are wanted.
+        """
+        grad, normalised = grad.to(scale.dtype), normalised.to(scale.dtype)
+        of_x = of_weight = of_bias = None
+        if needs[1]:
+            of_weight = (grad * normalised).sum_to_size(self.broadcast).view(self.weight.shape).to(self.weight.dtype)
+        if needs[2]:
+            of_bias = grad.sum_to_size(self.broadcast).view(self.bias.shape).to(self.bias.dtype)
+        if needs[0]:
+            if self.weight is not None:
+                grad = grad * self.weight.detach().view(self.broadcast)
+            rows, normalised = grad.reshape(self.rows), normalised.reshape(self.rows)
+            of_x = rows - normalised * (rows * normalised).mean(self.dims, keepdim=True)
+            if self.centred:
+                of_x -= rows.mean(self.dims, keepdim=True)
+            of_x = (of_x * scale).view(grad.shape)
+        return of_x, of_weight, of_bias
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Norm:
+    return Norm(input.shape, tuple(range(-len(normalized_shape), 0)), eps, weight, bias, tuple(normalized_shape))
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Norm:
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return Norm(
+        input.shape, tuple(range(-len(normalized_shape), 0)), eps, weight, None, tuple(normalized_shape), centred=False
+    )
+
+
+def _batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+                eps: float = 1e-5) -> Norm | None:  # fmt: skip
+    if not training:
+        return None
+    return Norm(input.shape, (0, *range(2, input.ndim)), eps, weight, bias, _channels(input))
+
+
+def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+                eps: float = 1e-5) -> Norm:  # fmt: skip
+    return Norm((len(input), num_groups, input[0].numel() // num_groups), (2,), eps, weight, bias, _channels(input))
+
+
+def _instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+                   weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+                   momentum: float = 0.1, eps: float = 1e-5) -> Norm | None:  # fmt: skip
+    return _group_norm(input, input.shape[1], weight, bias, eps) if use_input_stats else None
+
+
+def _channels(x: Tensor) -> Sequence[int]:
+    return (x.shape[1], *(1 for _ in range(x.ndim - 2)))
+
+
+# By the arguments of torch's functions; None for what is to be left to them.
+NORMS: dict[Callable, Callable[..., Norm | None]] = {
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+}
