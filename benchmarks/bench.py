@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pointewa.ewa as ewa
 from benchmarks import twin
 from benchmarks.timing import Aside, Times, interleave
+from pointewa.compression import kept_bytes
 from pointewa.config import load_config
 from pointewa.datasets.base import PointClouds
 from pointewa.datasets.loader import TrainLoader
@@ -65,17 +66,23 @@ class _Epoch:
         return 307
 
 
+def bench_trainer(preset: str, batch_size: int, device: str, *overrides: str) -> Trainer:
+    """A trainer without data, that works on batches it is given."""
+    keys = [f"model.preset={preset}", f"train.batch_size={batch_size}", f"train.device={device}", *overrides]
+    data = Data(_Epoch(), None, (), tuple(map(str, range(NUM_CLASSES))))
+    return Trainer(load_config(overrides=keys), data, Path(), Console(stderr=True))
+
+
 class Bench:
     """What is measured, on one device.
 
     Args:
         args: of the command line.
-        console: where to.
     """
 
-    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        dense, moe = (self._trainer(enabled, console) for enabled in (False, True))
+        dense, moe = (self._trainer(f"ewa.enabled={enabled}") for enabled in (False, True))
         self.dense, self.moe, self.device = dense, moe, moe.device
         self.arch = moe.model.architecture
         self.twin = twin_parts(self.arch, args.batch_size, self.device)
@@ -85,14 +92,10 @@ class Bench:
         self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
         self.labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=self.device)
 
-    def _trainer(self, enabled: bool, console: Console) -> Trainer:
+    def _trainer(self, *overrides: str) -> Trainer:
         args = self.args
-        config = load_config(overrides=[f"model.preset={args.preset}", f"train.batch_size={args.batch_size}",
-                                        f"train.device={args.device}", f"ewa.enabled={enabled}",
-                                        f"train.compile={args.compile}",
-                                        f"train.precision={args.precision}"])  # fmt: skip
-        names = tuple(map(str, range(NUM_CLASSES)))
-        trainer = Trainer(config, Data(_Epoch(), None, (), names), Path(), console)
+        more = (f"train.compile={args.compile}", f"train.precision={args.precision}", *overrides)
+        trainer = bench_trainer(args.preset, args.batch_size, args.device, *more)
         if args.compile:
             trainer.forward = torch.compile(trainer.model)
         return trainer
@@ -210,29 +213,25 @@ class Bench:
 
     def memory(self) -> dict[str, Any]:
         """Bytes of weights, gradients, moments, and what the forward pass keeps; on a GPU also the peak of a step."""
-        rows = {}
-        for name, step in (("dense", self.dense), ("EWA", self.moe)):
-            step.train_step(Batch(self.points, self.labels))
+        trainers = {"dense": self.dense, "EWA": self.moe}
+        if not self.args.compile:
+            few = "compress.activations=4"
+            trainers |= {"dense, 4 bits": self._trainer("ewa.enabled=false", few), "EWA, 4 bits": self._trainer(few)}
+        rows, batch = {}, Batch(self.points, self.labels)
+        for name, step in trainers.items():
+            step.train_step(batch)
             weights = sum(parameter.nbytes for parameter in step.model.parameters())
             moments = sum(value.nbytes for state in step.optimizer.state.values() for value in state.values())
-            kept: dict[int, int] = {}
-
-            def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
-                storage = tensor.untyped_storage()
-                kept[storage.data_ptr()] = storage.nbytes()
-                return tensor
-
-            known = {parameter.untyped_storage().data_ptr() for parameter in step.model.parameters()}
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = step.model.train()(self.points).sum()
+            kept = step.compression.kept or kept_bytes(
+                step.model, lambda one=step: one.task.loss(one.model.train(), batch)[0]
+            )
             rows[name] = {
                 "weights, gradients, moments MB": (2 * weights + moments) / 1e6,
-                "kept for backward MB": sum(size for pointer, size in kept.items() if pointer not in known) / 1e6,
+                "kept for backward MB": kept / 1e6,
             }
-            del loss
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-                step.train_step(Batch(self.points, self.labels))
+                step.train_step(batch)
                 rows[name]["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
         return rows
 
@@ -313,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and bench.json there")
     args = parser.parse_args(argv)
     console = Console(stderr=args.json)
-    bench = Bench(args, console)
+    bench = Bench(args)
     figures = {}
     for name in args.only:
         figures[name] = getattr(bench, name)()

@@ -21,7 +21,8 @@ _SCALE = 4  # bytes
 class GradientExchange:
     """Averages the gradients of the processes in few bits: `attach` it to a model.
 
-    All processes have the same gradients afterwards, bit for bit.
+    All processes have the same gradients afterwards, bit for bit. No block holds values of two parameters, so that the
+    result does not depend on how the parameters are spread over DDP's buckets, which change after the first step.
 
     Args:
         bits: of a value: 4 or 8.
@@ -41,30 +42,40 @@ class GradientExchange:
             raise ValueError(f"bits: expected 4 or 8, found {bits}")
         quantize(torch.zeros(1), bits, block)  # refuses what does not go
         self.bits, self.block, self.error_feedback = bits, block, error_feedback
-        self.left: dict[int, Tensor] = {}  # by the number of the bucket
+        self.left: dict[str, Tensor] = {}  # by the name of the parameter
         self.sent = self.plain = 0
 
     def attach(self, model: DistributedDataParallel) -> "GradientExchange":
         """Make it the model's communication hook; returns itself."""
+        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         model.register_comm_hook(None, self._hook)
         return self
 
-    def state_dict(self) -> dict[int, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What this process has to keep for going on bit for bit: the errors that are to be fed back."""
         return dict(self.left)
 
-    def load_state_dict(self, state: dict[int, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state_dict` of this process."""
         self.left = dict(state)
 
     def _hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        flat, world = bucket.buffer(), dist.get_world_size()
-        if self.error_feedback and bucket.index() in self.left:
-            flat += self.left[bucket.index()]
-        padded = F.pad(flat, (0, -len(flat) % (world * self.block)))
-        mine, size = quantize(padded, self.bits, self.block), len(padded) // world
+        world, gradients = dist.get_world_size(), bucket.gradients()
+        names = [self._names[parameter] for parameter in bucket.parameters()]
+        rows = []
+        for name, gradient in zip(names, gradients, strict=True):
+            if name in self.left:
+                gradient = gradient + self.left[name].to(gradient.device)
+            rows.append(F.pad(gradient.reshape(-1), (0, -gradient.numel() % self.block)))
+        sizes = [len(row) for row in rows]
+        whole = torch.cat(rows)
+        whole = F.pad(whole, (0, -len(whole) % (world * self.block)))
+        mine, size = quantize(whole, self.bits, self.block), len(whole) // world
         if self.error_feedback:
-            self.left[bucket.index()] = flat - dequantize(mine)[: len(flat)]
+            error = whole - dequantize(mine)
+            error = error.where(error.isfinite(), 0.0)  # a failed step must not spoil all that follow
+            for name, gradient, part in zip(names, gradients, error[: sum(sizes)].split(sizes), strict=True):
+                self.left[name] = part[: gradient.numel()].view(gradient.shape).clone()
         shards = _bytes(mine, world)
         received = torch.empty_like(shards)
         dist.all_to_all_single(received, shards)
@@ -73,9 +84,12 @@ class GradientExchange:
         everything = torch.empty_like(shards)
         dist.all_gather_into_tensor(everything, shard)
         self.sent += 2 * (world - 1) * shard.nbytes
-        self.plain += 2 * (world - 1) * flat.nbytes // world
+        self.plain += 2 * (world - 1) * bucket.buffer().nbytes // world
+        means = torch.cat([self._read(row, size, whole.dtype) for row in everything])
+        for gradient, part in zip(gradients, means[: sum(sizes)].split(sizes), strict=True):
+            gradient.copy_(part[: gradient.numel()].view(gradient.shape))  # a view of the bucket's buffer
         result: Future[Tensor] = Future()
-        result.set_result(torch.cat([self._read(row, size, flat.dtype) for row in everything])[: len(flat)])
+        result.set_result(bucket.buffer())
         return result
 
     def _read(self, row: Tensor, size: int, dtype: torch.dtype) -> Tensor:

@@ -107,7 +107,8 @@ class TrainConfig:
     # segmentations were trained
     steps_per_batch: Literal[1, 2] = 1
     activation_checkpointing: bool = False  # keep less for the backward pass and recompute it: exact, slower
-    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
+    # muon: for the matrices in the blocks, AdamW for the rest; adamw8bit: with moments in 8 bits, by torchao
+    optimizer: Literal["adamw", "muon", "sgd", "adamw8bit"] = "adamw"
     lr: NonNegative = 5e-4
     min_lr: NonNegative = 1e-6  # where the warm-up starts and the cosine ends
     warmup_epochs: NonNegative | None = None  # None: by warmup_fraction
@@ -127,6 +128,18 @@ class TrainConfig:
     layer_decay: PositiveFraction = 1.0  # factor of the learning rate from each block to the one before it
     freeze_backbone: bool = False  # train the head only (probing)
     ema_decay: Fraction = 0.0  # of an exponential moving average of the weights, evaluated in their place; 0: none
+
+
+@dataclass
+class CompressConfig:
+    """Training in few bits, see docs/compression.md; 32: as it is."""
+
+    activations: Literal[2, 4, 8, 16, 32] = 32  # bits of what is kept for the backward pass
+    attention: Literal[2, 4, 8, 16, 32] = 8  # of queries, keys, values and attention, where activations are compressed
+    stochastic: bool = False  # round at random, right on average
+    adaptive: bool = False  # bits of each tensor by its measured effect on the gradient; `activations` is the average
+    gradients: Literal[4, 8, 32] = 32  # bits of the gradients between processes
+    error_feedback: bool = False  # add to a gradient what the quantisation of the one before it left out
 
 
 @dataclass
@@ -163,6 +176,7 @@ class Config:
     moe: MoeConfig = field(default_factory=MoeConfig)
     ewa: EwaConfig = field(default_factory=EwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

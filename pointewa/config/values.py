@@ -127,6 +127,18 @@ def check_values(config: Config) -> None:
     if config.moe.init == "mean" and (config.router != "none" or train.init_from):
         raise ConfigError("moe.init: mean starts a dense model from scratch: set ewa.enabled=false, and no "
                           "train.init_from")  # fmt: skip
+    compress = config.compress
+    if train.compile and min(compress.activations, compress.gradients) < 32:
+        key = "activations" if compress.activations < 32 else "gradients"
+        reason = {"activations": "hooks on saved tensors do not reach into compiled code",
+                  "gradients": "a hook on compiled gradients has not been tried"}[key]  # fmt: skip
+        raise ConfigError(f"compress.{key}: {reason}: set train.compile=false, or leave it out")
+    if compress.adaptive and compress.activations not in (2, 4, 8):
+        raise ConfigError("compress.adaptive: expected compress.activations of 2, 4 or 8, the average of the bits to "
+                          f"choose, found {compress.activations}")  # fmt: skip
+    for key, needs in (("stochastic", "activations"), ("error_feedback", "gradients")):
+        if getattr(compress, key) and getattr(compress, needs) == 32:
+            raise ConfigError(f"compress.{key}: nothing is compressed: set compress.{needs} too, or leave it out")
     if train.warmup_epochs is not None and train.warmup_epochs > train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected at most train.epochs, found {train.warmup_epochs}")
     save_interval(train)

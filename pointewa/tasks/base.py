@@ -240,6 +240,8 @@ class Task(ABC):
             if before and isinstance(change := summary.get(key), float):
                 rows.append([one.label, "", one.text(change)])
         rows.append(["seconds of training", f"{summary['seconds']:.0f}", "" if before else f"{summary['seconds']:.0f}"])
+        for label, value in _memory(summary):
+            rows.append([label, value, "" if before else value])
         if before:
             return ["", "in training (MoE)", kind], rows
         return ["", kind], [[label, value] for label, _, value in rows]
@@ -314,3 +316,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _memory(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows of a run that compressed something: what it needed, and what it would have needed."""
+    found = summary.get("compression")
+    for key, label in (("kept_mb", "kept for the backward pass, MB"), ("sent_mb_a_step", "sent in a step, MB")):
+        pair = [found.get(name) for name in (key, f"{key}_without")] if isinstance(found, dict) else [None]
+        if all(type(one) in (int, float) for one in pair):
+            yield label, f"{pair[0]:.1f} ({pair[1]:.1f} uncompressed)"
+    if found and type(peak := summary.get("peak_memory_mb")) is int:
+        yield "peak memory of the process, MB", f"{peak:,}"

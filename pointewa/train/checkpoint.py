@@ -96,6 +96,8 @@ def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any
             set_random_state(random_states[rank])
         else:
             seed_all(training.config.train.seed + training.step, rank)
+        if training.compression.state() is not None:
+            training.compression.load_state(state["compression"])
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError, RuntimeError) as error:
         if is_bug(error):
             raise

@@ -56,6 +56,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     betas = (config.betas[0], config.betas[1])
     if config.optimizer == "muon":
         return ewa.MuonAndAdamW(settings, config.lr, betas, config.momentum)
+    if config.optimizer == "adamw8bit":
+        try:
+            from pointewa.train.eight_bit import AdamW8bit
+        except ImportError as error:
+            raise ConfigError("train.optimizer: adamw8bit needs torchao: pip install torchao==0.18.0") from error
+        return AdamW8bit([group | {"kind": "adamw8bit"} for group in settings], config.lr, betas)
     return torch.optim.AdamW(settings, lr=config.lr, betas=betas, fused=True)
 
 
@@ -83,7 +89,12 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """The optimizer's tensors for each parameter, by the parameter's name."""
-    return {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
+    found = {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
+    if hasattr(optimizer, "restored"):  # moments in 8 bits
+        from pointewa.train.eight_bit import plain_state
+
+        return {name: plain_state(state) for name, state in found.items()}
+    return found
 
 
 def load_optimizer_state(
@@ -112,17 +123,32 @@ def load_optimizer_state(
             raise ValueError("optimizer: of other parameters")
         if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError("optimizer: expected tensors by name")
-        shapes = {key: torch.Size() if key == "step" else parameter.shape for key in _TENSORS[kinds[parameter]]}
-        if {key: value.shape for key, value in tensors.items()} != shapes or any(
-            value.dtype not in ((torch.float32, torch.float64) if key == "step" else (parameter.dtype,))
-            for key, value in tensors.items()
-        ):
+        wanted = _tensors(optimizer, parameter, kinds[parameter])
+        if {key: value.shape for key, value in tensors.items()} != {key: shape for key, (shape, _) in wanted.items()}:
+            raise ValueError("optimizer: of another kind, or of other shapes or types")
+        if any(value.dtype not in wanted[key][1] for key, value in tensors.items()):
             raise ValueError("optimizer: of another kind, or of other shapes or types")
         loaded[parameter] = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     optimizer.state.clear()
     for parameter, tensors in loaded.items():
-        place = {key: value.to(parameter.device) for key, value in tensors.items()}
+        if hasattr(optimizer, "restored"):
+            place = optimizer.restored(parameter, tensors)
+        else:
+            place = {key: value.to(parameter.device) for key, value in tensors.items()}
         optimizer.state[parameter].update(place)
+
+
+def _tensors(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, kind: str
+) -> dict[str, tuple[torch.Size, tuple[torch.dtype, ...]]]:
+    """Shapes and possible types of what an optimizer keeps of a parameter."""
+    if hasattr(optimizer, "restored"):
+        from pointewa.train.eight_bit import plain_state
+
+        plain = plain_state(optimizer.fresh(parameter))
+        return {key: (value.shape, (value.dtype,)) for key, value in plain.items()}
+    step = (torch.Size(), (torch.float32, torch.float64))
+    return {key: step if key == "step" else (parameter.shape, (parameter.dtype,)) for key in _TENSORS[kind]}
 
 
 def _numbered(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[str]:

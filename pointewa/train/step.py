@@ -12,6 +12,7 @@ from pointewa.errors import ConfigError
 from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch, Outputs, Task, evaluating
 from pointewa.train.build import build_averaging, build_ema, build_model
+from pointewa.train.compression import Compression
 from pointewa.train.device import select_device, select_precision
 from pointewa.train.distributed import ALONE, World
 from pointewa.train.optimizer import build_optimizer, learning_rate
@@ -66,6 +67,7 @@ class Training:
         self.optimizer = build_optimizer(self.model, config)
         self.averaging = build_averaging(self.config, self.model, self.optimizer, self.optimizer_steps)
         self.ema = build_ema(self.model, config.ema_decay)
+        self.compression = Compression(self.config, self.model, world)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.sums = ("loss", *task.train_metrics, "grad_norm", "objects")
         self.totals = torch.zeros(len(self.sums), device=self.device)  # over the epoch so far
@@ -100,13 +102,15 @@ class Training:
         statistics = _statistics(self.model)
         before = _flat(statistics, self.device)
         sums, parts = torch.zeros(len(self.sums) - 2, device=self.device), config.accumulate
+        self.compression.adapt(lambda: self._loss(self.model, next(batch.chunk(parts)))[0])
         for number, part in enumerate(batch.chunk(parts), 1):
             with self._reduce_gradients(number == parts):
-                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                    loss, logged = self.task.loss(self.forward, part)
+                with self.compression.forward():
+                    loss, logged = self._loss(self.forward, part)
                 balance = (
                     self.config.moe.balance * ewa.balance_loss(self.model) if self.config.router == "top_k" else 0.0
                 )
+                self.compression.between()
                 ((loss + balance) / parts).backward()
             metrics = [logged[name] for name in self.task.train_metrics]
             sums += torch.stack([loss.detach() * len(part.labels), *metrics])
@@ -134,6 +138,11 @@ class Training:
             if self.ema:
                 self.ema.update_parameters(self.model)
         self.step += 1
+        self.compression.steps += 1
+
+    def _loss(self, forward: nn.Module, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return self.task.loss(forward, part)
 
     def _clip(self, only_measure: bool = False) -> Tensor:
         """The norm of the gradients, which are then at most ``clip_norm``, unless they are only to be measured."""
@@ -170,6 +179,7 @@ class Training:
         twin.model = twin.ddp = twin.forward = copy.deepcopy(self.model)
         twin.optimizer = build_optimizer(twin.model, self.config.train)
         twin.averaging = build_averaging(self.config, twin.model, twin.optimizer, self.optimizer_steps)
+        twin.compression = Compression(self.config, twin.model, ALONE, adaptive=False)
         return twin
 
 

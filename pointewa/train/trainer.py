@@ -96,6 +96,7 @@ class Trainer(Training):
             self.tracker = Tracker(self.folder, self.config)
         if self.world.size > 1:
             self.ddp = self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.compression.attach(self.ddp)
         if self.config.train.compile:
             self.forward = torch.compile(self.ddp)
         set_random_state(self.rng)
@@ -256,10 +257,21 @@ class Trainer(Training):
             "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
             "peak_memory_mb": round(peak_memory(self.device) / 1e6),
+            **self._compression(),
             "precision": str(self.precision).removeprefix("torch."),
             "processes": self.world.size,
             "environment": environment(self.device),
         }
+
+    def _compression(self) -> dict[str, Any]:
+        """What was compressed. Called after the peak of the memory has been read, since this takes some."""
+        if self.compression.state() is None or not self.world.first:
+            return {}
+        batch, twin = next(self.data.train.epoch(0)), self.twin()
+        few = next(batch.chunk(max(len(batch.labels) // 2, 1)))
+        factor = len(batch.labels) / self.config.train.accumulate / len(few.labels)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return {"compression": self.compression.summary(twin.model, lambda: twin._loss(twin.model, few)[0], factor)}
 
     def loaded(self, model: nn.Module) -> LoadedModel:
         """A model of this training, with what is needed to use it."""
@@ -271,9 +283,11 @@ class Trainer(Training):
     def _save(self) -> None:
         self._check_skipped()
         random_states = self.world.gather(random_state())
+        compressed = self.compression.state()
+        compressed = {"compression": self.world.gather(compressed)} if compressed else {}
         if self.world.first:
             state = training_state(self, self.loaded(self.model).description())
-            save_state(self.folder / LAST, state | {"random_states": random_states})
+            save_state(self.folder / LAST, state | {"random_states": random_states} | compressed)
 
     def _announce(self) -> None:
         """Say what will run, and about how long it will take, by timing steps of a copy of the model."""

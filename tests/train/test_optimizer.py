@@ -38,6 +38,7 @@ RECIPES = {
     "adamw": (),
     "sgd": ("train.optimizer=sgd", "train.lr=0.01"),
     "muon": ("train.optimizer=muon",),
+    "adamw8bit": ("train.optimizer=adamw8bit",),
     "momentum_free": ("train.optimizer=sgd", "train.momentum=0", "train.lr=0.01"),
 }
 
