@@ -1,7 +1,7 @@
 """EWA on a ViT of timm's, in a training loop of one's own: small images of gratings, made on the spot.
 
 .venv/bin/python examples/timm_vit.py            # a minute or two on two CPU cores
-.venv/bin/python examples/timm_vit.py --steps 20
+.venv/bin/python examples/timm_vit.py --steps 20 --bits 4  # what is kept for the backward pass in 4 bits
 
 Needs timm (pip install timm).
 """
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pointewa.ewa as ewa
+from pointewa import compression
 
 CLASSES = 8  # orientations of the grating
 
@@ -35,7 +36,11 @@ def main() -> None:
     """Train with EWA, fold, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
-    steps = parser.parse_args().steps
+    parser.add_argument(
+        "--bits", type=int, default=32, choices=(2, 4, 8, 16, 32), help="of activations; 32: as they are"
+    )
+    args = parser.parse_args()
+    steps = args.steps
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     vit = timm.create_model(
@@ -46,10 +51,13 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     ewa.ExpertAveraging(model, ewa.linear(0.3, steps)).attach(optimizer)
+    compressed = compression.activations(model, bits=args.bits, attention_bits=max(args.bits, 8))
 
     for step in range(steps):
         x, y = images(64, generator)
-        loss = F.cross_entropy(model(x), y)
+        with compressed:
+            loss = F.cross_entropy(model(x), y)
+        kept = compressed.nbytes
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -57,6 +65,7 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             apart = max(ewa.disagreement(model).values())
             print(f"step {step + 1}/{steps}  loss {loss:.3f}  experts apart by {apart:.1e}")
+    print(f"kept for the backward pass: {kept / 1e6:.1f} MB")
 
     dense = ewa.fold(model)
     x, y = images(1000, torch.Generator().manual_seed(1))

@@ -56,7 +56,8 @@ SHORTER = {
     "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
 }
 # Run elsewhere: by whoever reads this, and by tests of their own; what only shows something
-ELSEWHERE = ("pytest", "ruff", "timeit", "tensorboard.main", "examples.", "benchmarks.soak", "benchmarks.bench_data")
+ELSEWHERE = ("pytest", "ruff", "timeit", "tensorboard.main", "examples.", "benchmarks.soak", "benchmarks.bench_data",
+             "benchmarks.compression")  # fmt: skip
 # What cannot end well on a small set
 ENDS = {"verify": "expected 100", "--report-only": "nothing to report"}
 

@@ -32,6 +32,9 @@ def _run(folder, name, *arguments):
 def test_a_timm_vit_is_folded_to_what_timm_made(run):
     pytest.importorskip("timm")
     out = run("timm_vit", "--steps", 8)
+    few = run("timm_vit", "--steps", 8, "--bits", 4)
+    kept = [float(re.search(r"backward pass: (\S+) MB", one)[1]) for one in (out, few)]
+    assert kept[1] < kept[0] / 4
     assert float(re.search(r"mixture and folded: (\S+)", out)[1]) < 1e-5
     counts = re.search(r"([\d,]+) in training, ([\d,]+) now", out).groups()
     training, folded = (int(count.replace(",", "")) for count in counts)

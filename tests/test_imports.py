@@ -1,4 +1,4 @@
-"""Who may import whom: tools -> study, inference -> train -> tasks -> models -> ops; ewa and safe stand alone."""
+"""Who may import whom: tools -> study, inference -> train -> tasks -> models -> ops; ewa, compression, safe stand alone."""
 
 import ast
 import subprocess
@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # (None: any).
 BELOW = {
     "ewa": ((), {"torch"}),
+    "compression": ((), {"torch"}),
     "ops": ((), {"torch", "pytorch3d", "torchvision"}),
     "models": (("ops", "errors"), {"torch", "timm"}),
     "safe": (("errors",), None),
@@ -17,7 +18,7 @@ BELOW = {
     "runs": (("models", "ops", "ewa", "safe", "config", "errors"), None),
     "viz": (("models", "ops", "ewa", "safe", "errors"), None),
     "tasks": (("runs", "viz", "models", "config", "errors"), None),
-    "train": (("tasks", "runs", "models", "ops", "ewa", "safe", "config", "errors"), None),
+    "train": (("tasks", "runs", "models", "ops", "ewa", "compression", "safe", "config", "errors"), None),
     "inference": (
         ("train", "study.statistics", "tasks", "runs", "viz", "models", "ops", "ewa", "safe", "config", "errors"),
         None,

@@ -38,6 +38,7 @@ PACKAGES = {
     "scikit-learn": ("sklearn", "SVMs on features"),
     "timm": ("timm", "image classification"),
     "torchvision": ("torchvision", "image classification"),
+    "torchao": ("torchao", "train.optimizer=adamw8bit"),
     "open3d-cpu": ("open3d", "windows and rendered pictures"),
     "onnx": ("onnx", "ONNX export"),
     "onnxscript": ("onnxscript", "ONNX export"),

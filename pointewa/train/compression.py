@@ -75,6 +75,8 @@ class Compression:
         Raises:
             KeyError, TypeError, ValueError: not such states.
         """
+        if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+            raise ValueError("compression: expected a list of dictionaries")
         same = len(states) == self.world.size
         state = states[self.world.rank if same else 0]
         if self.activations:

@@ -57,6 +57,22 @@ def test_the_processes_end_with_the_same_bits_after_partitions_of_their_own(equa
     assert not torch.equal(first["partition"], second["partition"])
 
 
+def test_gradients_in_8_bits(tmp_path):
+    """The same bits on both processes, near what exact gradients give; resumed, the same bits again."""
+    done = torchrun("exchanged", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in ("exact", "plain", "whole", "part"))
+    assert first["resumed from"] == 6
+    assert torch.equal(first["whole"], first["part"])
+    moved = (first["exact"] - first["start"]).norm()
+    errors = {name: float((first[name] - first["exact"]).norm() / moved) for name in ("plain", "whole")}
+    assert 0 < errors["plain"] < 0.2
+    assert 0 < errors["whole"] < 0.2
+    sent, plain = first["whole, bytes"]
+    assert plain / 4 < sent < plain / 3  # padding is much of so small a model
+
+
 def test_two_processes_equal_one_that_accumulates_their_halves(equality, make_trainer, monkeypatch):
     """float64, EWA on, the same partitions: parameters and moments after 20 steps agree to 1e-10."""
     trainer = make_trainer(*EXACT, "train.accumulate=2")

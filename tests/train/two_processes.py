@@ -117,6 +117,40 @@ def killed(world, folder):
     trainer.finish()
 
 
+def exchanged(world, folder):
+    """20 steps with exact gradients and with gradients in 8 bits; with error feedback also interrupted and resumed."""
+    same, few = ("model.drop_path=0", "ewa.enabled=false"), ("compress.gradients=8", "compress.error_feedback=true")
+    found = {}
+    for name, keys in {"exact": (), "plain": few[:1], "whole": few, "part": (*few, "train.save_every=3")}.items():
+        trainer = build_trainer(folder, *same, *keys, f"run.name={name}", world=world)
+        if name == "exact":
+            found["start"] = flat(trainer.model)
+        if name == "part":
+            step = Trainer.train_step
+
+            def stopped(self, batch, step=step):
+                if self.step == 8 and self.folder.exists() and self.world.size == 2:
+                    raise KeyboardInterrupt
+                step(self, batch)
+
+            Trainer.train_step = stopped
+            try:
+                trainer.fit()
+            except KeyboardInterrupt:
+                Trainer.train_step = step
+            trainer = build_trainer(folder, *same, *keys, f"run.name={name}", world=world)
+            found["resumed from"] = trainer.step
+        trainer.fit()
+        found[name] = flat(trainer.model)
+        exchange = trainer.compression.gradients
+        found[f"{name}, bytes"] = exchange and (exchange.sent, exchange.plain)
+    torch.save(found, folder / f"rank{world.rank}.pt")
+
+
+def flat(model):
+    return torch.cat([one.detach().flatten().clone() for one in model.parameters()])
+
+
 def sharded(world, folder):
     """Five steps under FSDP2 with the experts split along their output dimension, beside a model that is not split."""
     torch.manual_seed(0)
