@@ -1,4 +1,4 @@
-"""Who may import whom: tools -> study, inference -> train -> tasks -> models -> ops; ewa, compression, safe stand alone."""
+"""Who may import whom: tools -> study, inference -> train -> tasks -> models -> ops; ewa, compression, safe alone."""
 
 import ast
 import subprocess
