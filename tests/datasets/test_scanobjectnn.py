@@ -12,8 +12,9 @@ from pointewa.datasets.files.raw_scans import read_raw
 from pointewa.datasets.inspect import report
 from pointewa.datasets.layouts import scanobjectnn
 from pointewa.errors import DataError
-from pointewa.ops import unit_sphere
+from pointewa.ops import placed, unit_sphere
 from tests.datasets.conftest import same_clouds
+from tests.datasets.test_packed import pack
 
 
 @pytest.mark.parametrize("variant", ["obj_bg", "obj_only", "pb_t50_rs"])
@@ -59,6 +60,22 @@ def test_scanobjectnn_without_its_background(tmp_path, layouts, capsys):
         assert len(mine) == min(38, int(labels.sum()))
     again = datasets.load("scanobjectnn", str(tmp_path), "train", background="keep")  # not mixed up in the cache
     assert torch.equal(again.points, whole.points)
+
+
+@pytest.mark.parametrize("how", ["unit_sphere", "center", "none"])
+def test_the_background_is_dropped_of_packed_files_too(tmp_path, layouts, how):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
+    wanted = {"variant": "obj_bg", "normalize": how}
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn", **wanted)
+    whole = datasets.load("scanobjectnn", str(file), "train", **wanted)
+    objects = datasets.load("scanobjectnn", str(file), "train", 40, background="drop", **wanted)
+    assert (objects.point_labels, objects.normalize) == (None, how)
+    for kept, cloud, labels in zip(objects.points, whole.points, whole.point_labels, strict=True):
+        assert 0 < labels.sum() < 64
+        placed_again = placed(cloud[labels == 1], how)
+        assert torch.cdist(kept, placed_again, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
+    with pytest.raises(DataError, match=r"data\.background=drop.* has no parts of objects: set it to keep"):
+        datasets.open_source("scanobjectnn", str(file), "train", background="drop", parts=True, **wanted)
 
 
 def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):
