@@ -1,7 +1,6 @@
 """The user's own clouds and meshes: one folder per class; or, for tasks that need no labels, files in any folders."""
 
 import functools
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.base import hold_out
 from pointewa.datasets.files import SUFFIXES, kind, read_cloud, read_labelled
 from pointewa.datasets.found_parts import NAMES, find_parts
-from pointewa.datasets.source import Cloud, Source, in_parallel
+from pointewa.datasets.source import Cloud, Source, in_parallel, say_once
 from pointewa.errors import DataError, counted
 from pointewa.ops import UP_WORDS, turn_up
 from pointewa.safe.files import printable
@@ -106,7 +105,7 @@ def _of_one_class(folder: Path, split: str) -> _Found:
     divided = set(splits) == set(_SPLITS)
     name = printable(folder.resolve().name) or "cloud"
     how = "train and test as they are" if divided else f"{TEST_FRACTION:.0%} of them, by a fixed seed, for testing"
-    _say(f"note: {folder}: no folders of classes: all files are taken for one class, {name}; {how}")
+    say_once(f"note: {folder}: no folders of classes: all files are taken for one class, {name}; {how}")
     if divided:
         files = [file for file, one in zip(files, splits, strict=True) if one == split]
     else:
@@ -209,7 +208,7 @@ def source_with_parts(root: str, split: str, num_points: int, variant: str | Non
     found = both[_SPLITS.index(split)]
     files = [file for one in both for file in one.files]
     parts, numbers = find_parts(
-        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), _say
+        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), say_once
     )
     items = [(file, found.class_names[label], numbers[label])
              for file, label in zip(found.files, found.labels, strict=True)]  # fmt: skip
@@ -296,12 +295,8 @@ def _leave_out(folder: Path, paths: Sequence[Path], left_out: dict[str, list[str
 def _note(folder: Path, left_out: Mapping[str, Sequence[str]]) -> None:
     if left_out:
         kinds = ", ".join(f"{len(paths)} {name}" for name, paths in sorted(left_out.items()))
-        _say(f"note: {folder}: left out: {kinds} (make data WHAT=inspect lists them); read are {' '.join(SUFFIXES)}")
-
-
-@functools.cache  # the same for both splits
-def _say(note: str) -> None:
-    print(printable(note), file=sys.stderr)
+        read = " ".join(SUFFIXES)
+        say_once(f"note: {folder}: left out: {kinds} (make data WHAT=inspect lists them); read are {read}")
 
 
 def _read_labelled(item: tuple[Path, str, Mapping[int, int]], up: str) -> Cloud:

@@ -6,7 +6,6 @@ reports the weighted F1, averaged over the folds. 43 objects of 12 more classes 
 z points down in the files, which are in metres about the sensor; an object has 13 to 13,704 points, from one side.
 """
 
-import functools
 import re
 import sys
 import zipfile
@@ -19,7 +18,7 @@ import torch
 
 from pointewa.datasets import packed
 from pointewa.datasets.inspect.download import BY_REQUEST
-from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source, say_once
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 from pointewa.safe.files import printable, reading
@@ -96,7 +95,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     if packs:
         return _packed(packs[0], split, variant)
     if variant is None:
-        _say(f"note: data.variant does not say which fold is the test set: {FOLDS[0]} of {', '.join(FOLDS)}")
+        say_once(f"note: data.variant does not say which fold is the test set: {FOLDS[0]} of {', '.join(FOLDS)}")
     variant = variant or FOLDS[0]
     layout, place, found = _find(path)
     testing = FOLDS.index(variant)
@@ -117,11 +116,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         more = ", ..." * (len(problems) > 1)
         print(f"note: {place}: {split} is not the official {variant}: {problems[0]}{more}", file=sys.stderr)
     return made
-
-
-@functools.cache  # the same for both splits
-def _say(note: str) -> None:
-    print(note, file=sys.stderr)
 
 
 def _packed(file: Path, split: str, variant: str | None) -> Source:

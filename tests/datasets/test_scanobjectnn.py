@@ -78,6 +78,19 @@ def test_the_background_is_dropped_of_packed_files_too(tmp_path, layouts, how):
         datasets.open_source("scanobjectnn", str(file), "train", background="drop", parts=True, **wanted)
 
 
+@pytest.mark.parametrize("how", ["unit_sphere", "center"])
+def test_a_packed_file_says_how_its_clouds_are_normalised(tmp_path, layouts, capsys, how):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg", normalize=how)
+    found, asked = (datasets.load("scanobjectnn", str(file), "train", normalize=one) for one in ("auto", how))
+    assert found.normalize == asked.normalize == how  # the set's own is none, which the clouds no longer are
+    assert torch.equal(found.points, asked.points)
+    done = {"unit_sphere": "centred and scaled to norm 1", "center": "centred"}[how]
+    assert capsys.readouterr().err.count(f"note: {file}: its clouds were {done} when it was packed, and are") == 1
+    with pytest.raises(DataError, match=r"data\.normalize=none: the clouds of .* which cannot be undone: pack it"):
+        datasets.load("scanobjectnn", str(file), "train", normalize="none")
+
+
 def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):
     layouts.scanobjectnn(tmp_path, layouts.procedural(64), "pb_t50_rs", mask=False)
     with pytest.raises(DataError, match=r"\.h5: data\.background=drop needs a dataset mask, which is not in the file"):

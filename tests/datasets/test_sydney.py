@@ -12,6 +12,7 @@ import pointewa
 from pointewa import datasets
 from pointewa.datasets.inspect import report
 from pointewa.datasets.layouts import sydney
+from pointewa.datasets.source import say_once
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import DataError
 from pointewa.ops import canonical_order, group
@@ -96,7 +97,7 @@ def test_each_fold_is_the_test_set_once(tmp_path, layout, fold, capsys):
 
 def test_without_a_fold_it_is_the_first_with_a_note(tmp_path, capsys):
     write_npz(tmp_path)
-    sydney._say.cache_clear()
+    say_once.cache_clear()
     found = [datasets.open_source("sydney", str(tmp_path), split) for split in ("train", "test")]
     assert [len(one) for one in found] == [84, 28]
     note = "note: data.variant does not say which fold is the test set: fold0 of fold0, fold1, fold2, fold3\n"
