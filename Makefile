@@ -79,7 +79,7 @@ TRAIN = $(PY) -m tools.train $(CONF) $(TASKS) $(if $(NPROC),--nproc $(call q,$(N
 train: .venv/.done  ## train, fold, evaluate, or resume RUN=x: DATASET MODEL EPOCHS SEED DATA_ROOT DEVICE NPROC ARGS
 	@$(TRAIN)
 
-pretrain: TASK = masked_autoencoding
+pretrain: TASK ?= masked_autoencoding
 pretrain: .venv/.done  ## pre-train by masking, or TASK=tokenizer; then: make train ARGS="train.init_from=runs/x": the same variables
 	@$(TRAIN)
 

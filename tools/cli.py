@@ -12,6 +12,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from rich.console import Console
+
 from pointewa.config import Config, load_config
 from pointewa.errors import ConfigError, Stopped, UserError
 from pointewa.ops import UP_AXES
@@ -105,6 +107,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and overrides."""
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later ones win")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, such as train.epochs=10")
+
+
+def console_of(as_json: bool) -> Console:
+    """For tables and messages: on stderr beside JSON, and wide where the output goes to a file or a pipe, which have no
+    width of their own."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = 140
+    return console
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> Config:

@@ -11,7 +11,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pointewa.datasets.subjects import Subjects
@@ -50,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     found = compare.compare(runs)
     if args.out:
         compare.save(args.out, runs, found)
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = 140  # output that goes to a file or a pipe has no width of its own
+    console = cli.console_of(args.json)
     if args.json:
         listed = [{"run": run.name, **run.metrics, "parameters": run.summary["parameters"]} for run in runs]
         print(json.dumps({"dataset": runs[0].subjects.config.data.name, "objects": len(runs[0].objects), "runs": listed,

@@ -41,7 +41,7 @@ def accuracies(
         title: of the table.
         names: of the classes.
         results: by the way of evaluating.
-        further: metrics that the data set reports besides.
+        further: metrics that the data set reports, which come first.
     """
     table = Table(title=title)
     table.add_column("")
@@ -51,11 +51,11 @@ def accuracies(
         row = [100 * result.per_class[index].item() for result in results.values()]
         table.add_row(name, *(f"{value:.1f} %" if value == value else "no objects" for value in row))
     table.add_section()
-    table.add_row("overall", *(f"{result.accuracy:.2f} %" for result in results.values()))
-    table.add_row("mean of classes", *(f"{result.mean_class_accuracy:.2f} %" for result in results.values()))
     for key in further:
         metric = Classification.further[key]
         table.add_row(metric.label, *(metric.text(result.metrics[key]) for result in results.values()))
+    table.add_row("overall", *(f"{result.accuracy:.2f} %" for result in results.values()))
+    table.add_row("mean of classes", *(f"{result.mean_class_accuracy:.2f} %" for result in results.values()))
     return table
 
 

@@ -98,9 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or (Path("results", whole.name) if args.publish else beside)
     if out != beside:  # with all of these trained
         check_place(out, sum(run in wanted or run.summary() is not None for run in whole.runs))
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = 140  # output that goes to a file or a pipe has no width of its own
+    console = cli.console_of(args.json)
     todo, outcome, problems = [run for run in wanted if run.summary() is None], Outcome(), []
     if todo:
         check(todo)

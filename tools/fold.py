@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pointewa.errors import CheckpointError, ConfigError, counted
 from pointewa.models import fuse_batch_norm
+from pointewa.models.registry import PREDICTING
 from pointewa.runs.weights import as_classifier, load_any, restore, save_model
 from pointewa.tools import cli
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         raise CheckpointError(
             f"{path}: nothing to fold: the run was dense (ewa.enabled=false) or has gated experts, which stay"
         )
-    loaded = as_classifier(load_any(path), path, ("classifier", "timm", "segmenter"))
+    loaded = as_classifier(load_any(path), path, PREDICTING)
     if args.fuse_batch_norm:
         loaded.model = fuse_batch_norm(loaded.model)
     save_model(args.out, loaded)

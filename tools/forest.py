@@ -1,7 +1,7 @@
 """The paired differences of several studies in one table and one picture, from their reports.
 
 python -m tools.forest results/quick results/images --out forest.png
-python -m tools.forest results/* --pairs ewa=dense pretrained_ewa=pretrained
+python -m tools.forest results/quick results/sydney --pairs ewa=dense pretrained_ewa=pretrained
 
 Without --pairs all arms of a study are compared with its first one. Intervals are of 95 % (Student's t, over seeds),
 and not corrected for their number.
@@ -11,11 +11,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pointewa.errors import ConfigError
 from pointewa.study.forest import read_rows, save
+from pointewa.study.report import p_text
 from pointewa.tools import cli
 from pointewa.train.progress import say
 from pointewa.viz.clouds import FIGURES, check_suffix
@@ -45,21 +45,16 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.out:
         save(args.out, rows)
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = 140  # output that goes to a file or a pipe has no width of its own
+    console = cli.console_of(args.json)
     if args.json:
-        print(
-            json.dumps(
-                [asdict(row.difference) | {"study": row.study, "arm": row.arm, "base": row.base} for row in rows]
-            )
-        )
+        keys = ("study", "arm", "base", "p")
+        print(json.dumps([asdict(row.difference) | {key: getattr(row, key) for key in keys} for row in rows]))
     else:
         table = Table("study", "arm", "compared with", "seeds", "difference", "95 % interval", "p")
         for row in rows:
             one = row.difference
             table.add_row(row.study, row.arm, row.base, str(one.pairs), f"{one.mean:+.2f}",
-                          f"{one.low:+.2f} to {one.high:+.2f}", f"{one.p:.3f}")  # fmt: skip
+                          f"{one.low:+.2f} to {one.high:+.2f}", p_text(row.p))  # fmt: skip
         console.print(table)
     if args.out:
         say(console, f"picture: {args.out}")

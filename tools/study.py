@@ -115,9 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [] if args.report_only else [run for run in study.runs if not only or run.arm in only]
     if out != beside:  # with all of these trained
         check_place(out, sum(run in wanted or run.summary() is not None for run in study.runs))
-    console = Console(stderr=args.json)
-    if not console.is_terminal:
-        console.width = 140  # output that goes to a file or a pipe has no width of its own
+    console = cli.console_of(args.json)
     outcome = Outcome() if args.report_only else train(study, wanted, console, args.jobs or 1, args.budget)
     finished, problems = sum(run.summary() is not None for run in study.runs), []
     out = still_free(out, beside, finished, problems)

@@ -48,11 +48,17 @@ class PortableClassifier(Portable):
 
 
 class PortableSegmenter(Portable):
-    """A segmenter."""
+    """A segmenter. A category that the model does not know is refused by the program that runs it: it is an index."""
+
+    def __init__(self, model: nn.Module, num_points: int, scripted: bool = False) -> None:
+        super().__init__(model, num_points, scripted)
+        # A buffer, which follows the program to another device.
+        self.register_buffer("_categories", torch.eye(model.num_classes), persistent=False)
 
     def forward(self, points: Tensor, labels: Tensor) -> Tensor:
         """``points float32 [B, P, 3], labels int64 [B] -> logits [B, P, M]``."""
-        category = (labels.unsqueeze(1) == torch.arange(self.model.num_classes)).to(points.dtype)
+        known = labels.where(labels >= 0, torch.full_like(labels, self.model.num_classes))  # -1 would be the last one
+        category = self._categories[known].to(points.dtype)
         operators = Operators(
             _interpolated, _neighbors, lambda points, count: _gather(points, self._sample(points, count))
         )

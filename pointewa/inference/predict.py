@@ -12,6 +12,7 @@ from pointewa.errors import CheckpointError
 from pointewa.inference.all_points import on_all_points
 from pointewa.models import PointTransformerSegmenter
 from pointewa.models.parts import predicted_parts
+from pointewa.models.registry import PREDICTING
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
@@ -20,7 +21,6 @@ from pointewa.runs.weights import as_classifier, load_any
 from pointewa.train.device import select_device
 
 _BATCH = 64  # clouds that go through the model at a time
-_KINDS = ("classifier", "timm", "segmenter")  # in `pointewa.models.registry`
 _LARGEST = 1e18  # the square of a distance must fit float32
 
 
@@ -96,7 +96,7 @@ class Predictor:
             CheckpointError: nothing of that name, or no classifier or segmenter of ours.
             ConfigError: huggingface_hub is missing, or a device that does not exist.
         """
-        return cls(as_classifier(from_pretrained(name, **options), name, _KINDS), select_device(device))
+        return cls(as_classifier(from_pretrained(name, **options), name, PREDICTING), select_device(device))
 
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
@@ -278,4 +278,4 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
             f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
             "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
-    return Predictor(as_classifier(load_any(path), path, _KINDS), select_device(device))
+    return Predictor(as_classifier(load_any(path), path, PREDICTING), select_device(device))

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pointewa.errors import DataError
-from pointewa.inference.all_points import distinct, on_all_points
+from pointewa.inference.all_points import on_all_points
 from pointewa.models import PointTransformerSegmenter
 from pointewa.tasks.base import Batch, evaluating
 from pointewa.tasks.part_segmentation import Predict, Segmentation, measured, plain
@@ -48,7 +48,8 @@ def segment_all_points(
     Args:
         model: the segmenter.
         batches: the samples that it sees.
-        objects: points ``[P, 3]`` and parts ``[P]`` of the same objects in the same order, of any sizes.
+        objects: points ``[P, 3]`` and parts ``[P]`` of the same objects in the same order, of any sizes, without the
+            points with which those of fewer than others start over.
         predict: from the model and a batch to the logits of its points.
         every_part: predict any part, not only those of the true category.
 
@@ -61,9 +62,8 @@ def segment_all_points(
             for logits, sample, label, (points, truth) in zip(
                 predict(model, batch), batch.points, batch.labels, _next(rest, len(batch.labels)), strict=True
             ):
-                count = distinct(points)
-                everywhere = on_all_points(logits.float(), sample, points[:count])
-                one = Batch(points[None, :count], label[None], truth[None, :count])
+                everywhere = on_all_points(logits.float(), sample, points)
+                one = Batch(points[None], label[None], truth[None])
                 rows.append(measured(model, one, everywhere[None], every_part) | {"predicted": torch.empty(1, 0)})
     return Segmentation(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 

@@ -79,6 +79,8 @@ def _segmenter(values: Mapping[str, Any], num_classes: int) -> PointTransformerS
     )
 
 
+PREDICTING = ("classifier", "timm", "segmenter")  # kinds of which `pointewa.load` makes predictors
+
 KINDS: dict[str, Kind] = {
     "classifier": Kind(
         PointTransformerClassifier,

@@ -102,7 +102,12 @@ def load_few_shot(
     root = runs_root(overrides)
     if steps and "train.epochs" in keys:
         raise ConfigError("--steps: they decide the epochs, and train.epochs is given: leave one of them out")
-    config = load_config(files, [*overrides, "train.warmup_epochs=0"])
+    given = load_config(configs, overrides)  # without the recipe
+    if given.data.fold is not None or given.train.init_from:
+        key = "data.fold" if given.data.fold is not None else "train.init_from"
+        raise ConfigError(f"{key}: few-shot sets it for each of its runs, and a file of --config does: leave it out")
+    config, train = load_config(files, [*overrides, "train.warmup_epochs=null"]), given.train
+    own_warmup = train.warmup_epochs is not None or train.warmup_fraction is not None
     task = task_class(config.train.task)
     if not task.predicts_classes:
         raise ConfigError(f"train.task: few-shot is of classification, found {config.train.task}: leave it out")
@@ -115,7 +120,8 @@ def load_few_shot(
         a_epoch = max(way * shot // config.train.batch_size, 1)
         epochs = -(-steps // a_epoch) if steps else config.train.epochs
         lengths[setting] = [f"train.epochs={epochs}"] if steps else []
-        lengths[setting] += [] if "train.warmup_epochs" in keys else [f"train.warmup_epochs={epochs * WARMUP:.6g}"]
+        warmup = json.dumps(train.warmup_epochs) if own_warmup else f"{epochs * WARMUP:.6g}"
+        lengths[setting] += [f"train.warmup_epochs={warmup}"]
     there = {arm for arm in ARMS if any(Path(root, name).glob(f"*s-{arm}-fold*/"))}
     left_out = tuple(arm for arm in ARMS if arm in there and ARMS[arm][0] and not init_from)
     wanted = {*(default_arms(init_from) if only is None else only), *there}
@@ -150,6 +156,7 @@ def load_few_shot(
     study = Study(name, Path(name), "", "", names, seeds, task, runs, reported)
     command = ["python", "-m", "tools.few_shot", *(f"--config={file}" for file in configs), f"--name={name}"]
     command += [f"--init-from={init_from}"] if init_from else []
+    command += ["--only", *arms] if set(arms) != set(default_arms(init_from)) else []
     command += ["--settings", *sizes, f"--folds={folds}", *([f"--steps={steps}"] if steps else []), *reported]
     return FewShot(study, tuple(sizes), arms, left_out, folds, tuple(command))
 

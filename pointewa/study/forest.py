@@ -1,6 +1,7 @@
 """The paired differences of several studies in one picture: a forest plot, from the tables that their reports wrote."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ class Row:
     metric: Metric
     difference: Paired
 
+    @property
+    def p(self) -> float | None:
+        """Of the difference; None if it is the same for every seed, so that its spread is unknown."""
+        return None if math.isnan(self.difference.p) else self.difference.p
+
 
 def read_rows(folder: Path, pairs: Sequence[tuple[str, str]] = ()) -> list[Row]:
     """The differences in a study's report, in percentage points of its primary metric.
@@ -48,18 +54,26 @@ def read_rows(folder: Path, pairs: Sequence[tuple[str, str]] = ()) -> list[Row]:
         with open(path, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
         key = next(name for name in lines[0] if name.startswith("test_"))
-        found: dict[str, dict[int, list[float]]] = {}
+        found: dict[str, dict[int, dict[str, float]]] = {}
         for line in lines:
-            found.setdefault(line["arm"], {}).setdefault(int(line["seed"]), []).append(float(line[key]))
+            found.setdefault(line["arm"], {}).setdefault(int(line["seed"]), {})[line.get("fold", "")] = float(line[key])
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: expected a study's report, found no {RESULTS} in it") from error
     except (IndexError, KeyError, StopIteration, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: expected a study's table, with arm, seed and test_... of each run") from error
-    metrics = {f"test_{key}": metric for task in names() for key, metric in task_class(task).metrics.items()}
+    if "way" in lines[0]:
+        raise ConfigError(f"{path}: expected a study's table, found that of few-shot folds, which has its differences "
+                          "itself: leave it out")  # fmt: skip
+    known = [task_class(task) for task in names()]
+    metrics = {f"test_{key}": metric for task in known for key, metric in {**task.metrics, **task.further}.items()}
     if key not in metrics or metrics[key].unit != "%":
         raise ConfigError(f"{path}: expected a metric in percent, found {key}: leave this study out")
-    # Over folds, if there are any, a seed has the mean.
-    means = {arm: {seed: mean_std(values)[0] for seed, values in seeds.items()} for arm, seeds in found.items()}
+    # Over folds, if there are any, a seed has the mean; one that lacks some does not count, as in the report.
+    folds = {fold for seeds in found.values() for mine in seeds.values() for fold in mine}
+    means = {
+        arm: {seed: mean_std([*mine.values()])[0] for seed, mine in seeds.items() if mine.keys() == folds}
+        for arm, seeds in found.items()
+    }
     rows = []
     for arm, base in pairs or [(arm, next(iter(means))) for arm in list(means)[1:]]:
         common = [seed for seed in means.get(arm, ()) if seed in means.get(base, ())]

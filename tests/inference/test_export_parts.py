@@ -66,6 +66,9 @@ def test_a_program_gives_the_segmenter_s_logits(clouds, tmp_path, kind, decoder)
     found = torch.cat([program(points[part], labels[part]) for part in (slice(1), slice(1, 4), slice(4, None))])
     assert (found - expected).abs().max() < 1e-4
     assert not torch.equal(program(points[:1], (labels[:1] + 1) % len(clouds.class_names)), found[:1])
+    for unknown in (-1, len(clouds.class_names)):
+        with pytest.raises(Exception, match=r"(?i)index|indices|bound"):  # each program's own error
+            program(points[:1], torch.tensor([unknown]))
     if kind == "onnx":
         model = pytest.importorskip("onnx").load(path)
         assert [one.name for one in model.graph.input] == ["points", "labels"]

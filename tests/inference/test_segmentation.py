@@ -52,13 +52,13 @@ def test_a_point_has_the_weighted_logits_of_its_three_nearest():
 
 def test_all_points_of_objects_of_different_sizes_count_once():
     objects = [object_of(size) for size in (300, 200, 64, 40)]
-    # The last one has fewer points than the sample: there and in a packed file it starts over.
-    padded = [*objects[:3], tuple(one.repeat(2, *[1] * (one.ndim - 1))[:70] for one in objects[3])]
+    objects[0][0][-1] = objects[0][0][0]  # a point that comes twice in a file counts twice
+    # The last one has fewer points than the sample, which starts over.
     samples = [tuple(one.repeat(2, *[1] * (one.ndim - 1))[:64] for one in two) for two in objects]
     points, truth = (torch.stack(column) for column in zip(*samples, strict=True))
     labels = torch.zeros(4, dtype=torch.int64)
     batches = [Batch(points[:3], labels[:3], truth[:3]), Batch(points[3:], labels[3:], truth[3:])]
-    result = segment_all_points(Sides(), batches, padded)
+    result = segment_all_points(Sides(), batches, objects)
     assert result.points.tolist() == [300, 200, 64, 40]
     right, ious = [], []
     for (cloud, true), sample in zip(objects, points, strict=True):
@@ -74,7 +74,7 @@ def test_all_points_of_objects_of_different_sizes_count_once():
     whole = segment(Sides(), batches)
     assert result.correct[2] == whole.correct[2]  # of 64 points all were seen
     with pytest.raises(DataError, match="fewer objects than what was prepared"):
-        segment_all_points(Sides(), batches, padded[:3])
+        segment_all_points(Sides(), batches, objects[:3])
 
 
 def test_votes_scale_and_keep_the_points():

@@ -10,7 +10,9 @@ from pointewa.tools import forest
 
 LINES = {
     "quick": "arm,seed,test_oa\ndense,0,80\ndense,1,82\newa,0,81\newa,1,85\nrup,0,70\n",
-    "folds": "arm,seed,fold,test_oa\ndense,0,a,50\ndense,0,b,60\ndense,1,a,52\ndense,1,b,62\n"
+    # seed 2 of both lacks a fold
+    "folds": "arm,seed,fold,test_f1\ndense,2,a,90\ndense,2,b,50\newa,2,a,90\n"
+    "dense,0,a,50\ndense,0,b,60\ndense,1,a,52\ndense,1,b,62\n"
     "ewa,0,a,51\newa,0,b,61\newa,1,a,52\newa,1,b,68\n",
 }
 
@@ -54,6 +56,7 @@ def test_table_picture_and_json(reports, capsys):
         ("arm,seed,test_oa\n", "expected a study's table"),
         ("arm,seed,test_oa\ndense,x,1\n", "expected a study's table"),
         ("arm,seed,test_oa\ndense,0,\n", "expected a study's table"),
+        ("arm,seed,way,test_oa\nscratch,0,5,80\n", "found that of few-shot folds"),
         ("arm,seed,test_loss\ndense,0,1\n", "expected a metric in percent, found test_loss"),
     ],
 )
@@ -61,6 +64,14 @@ def test_other_tables_are_refused(reports, text, message):
     (reports / "quick/results.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_rows(reports / "quick")
+
+
+def test_equal_differences_have_no_p(reports, capsys):
+    (reports / "quick/results.csv").write_text("arm,seed,test_oa\ndense,0,80\ndense,1,82\newa,0,81\newa,1,83\n")
+    forest.main([str(reports / "quick"), "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["p"] is None
+    forest.main([str(reports / "quick")])
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(reports):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -246,6 +247,26 @@ def test_steps_decide_the_epochs_of_each_setting(stubs, tmp_path, capsys):
     assert "--steps=10 train.batch_size=8\n" in text
 
 
+@pytest.mark.parametrize(("key", "epochs", "fraction"), [("fraction=0.2", None, 0.2), ("epochs=1", 1, None)])
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_a_warm_up_of_one_s_own_is_kept(tmp_path, key, epochs, fraction, in_a_file):
+    name, _, value = key.partition("=")
+    (tmp_path / "own.yaml").write_text(f"train: {{warmup_{name}: {value}}}\n")
+    files = ["configs/shapes.yaml", *([str(tmp_path / "own.yaml")] if in_a_file else [])]
+    keys = [f"run.dir={tmp_path}", "train.epochs=6", *([] if in_a_file else [f"train.warmup_{key}"])]
+    run = load_few_shot(files, keys, settings=["3w5s"], folds=1).study.runs[0]
+    assert (run.config.train.warmup_epochs, run.config.train.warmup_fraction) == (epochs, fraction)
+    usual = load_few_shot(["configs/shapes.yaml"], keys[:2], settings=["3w5s"], folds=1).study.runs[0]
+    assert usual.config.train.warmup_epochs == pytest.approx(0.4)  # a fifteenth, as of the recipe's epochs
+
+
+def test_the_command_of_a_table_trains_its_arms_only(tmp_path):
+    made = load_few_shot(["configs/shapes.yaml"], [f"run.dir={tmp_path}"], settings=["3w5s"], only=["scratch-ewa"])
+    assert shlex.join(made.command).startswith("python -m tools.few_shot --config=configs/shapes.yaml --name=")
+    assert " --only scratch-ewa --settings 3w5s " in shlex.join(made.command)
+    assert "--only" not in load_few_shot(["configs/shapes.yaml"], [f"run.dir={tmp_path}"], settings=["3w5s"]).command
+
+
 def test_a_part_of_the_folds_is_said_to_be_a_part(stubs, tmp_path, capsys):
     few_shot.main(stubs)
     few_shot.main([*stubs, "--folds=4", "--report-only"])
@@ -307,6 +328,7 @@ def fails(arguments, capsys):
         (["--init-from", "nowhere"], "nowhere"),
         (["--name", "a/b"], "--name: expected a name of letters, digits, '.', '_', '+', '-', found 'a/b'"),
         (["--steps", "9"], "--steps: they decide the epochs, and train.epochs is given: leave one of them out"),
+        (["--config", "{own}"], "data.fold: few-shot sets it for each of its runs, and a file of --config does"),
         (["data.fold=1"], "data.fold: few-shot sets it for each of its runs: leave it out"),
         (["ewa.enabled=true"], "ewa.enabled: few-shot sets it for each of its runs: leave it out"),
         (["train.seed=1"], "train.seed: the study sets it for each of its runs: leave it out"),
@@ -320,7 +342,8 @@ def fails(arguments, capsys):
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(stubs, tmp_path, capsys, arguments, expected):
-    error = fails([*stubs, *arguments], capsys)
+    (tmp_path / "own.yaml").write_text("data: {way: 3, shot: 5, fold: 1}\n")
+    error = fails([*stubs, *(one.replace("{own}", str(tmp_path / "own.yaml")) for one in arguments)], capsys)
     assert error.startswith("error: ")
     assert expected in error
     assert error.count("\n") == 1
