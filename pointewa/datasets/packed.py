@@ -382,8 +382,8 @@ class StreamedClouds(Clouds):
         return replace(self, rows=self.rows[indices], labels=self.labels[indices.to(self.labels.device)])
 
     def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "StreamedClouds":
-        """The same clouds with other labels."""
-        packed = replace(self.packed, class_names=class_names)
+        """The same clouds with other labels, and without those of their points."""
+        packed = replace(self.packed, class_names=class_names, point_labels=None, parts=None)
         return replace(self, packed=packed, labels=labels.to(self.labels.device))
 
     def to(self, device: torch.device | str) -> "StreamedClouds":
