@@ -29,7 +29,7 @@ from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels, 
 from pointewa.datasets.source import Cloud, Source, chunks
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
-from pointewa.ops import UP_AXES, up_word
+from pointewa.ops import UP_AXES, distinct, up_word
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
@@ -244,7 +244,10 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
             points, labels = packed.read(slice(start, start + 64), packed.shape[1])
-            yield from map(Cloud, points, [None] * len(points) if labels is None else labels)
+            for index, one in enumerate(points):
+                # Where an object has fewer points than the others, `prepare` has repeated them.
+                own = distinct(torch.from_numpy(one)) if packed.packed_as else len(one)
+                yield Cloud(one[:own], None if labels is None else labels[index, :own])
 
     return Source(
         "packed HDF5",

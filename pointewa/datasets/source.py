@@ -46,7 +46,8 @@ class Source:
         class_names: C names.
         object_names: N names.
         labels: int64 ``[N]``.
-        num_points: points that every object has; None if they differ, or are sampled in any number (meshes).
+        num_points: points that every object has, in a packed file with those that repeat others; None if they differ,
+            or are sampled in any number (meshes).
         clouds: returns a fresh iterator over all objects in order. Its argument is how many points will be kept, for
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
