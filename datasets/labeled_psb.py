@@ -54,8 +54,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             in the order of their numbers every fifth, from the first, the second, ... on.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, a damaged file, a point whose part is not one of
-            its category.
+        DataError: an unknown variant, nothing found, a damaged file, a point whose part is not one of its category.
     """
     folds = [f"fold{number}" for number in range(FOLDS)]
     if variant not in (None, *folds):
@@ -75,10 +74,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     else:
         raise DataError(f"The Labeled Princeton Segmentation Benchmark was not found.\nLooked for labeled_psb*.npz in "
                         f"{where.resolve()}.\n{BY_REQUEST['labeled_psb']}")  # fmt: skip
-    if found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
-        )
     if variant is None and split == "test":
         print(f"note: {found.path}: tested on is {DEFAULT}, every fifth object: data.variant says otherwise",
               file=sys.stderr)  # fmt: skip

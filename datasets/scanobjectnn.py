@@ -116,7 +116,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             background as in "pb_t50_r/split2_nobg"; None for the hardest, "pb_t50_rs", which the field reports most.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, damaged files.
+        DataError: an unknown variant, nothing found, damaged files.
     """
     name, folder = _parse(variant or DEFAULT)
     title, places = _title(name, folder), [Path(root, place) for place in _FOLDERS]
@@ -140,10 +140,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         raise DataError(
             f"ScanObjectNN ({title}) was not found{there}\nLooked for {wanted} in {Path(root).resolve()} and its "
             f"folders {', '.join(_FOLDERS[1:])}.\n{BY_REQUEST['scanobjectnn']}"
-        )
-    if found.num_points and found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
         )
     if found.point_labels:
         found = replace(found, parts=found.parts or PARTS)

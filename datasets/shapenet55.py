@@ -54,7 +54,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         variant: there are none, so None.
 
     Raises:
-        DataError: a variant, nothing found, too few points, damaged lists, files that are missing or damaged.
+        DataError: a variant, nothing found, damaged lists, files that are missing or damaged.
     """
     if variant is not None:
         raise DataError(f"data.variant: shapenet55 has no variants, found {variant!r}: leave it out")
@@ -73,10 +73,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
                 f"{', '.join(_FOLDERS[1:])}.\n{BY_REQUEST['shapenet55']}"
             )
         found = _open(*both[0], split)
-    if found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
-        )
     if problems := check_split(found, split):
         print(f"note: {found.path}: {'; '.join(problems)} in {split}", file=sys.stderr)
     return found

@@ -83,8 +83,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             on; "official_val": train is trained on, and val is tested on.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, damaged lists or files, a point whose part is not
-            one of its category.
+        DataError: an unknown variant, nothing found, damaged lists or files, a point whose part is not one of its
+            category.
     """
     variant = variant or DEFAULT
     if variant not in VARIANTS:
@@ -104,10 +104,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             f"ShapeNetPart was not found.\nLooked for train_test_split/shuffled_train_file_list.json and "
             f"ply_data_train0.h5 in {Path(root).resolve()}, its folders {', '.join(_FOLDERS[1:])}, and the same in "
             f"ShapeNetPart.\n{BY_REQUEST['shapenetpart']}"
-        )
-    if found.num_points and found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
         )
     if len(found) not in (expected := SIZES[variant][split]):
         note = f"{counted(len(found), 'object')} in {split}, the official split of {variant} has {expected[0]}"

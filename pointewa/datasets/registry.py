@@ -64,6 +64,10 @@ def open_source(
     module = NAMES[name]
     hook = "source_with_parts" if parts else "source" if labelled else "unlabelled"
     found = getattr(module, hook, module.source)(root, split, num_points, variant).normalized_as(normalize)
+    if found.num_points and found.num_points < num_points:
+        raise DataError(
+            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
+        )
     has_parts = found.parts is not None
     if background == "drop":  # last: a packed file of what is left is not ready-made, however it was normalised
         if not hasattr(module, "without_background"):

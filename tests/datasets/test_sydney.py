@@ -150,6 +150,8 @@ def test_a_packed_fold_is_found_again(tmp_path, capsys):
     for how in ("none", "center"):
         with pytest.raises(DataError, match=rf"data.normalize={how}: .* centred and scaled to norm 1 when it was"):
             datasets.load("sydney", str(file), "test", 32, normalize=how)
+    with pytest.raises(DataError, match=r"sydney_fold2_32.h5: an object has 32 points, data.num_points asks for 33"):
+        datasets.load("sydney", str(file), "test", 33)  # as of every set, whether packed or not
     metres = str(tmp_path / "sydney_center_fold2_32.h5")
     centred = datasets.open_source("sydney", metres, "test", normalize="center")
     assert (centred.ordered, centred.normalization) == (True, "center")
