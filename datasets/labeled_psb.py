@@ -10,6 +10,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     if variant is None and split == "test":
         print(f"note: {found.path}: tested on is {DEFAULT}, every fifth object: data.variant says otherwise",
               file=sys.stderr)  # fmt: skip
-    return found
+    return replace(found, variant=folds[fold])
 
 
 def _open(file: Path, split: str, fold: int) -> Source:

@@ -133,7 +133,7 @@ def open_fold(path: Path, split: str, fold: few_shot.Fold, num_points: int) -> S
 
 def _candidates(root: Path, variant: str | None) -> Iterator[Callable[[str], Source]]:
     """The layouts that are there, the most trusted first: of each a function from the split to its source."""
-    if root.is_file():
+    if root.is_file() and variant in (None, "packed"):
         yield functools.partial(packed.source, root)
         return
     folders = [root / name for name in _FOLDERS]

@@ -121,11 +121,11 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     name, folder = _parse(variant or DEFAULT)
     title, places = _title(name, folder), [Path(root, place) for place in _FOLDERS]
     if Path(root).is_file():
-        found = packed.source(Path(root), split, normalize=name == RAW)
+        found = packed.source(Path(root), split, name == RAW, None, variant and slug(variant), _KNOWN)
         if variant:
             found = replace(found, layout=f"{found.layout}, {title}")
     elif packs := [path for place in places for path in _packs(place) if _packs(place)[path] == (name, folder)]:
-        found = packed.source(packs[0], split, normalize=name == RAW)
+        found = packed.source(packs[0], split, name == RAW, None, slug(variant), _KNOWN)
         found = replace(found, layout=f"{found.layout}, {title}")
     elif name == RAW and (objects := _raw_folders(places)):
         found = _open_raw(objects[0], split, title, SPLITS[folder])
@@ -223,6 +223,7 @@ def _open_raw(folder: Path, split: str, title: str, lists: tuple[str, ...]) -> S
         lambda count: map(read_raw, files),
         point_labels=True,
         left_out={f"not in {where.name}": others} if others else {},
+        variant=title.replace("/", "-"),
     )
 
 
@@ -250,7 +251,7 @@ def _open(file: Path, variant: str) -> Source:
     objects = tuple(f"{file.stem}/{index}" for index in range(len(labels)))
     return Source(
         f"ScanObjectNN, {variant}", file, (file,), CLASSES, objects, labels, shape[1], clouds, False,
-        point_labels=bool(mask),
+        point_labels=bool(mask), variant=variant.replace("/", "-"),
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     made = Source(
         f"{layout}, {variant}", place, tuple(found.files), CLASSES, tuple(found.names[index] for index in chosen),
         np.array([CLASSES.index(found.classes[index]) for index in chosen]), None, clouds, up=UP,
-        left_out=found.left_out,
+        left_out=found.left_out, variant=variant,
     )  # fmt: skip
     if problems := check_split(made, split):
         more = ", ..." * (len(problems) > 1)
@@ -119,12 +119,13 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 
 def _packed(file: Path, split: str, variant: str | None) -> Source:
-    if variant and not file.name.startswith(f"sydney_{variant}"):
+    found = packed.source(file, split, variants=FOLDS)
+    if variant and found.variant != variant:
         raise DataError(
-            f"data.variant={variant}: {file} has the folds as they were divided when it was packed, and is not called "
-            f"sydney_{variant}...h5: leave the key out, or point DATA_ROOT at the data set"
+            f"data.variant={variant}: {file} has the folds as they were divided when it was packed, and does not say "
+            f"that it is of {variant}: leave the key out, or point DATA_ROOT at the data set"
         )
-    return packed.source(file, split)
+    return found
 
 
 def _find(root: Path) -> tuple[str, Path, _Found]:

@@ -59,6 +59,8 @@ class Source:
             `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
         left_out: what is there and is not read: names of files and folders by their kind.
+        variant: which of the set's variants it is, as packed files are called; None if there are none, or it is not
+            known.
         packed_as: the `normalization` of clouds that `pointewa.datasets.packed.write` wrote; None of any others.
 
     Raises:
@@ -82,6 +84,7 @@ class Source:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     centered: bool = False
     packed_as: str | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)

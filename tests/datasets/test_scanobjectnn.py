@@ -3,6 +3,7 @@
 import struct
 from collections import Counter
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,29 @@ def test_a_packed_file_says_how_its_clouds_are_normalised(tmp_path, layouts, cap
     assert capsys.readouterr().err.count(f"note: {file}: its clouds were {done} when it was packed, and are") == 1
     with pytest.raises(DataError, match=r"data\.normalize=none: the clouds of .* which cannot be undone: pack it"):
         datasets.load("scanobjectnn", str(file), "train", normalize="none")
+
+
+def test_a_packed_file_of_another_variant_is_refused(tmp_path, layouts, capsys):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "pb_t50_rs")
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn")
+    found = lambda variant: datasets.open_source("scanobjectnn", str(file), "test", variant=variant).variant  # noqa: E731
+    assert [found(one) for one in (None, "pb_t50_rs", "pb_t50_rs/main_split")] == ["pb_t50_rs"] * 3
+    refused = r"data\.variant: .*64\.h5 was packed of pb_t50_rs, found pb_t50_r: leave it out"
+    with pytest.raises(DataError, match=refused.replace("64", "some")):
+        found("pb_t50_r")
+    with h5py.File(file, "r+") as h5:
+        h5.attrs["variant"] = "../x"  # it becomes a part of the names of files
+    with pytest.raises(DataError, match=r"some\.h5: attribute variant: expected a name, found '\.\./x'"):
+        found(None)
+    with h5py.File(file, "r+") as h5:  # as files were that say it by their names only
+        del h5.attrs["variant"]
+    capsys.readouterr()
+    assert (found("pb_t50_r"), found(None)) == ("pb_t50_r", None)
+    assert f"note: {file} does not say of which variant it is: taken for pb_t50_r\n" in capsys.readouterr().err
+    file = file.rename(tmp_path / "scanobjectnn_center_pb_t50_rs_64.h5")
+    assert found(None) == found("pb_t50_rs") == "pb_t50_rs"
+    with pytest.raises(DataError, match=refused):
+        found("pb_t50_r")
 
 
 def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):

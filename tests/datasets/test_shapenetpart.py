@@ -178,6 +178,8 @@ def test_a_packed_file_keeps_parts(tmp_path):
         assert loaded.parts == shapenetpart.PARTS
         assert torch.equal(loaded.points[:, :32], expected.points[:, :32])
         assert torch.equal(loaded.point_labels[:, :32], expected.point_labels[:, :32])
+    with pytest.raises(DataError, match=r"_48\.h5 was packed of trainval, found official_val: leave it out"):
+        datasets.open_source("shapenetpart", str(root), "test", variant="official_val")
 
 
 def edited(file, line, column, text):
