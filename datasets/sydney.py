@@ -211,6 +211,7 @@ def _open_npz(file: Path) -> _Found:
             raise ValueError(f"offset: expected rising numbers from 0 to {len(xyz)}")
         if classes.ndim != 1 or not {classes.dtype.kind, names.dtype.kind} <= {"U", "S"}:
             raise ValueError("classes, name: expected lists of text")
+        classes, names = classes.astype("U"), names.astype("U")
         if not count or label.min() < 0 or label.max() >= len(classes):
             raise ValueError(f"label: expected 0 to {len(classes) - 1}")
         of = [printable(str(classes[one])) for one in label.tolist()]

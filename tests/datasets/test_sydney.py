@@ -209,6 +209,16 @@ def test_a_training_a_prediction_and_an_evaluation(tmp_path, monkeypatch, capsys
     assert f"{summary['test']['f1']:.2f} %" in out
 
 
+def test_an_archive_with_names_as_bytes_is_the_same(tmp_path):
+    names = {"classes": np.array(["bench", *sydney.CLASSES]), "name": np.array([one[0] for one in objects()])}
+    text, data = tmp_path / "text", tmp_path / "bytes"
+    write_npz(text)
+    write_npz(data, **{key: value.astype("S") for key, value in names.items()})
+    found, expected = (datasets.open_source("sydney", str(one), "test", variant="fold1") for one in (data, text))
+    assert (found.object_names, found.left_out) == (expected.object_names, expected.left_out)
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
