@@ -64,7 +64,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     files = [where] if where.is_file() else sorted(where.glob("labeled_psb*.npz"))
     packs = [] if where.is_file() else sorted(where.glob(f"labeled_psb_{folds[fold]}*.h5"))
     if packs or (where.is_file() and not zipfile.is_zipfile(where)):
-        found = packed.source(packs[0] if packs else where, split)
+        found = packed.source(packed.with_points(packs, split, num_points) if packs else where, split)
         with reading(found.path, "objects named <category>/<number>"):
             same = len(_rows(found.object_names, fold, split)) == len(found)
         if not same:

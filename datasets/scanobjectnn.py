@@ -125,7 +125,9 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         if variant:
             found = replace(found, layout=f"{found.layout}, {title}")
     elif packs := [path for place in places for path in _packs(place) if _packs(place)[path] == (name, folder)]:
-        found = packed.source(packs[0], split, name == RAW, None, slug(variant), _KNOWN)
+        found = packed.source(
+            packed.with_points(packs, split, num_points), split, name == RAW, None, slug(variant), _KNOWN
+        )
         found = replace(found, layout=f"{found.layout}, {title}")
     elif name == RAW and (objects := _raw_folders(places)):
         found = _open_raw(objects[0], split, title, SPLITS[folder])

@@ -61,7 +61,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     places = [Path(root, folder) for folder in _FOLDERS]
     packs = [path for place in places for path in sorted(place.glob("shapenet55*.h5"))]
     if Path(root).is_file() or packs:
-        found = packed.source(Path(root) if Path(root).is_file() else packs[0], split)
+        file = Path(root) if Path(root).is_file() else packed.with_points(packs, split, num_points)
+        found = packed.source(file, split)
     else:
         lists = [place for place in places if all((place / f"{name}.txt").is_file() for name in SIZES)]
         both = [(place, one) for place in lists for one in (place / _CLOUDS, place.absolute().parent / _CLOUDS)

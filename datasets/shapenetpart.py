@@ -94,7 +94,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     texts = [place for place in places if (place / "train_test_split").is_dir()]
     files = [place for place in places if any(place.glob("ply_data_train*.h5"))]
     if Path(root).is_file() or packs:
-        file = Path(root) if Path(root).is_file() else packs[0]
+        file = Path(root) if Path(root).is_file() else packed.with_points(packs, split, num_points)
         found = packed.source(file, split, variant=asked, variants=VARIANTS)
     elif texts:
         found = _open_text(texts[0], split, variant)

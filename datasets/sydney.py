@@ -82,7 +82,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Args:
         root: a folder that holds one of `ACCEPTED`, or one of these itself.
         split: "train" for three folds, "test" for the other one.
-        num_points: ignored, since clouds with fewer points repeat theirs.
+        num_points: how many points an object must have in packed files; other clouds with fewer repeat theirs.
         variant: the fold to test on, one of `FOLDS`; None for the first, with a note.
 
     Raises:
@@ -93,7 +93,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     path = Path(root)
     packs = [path] if path.suffix == ".h5" else sorted(path.glob(f"sydney_{variant or FOLDS[0]}*.h5"))
     if packs:
-        return _packed(packs[0], split, variant)
+        return _packed(packed.with_points(packs, split, num_points), split, variant)
     if variant is None:
         say_once(f"note: data.variant does not say which fold is the test set: {FOLDS[0]} of {', '.join(FOLDS)}")
     variant = variant or FOLDS[0]

@@ -297,6 +297,20 @@ def source(
     )
 
 
+def with_points(paths: Iterable[Path], split: str, num_points: int) -> Path:
+    """The first of some packed files whose objects have ``num_points`` points, else that with the most.
+
+    Raises:
+        DataError: as `open_split`.
+    """
+    sizes = {}
+    for path in paths:
+        sizes[path] = open_split(path, split).shape[1]
+        if sizes[path] >= num_points:
+            return path
+    return max(sizes, key=sizes.get)
+
+
 def resident(packed: Split, count: int, rows: Sequence[int] | None = None) -> PointClouds:
     """The first ``count`` points of every cloud of a prepared split, or of those in ``rows`` only, in memory."""
     points, point_labels = packed.read(slice(None) if rows is None else rows, count)

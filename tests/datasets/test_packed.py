@@ -81,6 +81,11 @@ def test_masks_and_scale_are_kept(tmp_path, layouts):
     small["train"].points *= 7
     layouts.scanobjectnn(tmp_path / "s", small, "obj_bg")
     file = pack(tmp_path / "scanobjectnn_obj_bg_64.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg")
+    layouts.scanobjectnn(tmp_path / "few", layouts.procedural(16), "obj_bg")
+    few = pack(tmp_path / "scanobjectnn_obj_bg_16.h5", tmp_path / "few", "scanobjectnn", variant="obj_bg")
+    for count, path in ((16, few), (17, file)):
+        assert datasets.open_source("scanobjectnn", str(tmp_path), "train", count, "obj_bg").path == path
+    few.unlink()
     direct = datasets.load("scanobjectnn", str(tmp_path / "s"), "train", variant="obj_bg")
     again = datasets.load("scanobjectnn", str(tmp_path), "train", variant="obj_bg")
     assert again.source == str(file)

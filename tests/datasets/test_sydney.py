@@ -139,7 +139,12 @@ def test_a_packed_fold_is_found_again(tmp_path, capsys):
     write_npz(tmp_path)
     keys = ["data.name=sydney", f"data.root={tmp_path}", "data.variant=fold2"]
     prepare_data.main(["pack", *keys, "--points", "32", "data.normalize=center"])
-    prepare_data.main(["pack", *keys, "--points", "32"])
+    prepare_data.main(["pack", *keys, "--points", "16"])
+    prepare_data.main(["pack", *keys, f"data.root={tmp_path / 'sydney_urban_objects.npz'}", "--points", "32"])
+    for count, wanted in ((16, 16), (17, 32)):
+        assert datasets.open_source("sydney", str(tmp_path), "test", count, "fold2").num_points == wanted
+    with pytest.raises(DataError, match=r"sydney_fold2_32.h5: an object has 32 points, data.num_points asks for 33"):
+        datasets.open_source("sydney", str(tmp_path), "test", 33, "fold2")
     for fold in ("fold2", "fold1"):
         loaded = datasets.load("sydney", str(tmp_path), "test", 32, variant=fold)
         assert set(loaded.object_names) == {one[0] for one in objects() if one[2] == int(fold[-1])}
