@@ -126,6 +126,16 @@ class Task(ABC):
             ConfigError: values that do not go together.
         """
 
+    def check_data(self, normalize: str) -> None:  # noqa: B027  optional
+        """Called before a training from the start: refuse data that do not go with what the task builds on.
+
+        Args:
+            normalize: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+
+        Raises:
+            ConfigError: they do not.
+        """
+
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
         """Load the weights of ``train.init_from`` into a fresh model.
 

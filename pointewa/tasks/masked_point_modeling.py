@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pointewa.config import Config, build_architecture
 from pointewa.errors import CheckpointError, ConfigError
-from pointewa.models.dvae import DiscreteVAE
 from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.registry import kind_of
+from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_any
 from pointewa.tasks import register
 from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
@@ -55,7 +55,7 @@ class MaskedPointModeling(Task):
             ConfigError: a tokenizer of other patches.
         """
         task, model = self.config.task, self.config.model
-        dvae = self._tokenizer(task.tokenizer)
+        dvae = _tokenizer(task.tokenizer).model
         try:
             return PointBert(
                 build_architecture(model), dvae, task.queue_size, (task.mask_ratio[0], task.mask_ratio[1]),
@@ -64,15 +64,23 @@ class MaskedPointModeling(Task):
         except ValueError as error:
             raise ConfigError(f"model.{error}: task.tokenizer={task.tokenizer} was trained so") from error
 
-    def _tokenizer(self, path: str) -> DiscreteVAE:
-        loaded = load_any(path)
-        if (kind := kind_of(loaded.model)) != "dvae":
-            raise CheckpointError(f"{path}: expected a tokenizer, found a {kind}: train one by make pretrain "
-                                  "TASK=tokenizer, and name its run by task.tokenizer")  # fmt: skip
-        if (points := self.config.data.num_points) != loaded.num_points:
-            warnings.warn(f"the tokenizer {path} was trained on {loaded.num_points} points a cloud, and these have "
+    def check_data(self, normalize: str) -> None:
+        """Refuse clouds that are normalised otherwise than the tokenizer's, of which it would make meaningless tokens;
+        warn of clouds of another number of points.
+
+        Raises:
+            CheckpointError: ``task.tokenizer`` is no tokenizer.
+            ConfigError: clouds normalised otherwise.
+        """
+        path, points = self.config.task.tokenizer, self.config.data.num_points
+        known = _tokenizer(path)
+        if known.normalize.removesuffix("_of_sample") != normalize:  # all points or a sample: but for a little, the same
+            raise ConfigError(f"data.normalize: the tokenizer {path} knows clouds that are normalised as "
+                              f"{known.normalize}, and these are as {normalize}: set data.normalize={known.normalize}, "
+                              "or train a tokenizer on these")  # fmt: skip
+        if points != known.num_points:
+            warnings.warn(f"the tokenizer {path} was trained on {known.num_points} points a cloud, and these have "
                           f"{points}: its tokens are of patches of another size", stacklevel=2)  # fmt: skip
-        return loaded.model
 
     def before_step(self, model: nn.Module, progress: float) -> None:
         """Forget the keys of a step that was skipped."""
@@ -119,3 +127,11 @@ class MaskedPointModeling(Task):
         picture = drawings.reconstructions(subjects.loaded.model, subjects.items([], count)).picture
         sections = [section_html("Predicted tokens, decoded by the tokenizer", clouds_html(picture))]
         return Shown(sections, figures={"predicted tokens": clouds_figure(picture)})
+
+
+def _tokenizer(path: str) -> LoadedModel:
+    loaded = load_any(path)
+    if (kind := kind_of(loaded.model)) != "dvae":
+        raise CheckpointError(f"{path}: expected a tokenizer, found a {kind}: train one by make pretrain "
+                              "TASK=tokenizer, and name its run by task.tokenizer")  # fmt: skip
+    return loaded

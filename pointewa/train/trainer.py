@@ -46,7 +46,7 @@ class Trainer(Training):
         world: the processes that train together; the first one writes.
 
     Raises:
-        ConfigError, CheckpointError: something cannot be built or loaded.
+        ConfigError, CheckpointError: something cannot be built or loaded, or does not go with the data.
     """
 
     def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
@@ -56,6 +56,8 @@ class Trainer(Training):
         self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
         task = task_class(config.train.task).reporting(data.reported)(config)
+        if not self.resumed:
+            task.check_data(data.normalize)
         super().__init__(task, data.class_names, len(data.train), world, not self.resumed, data.parts)
         if self.report:
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")

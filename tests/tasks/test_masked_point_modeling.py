@@ -22,7 +22,7 @@ SIZES = {"num_groups": 8, "group_size": 8, "patch_width": 64, "patch_out": 24, "
          "codebook_width": 8, "graph_width": 4, "feature_width": 8, "folding_width": 8}  # fmt: skip
 
 
-def write_tokenizer(folder, points=128, **change):
+def write_tokenizer(folder, points=128, normalize="unit_sphere", **change):
     """A tokenizer's run, whose codes are those of fresh weights."""
     torch.manual_seed(1)
     dvae = DiscreteVAE(TokenizerSizes(**SIZES | change)).eval()
@@ -34,7 +34,7 @@ def write_tokenizer(folder, points=128, **change):
         norm.weight /= found[0].std(0)
         norm.bias.copy_((norm.bias - found[0].mean(0)) / found[0].std(0))
     folder.mkdir()
-    save_model(folder / TOKENIZER, LoadedModel(dvae, (), points, "shapes", "unit_sphere", "tokenizer"))
+    save_model(folder / TOKENIZER, LoadedModel(dvae, (), points, "shapes", normalize, "tokenizer"))
     return folder
 
 
@@ -248,6 +248,17 @@ def test_what_is_no_tokenizer_is_refused(pretraining, make_trainer, tmp_path):
         pretraining(f"task.tokenizer={trainer.folder}")
     other = write_tokenizer(tmp_path / "other", points=256)
     with pytest.warns(UserWarning, match="trained on 256 points a cloud, and these have 128"):
+        pretraining(f"task.tokenizer={other}")
+
+
+@pytest.mark.parametrize("normalize", ["center", "none", "unit_sphere_of_sample"])
+def test_clouds_normalised_otherwise_than_the_tokenizers_are_refused(pretraining, tmp_path, normalize):
+    other = write_tokenizer(tmp_path / "other", normalize=normalize)
+    if normalize == "unit_sphere_of_sample":  # but for a little, the same
+        pretraining(f"task.tokenizer={other}")
+        return
+    told = f"data.normalize: the tokenizer .*/other knows clouds that are normalised as {normalize}, and these are as "
+    with pytest.raises(ConfigError, match=f"{told}unit_sphere: set data.normalize={normalize}, or train a tokenizer"):
         pretraining(f"task.tokenizer={other}")
 
 
