@@ -4,8 +4,9 @@ import difflib
 import functools
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -47,6 +48,35 @@ def build_architecture(config: ModelConfig) -> Architecture:
 def decoder_of(config: ModelConfig) -> str:
     """The decoder of a part segmentation, as `pointewa.models.PointTransformerSegmenter` knows it."""
     return config.decoder or PRESET_DECODERS.get(config.preset, "light")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All values of a configuration by their full keys, such as "train.lr"."""
+    return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
+
+
+# Which keys a task reads of those that not all of them do; `pointewa.tasks.base.Task.reads` names them.
+_OF_SOME_TASKS = ("model.", "task.", "train.label_smoothing", "data.img_size")
+
+
+def check_used(config: Config, task: str, reads: Collection[str]) -> None:
+    """Refuse keys that were set and have no effect on a new training. Runs of earlier versions may have them.
+
+    Args:
+        config: the configuration.
+        task: the name of its task.
+        reads: the keys that this task reads, of those that not every task does.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    defaults = flat(Config())
+    for key, value in flat(config).items():
+        if not key.startswith(_OF_SOME_TASKS) or key in ("model.preset", *reads) or value == defaults[key]:
+            continue
+        alike = [one for one in reads if one.split(".")[1] == key.split(".")[1]]
+        instead = f"set {alike[0]} instead" if alike else "leave it out"
+        raise ConfigError(f"{key}: {task} does not read it, found {reprlib.repr(value)}: {instead}")
 
 
 def save_interval(config: TrainConfig) -> tuple[int, float]:

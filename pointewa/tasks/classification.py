@@ -14,7 +14,7 @@ from pointewa.models import LoadReport, PointTransformerClassifier
 from pointewa.models.parts import Parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Classification(Task):
     }
     further: ClassVar = {"f1": Metric("weighted F1", ".2f", "%", digits=4)}
     train_metrics = ("oa",)
+    reads = (*TRANSFORMER, "model.head", "train.label_smoothing")
     predicts_classes = True
 
     def __init__(self, config: Config) -> None:

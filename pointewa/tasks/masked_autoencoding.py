@@ -11,7 +11,7 @@ from pointewa.errors import ConfigError
 from pointewa.models import MaskedAutoencoder
 from pointewa.models.parts import Parts
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task
 
 
 @register
@@ -20,6 +20,7 @@ class MaskedAutoencoding(Task):
 
     name = "masked_autoencoding"
     metrics: ClassVar = {"loss": Metric("Chamfer distance of masked patches", ".3e", digits=8, higher_is_better=False)}
+    reads = (*TRANSFORMER, "model.mask_ratio", "model.decoder_depth")
     model_file = "pretrained.safetensors"
     needs_labels = False
 

@@ -15,7 +15,7 @@ from pointewa.models.registry import kind_of
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import load_any
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task
 
 
 @register
@@ -28,6 +28,8 @@ class MaskedPointModeling(Task):
         "loss": Metric("cross-entropy of masked tokens", ".4f", higher_is_better=False),
     }
     train_metrics = ("accuracy",)
+    reads = (*TRANSFORMER, "task.tokenizer", "task.mask_ratio", "task.mask_rand", "task.queue_size", "task.moco_loss",
+             "task.temperature", "task.momentum")  # fmt: skip
     model_file = "pretrained.safetensors"
 
     def __init__(self, config: Config) -> None:
@@ -74,7 +76,7 @@ class MaskedPointModeling(Task):
         """
         path, points = self.config.task.tokenizer, self.config.data.num_points
         known = _tokenizer(path)
-        if known.normalize.removesuffix("_of_sample") != normalize:  # all points or a sample: but for a little, the same
+        if known.normalize.removesuffix("_of_sample") != normalize:  # by all points or by a sample: almost the same
             raise ConfigError(f"data.normalize: the tokenizer {path} knows clouds that are normalised as "
                               f"{known.normalize}, and these are as {normalize}: set data.normalize={known.normalize}, "
                               "or train a tokenizer on these")  # fmt: skip

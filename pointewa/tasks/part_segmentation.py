@@ -15,7 +15,7 @@ from pointewa.models import LoadReport, PointTransformerSegmenter
 from pointewa.models.parts import Parts, predicted_parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
 
 if TYPE_CHECKING:
     from pointewa.viz.drawings import Drawing, Item
@@ -178,6 +178,7 @@ class PartSegmentation(Task):
         "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
     }
     train_metrics = ("accuracy",)
+    reads = (*TRANSFORMER, "model.decoder", "train.label_smoothing")
     point_labels = True
     changes: ClassVar = {"points_changed_by_folding": Metric("points predicted otherwise", ".3f", "%")}
 

@@ -190,8 +190,8 @@ def test_the_published_file_is_taken_as_a_start(tokenizing, tmp_path):
     [
         ("ewa.enabled=true", "ewa.enabled: a tokenizer has no FFNs that could be experts: set ewa.enabled=false"),
         ("moe.router=top_k", "ewa.enabled: a tokenizer has no FFNs"),
-        ("model.width=24", "model.width: a tokenizer is no transformer: leave it out"),
-        ("model.head=linear", "model.head: a tokenizer is no transformer"),
+        ("model.width=24", "model.width: tokenizer does not read it, found 24: leave it out"),
+        ("model.head=linear", "model.head: tokenizer does not read it"),
         ("model.codebook_size=10", "model.codebook_size must be a multiple of 4, got 10"),
         ("model.codebook_size=0", "model.codebook_size must be 1 to 262144, got 0"),
         ("model.group_size=6", "model.group_size must be a multiple of 4, got 6"),
