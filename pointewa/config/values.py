@@ -70,7 +70,10 @@ def check_used(config: Config, task: str, reads: Collection[str]) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    defaults = flat(Config())
+    train, defaults = config.train, flat(Config())
+    if train.warmup_epochs is not None and train.warmup_fraction is not None:
+        raise ConfigError(f"train.warmup_fraction: train.warmup_epochs={train.warmup_epochs:g} decides, found "
+                          f"{train.warmup_fraction:g} too: set one of them to null")  # fmt: skip
     for key, value in flat(config).items():
         if not key.startswith(_OF_SOME_TASKS) or key in ("model.preset", *reads) or value == defaults[key]:
             continue

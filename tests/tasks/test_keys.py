@@ -6,7 +6,7 @@ import pytest
 
 from pointewa.config import load_config, to_yaml
 from pointewa.errors import ConfigError
-from pointewa.study.definition import load_study
+from pointewa.study import definition
 from pointewa.tools import study
 from pointewa.train.trainer import task_of_run
 
@@ -63,7 +63,8 @@ def test_a_task_takes_its_own_keys(tmp_path, task, overrides):
     start(tmp_path, task, *overrides)
 
 
-def test_what_ships_goes_together(tmp_path):
+def test_what_ships_goes_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(definition, "_seeds", lambda seeds, arms, path: dict.fromkeys(arms, (0,)))
     sets = [one.stem for one in CONFIGS.glob("*.yaml") if one.stem != "images"]
     for recipe in (CONFIGS / "task").glob("*.yaml"):
         for name in sets:
@@ -72,9 +73,17 @@ def test_what_ships_goes_together(tmp_path):
     for name in ("images", *sets):
         task_of_run(load_config([name]), tmp_path)
     for file in (CONFIGS / "study").glob("*.yaml"):
-        whole = load_study(file, [f"run.dir={tmp_path}"])
-        for run in whole.runs[: len(whole.arms)]:
+        for run in definition.load_study(file, [f"run.dir={tmp_path}"]).runs:
             task_of_run(run.config, run.folder)
+
+
+def test_of_two_warm_ups_one_is_to_be_left_out(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.warmup_fraction: train.warmup_epochs=5 decides, found 0\.1 too"):
+        start(tmp_path, "classification", "train.warmup_epochs=5", "train.warmup_fraction=0.1")
+    with pytest.raises(ConfigError, match=r"train\.warmup_fraction: train.warmup_epochs=10 decides"):
+        task_of_run(load_config(["shapes", "task/few_shot"], ["train.warmup_fraction=0.1"]), tmp_path)
+    for one in ("train.warmup_epochs=5", "train.warmup_fraction=0.1"):
+        start(tmp_path, "classification", one)
 
 
 def test_a_run_that_has_such_a_key_resumes(tmp_path):
