@@ -132,6 +132,17 @@ class Task(ABC):
             ConfigError: values that do not go together.
         """
 
+    def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
+        """As `build_model`, for a training that resumes: its weights will be those of its checkpoint.
+
+        A task whose model is built on further files takes their part from ``saved``, since they may be gone.
+
+        Args:
+            class_names, parts: see `build_model`.
+            saved: the model of the checkpoint, with its experts.
+        """
+        return self.build_model(class_names, parts)
+
     def check_data(self, normalize: str) -> None:  # noqa: B027  optional
         """Called before a training from the start: refuse data that do not go with what the task builds on.
 

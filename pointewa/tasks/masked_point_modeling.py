@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pointewa.config import Config, build_architecture
 from pointewa.errors import CheckpointError, ConfigError
+from pointewa.models.dvae import DiscreteVAE
 from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.registry import kind_of
@@ -56,8 +57,14 @@ class MaskedPointModeling(Task):
             CheckpointError: that is no tokenizer.
             ConfigError: a tokenizer of other patches.
         """
+        return self._model(_tokenizer(self.config.task.tokenizer).model)
+
+    def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
+        """On the tokenizer of the checkpoint."""
+        return self._model(saved.dvae)
+
+    def _model(self, dvae: DiscreteVAE) -> PointBert:
         task, model = self.config.task, self.config.model
-        dvae = _tokenizer(task.tokenizer).model
         try:
             return PointBert(
                 build_architecture(model), dvae, task.queue_size, (task.mask_ratio[0], task.mask_ratio[1]),

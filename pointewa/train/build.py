@@ -16,22 +16,23 @@ from pointewa.tasks.base import Task
 
 
 def build_model(
-    task: Task, class_names: tuple[str, ...], load: bool = True, parts: Parts | None = None
+    task: Task, class_names: tuple[str, ...], parts: Parts | None = None, saved: nn.Module | None = None
 ) -> tuple[nn.Module, LoadReport | None]:
     """The model to train, its modules in training or evaluation mode, and the report of ``train.init_from``.
 
     Args:
         task: what is learned.
         class_names: of the data set.
-        load: load the weights of ``train.init_from``; not needed where a checkpoint will be loaded anyway.
         parts: of the data set's objects.
+        saved: the model of the checkpoint that will be loaded, in place of the weights of ``train.init_from``.
 
     Raises:
         ConfigError, CheckpointError: values that do not go together, weights that do not fit.
     """
     train = task.config.train
-    model, report = task.build_model(class_names, parts), None
-    if train.init_from and load:
+    model = task.build_model(class_names, parts) if saved is None else task.rebuild_model(class_names, parts, saved)
+    report = None
+    if train.init_from and saved is None:
         report = task.load_initial(model, train.init_from)
     if train.freeze_backbone:
         head = task.trained_head(model.requires_grad_(False)).requires_grad_(True)

@@ -25,8 +25,8 @@ class Training:
         class_names: of the data set.
         steps_per_epoch: batches in an epoch.
         world: the processes that train together.
-        load: take the weights of ``train.init_from``.
         parts: of the data set's objects.
+        saved: the model of the checkpoint that the training resumes from; None for one from the start.
 
     Raises:
         ConfigError, CheckpointError: what cannot be built or loaded.
@@ -44,8 +44,8 @@ class Training:
         class_names: tuple[str, ...],
         steps_per_epoch: int,
         world: World = ALONE,
-        load: bool = True,
         parts: Parts | None = None,
+        saved: nn.Module | None = None,
     ) -> None:
         config = task.config.train
         self.task, self.config, self.world, self.steps_per_epoch = task, task.config, world, steps_per_epoch
@@ -58,7 +58,7 @@ class Training:
                 f"({config.accumulate} x {world.size}), found {config.batch_size}"
             )
         torch.manual_seed(config.seed)  # the same weights on every process
-        model, self.report = build_model(task, class_names, load, parts)
+        model, self.report = build_model(task, class_names, parts, saved)
         self.model: nn.Module = model.to(self.device)
         for module in self.model.modules():
             if hasattr(module, "activation_checkpointing"):

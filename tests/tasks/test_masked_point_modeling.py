@@ -152,12 +152,16 @@ def test_bfloat16_changes_no_token_and_losses_are_in_float32(pretraining, monkey
 
 
 @pytest.mark.parametrize("experts", [False, True])
-def test_an_interrupted_pretraining_goes_on_exactly(pretraining, interrupt, experts):
-    recipe = [f"ewa.enabled={experts}", "model.drop_path=0.2", "model.depth=3"]
+def test_an_interrupted_pretraining_goes_on_exactly_also_without_its_tokenizer(
+    pretraining, interrupt, tmp_path, experts
+):
+    tokenizer = write_tokenizer(tmp_path / "tok")
+    recipe = [f"ewa.enabled={experts}", "model.drop_path=0.2", "model.depth=3", f"task.tokenizer={tokenizer}"]
     whole = pretraining("run.name=whole", *recipe)
     whole.fit()
     part = pretraining("run.name=part", "train.save_every=7", *recipe)
     interrupt(part, 13)
+    tokenizer.rename(tmp_path / "elsewhere")
     resumed = pretraining("run.name=part", "train.save_every=7", *recipe)
     assert (resumed.step, resumed.model.queue_ptr.item()) == (10, 160 % 50)
     resumed.fit()
