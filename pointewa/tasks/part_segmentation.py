@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture, decoder_of
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
+from pointewa.models.layers import at_least_float32
 from pointewa.models.parts import Parts, predicted_parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
@@ -219,7 +220,7 @@ class PartSegmentation(Task):
         """Cross-entropy over all parts with ``train.label_smoothing``; the share of points in percent whose most
         probable part, of those of their category, is theirs, summed over the objects."""
         output, truth = model(batch.points, batch.labels), _truth(batch)
-        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
+        logits = at_least_float32(output)
         smoothing = self.config.train.label_smoothing
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), label_smoothing=smoothing)
         inner = getattr(model, "module", model)  # in DistributedDataParallel
