@@ -129,7 +129,10 @@ def test_it_learns_and_leaves_a_tokenizer_that_loads_evaluates_draws_and_exports
         assert loaded.model.sizes == trainer.model.sizes
         found = trainer.task.measure(trainer.evaluate(loaded.model, trainer.data.test))
         assert found["cd"] == pytest.approx(summary["test"]["cd"], rel=1e-5)
-    with pytest.raises(CheckpointError, match=r"expected a classifier, found a dvae"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"found a dvae: it is a tokenizer: pre-train on it with train.task=mas.* task.tokenizer={trainer.folder}",
+    ):
         load_model(trainer.folder)
     written = export.export(load_any(trainer.folder), tmp_path / "dvae.pth", "point_mae")
     state = torch.load(written.path, weights_only=True)["base_model"]
