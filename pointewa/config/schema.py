@@ -133,7 +133,7 @@ class TrainConfig:
 class TaskConfig:
     """What only some tasks know; each names the tasks."""
 
-    tokenizer: str | None = None  # masked_point_modeling: the run of a tokenizer, which gives the tokens
+    tokenizer: str | None = None  # masked_point_modeling: the run of a tokenizer, or Point-BERT's dVAE.pth
     mask_ratio: list[Fraction] = field(default_factory=lambda: [0.25, 0.45])  # masked_point_modeling: limits of the
     # fraction of the patches, drawn for each cloud
     mask_rand: bool = False  # masked_point_modeling: mask each patch by itself, not a block of neighbours

@@ -14,9 +14,10 @@ from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.registry import kind_of
 from pointewa.runs.description import LoadedModel
-from pointewa.runs.weights import load_any
+from pointewa.runs.weights import init_from, is_described, load_any
 from pointewa.tasks import register
 from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.tokenizer import sizes_of
 
 
 @register
@@ -57,7 +58,7 @@ class MaskedPointModeling(Task):
             CheckpointError: that is no tokenizer.
             ConfigError: a tokenizer of other patches.
         """
-        return self._model(_tokenizer(self.config.task.tokenizer).model)
+        return self._model(_tokenizer(self.config).model)
 
     def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
         """On the tokenizer of the checkpoint."""
@@ -82,7 +83,10 @@ class MaskedPointModeling(Task):
             ConfigError: clouds normalised otherwise.
         """
         path, points = self.config.task.tokenizer, self.config.data.num_points
-        known = _tokenizer(path)
+        known = _tokenizer(self.config)
+        if not is_described(path):
+            warnings.warn(f"{path} does not say on which clouds it was trained: taken for the published tokenizer, of "
+                          f"{known.num_points} points, {known.normalize}", stacklevel=2)  # fmt: skip
         if known.normalize.removesuffix("_of_sample") != normalize:  # by all points or by a sample: almost the same
             raise ConfigError(f"data.normalize: the tokenizer {path} knows clouds that are normalised as "
                               f"{known.normalize}, and these are as {normalize}: set data.normalize={known.normalize}, "
@@ -138,7 +142,21 @@ class MaskedPointModeling(Task):
         return Shown(sections, figures={"predicted tokens": clouds_figure(picture)})
 
 
-def _tokenizer(path: str) -> LoadedModel:
+def _tokenizer(config: Config) -> LoadedModel:
+    """The model of ``task.tokenizer``, a run or a file of Point-BERT's code, whose sizes ``model.preset`` says.
+
+    Raises:
+        CheckpointError: no tokenizer, or of other sizes.
+    """
+    path = config.task.tokenizer
+    if not is_described(path):
+        model = DiscreteVAE(sizes_of(config.model))
+        try:
+            init_from(model, path, head=(), tokens=())
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: task.tokenizer takes the run of a tokenizer, or Point-BERT's dVAE.pth "
+                                  "with model.preset=point_bert") from error  # fmt: skip
+        return LoadedModel(model.eval(), (), 1024, "shapenet55", "unit_sphere_of_sample", "tokenizer")
     loaded = load_any(path)
     if (kind := kind_of(loaded.model)) != "dvae":
         raise CheckpointError(f"{path}: expected a tokenizer, found a {kind}: train one by make pretrain "

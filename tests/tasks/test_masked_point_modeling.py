@@ -11,7 +11,7 @@ from pointewa import datasets
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import svm
 from pointewa.inference.export import export
-from pointewa.models import Architecture, DiscreteVAE, PointTransformerClassifier, TokenizerSizes
+from pointewa.models import TOKENIZERS, Architecture, DiscreteVAE, PointTransformerClassifier, TokenizerSizes
 from pointewa.models.patch_embed import make_patches
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import TOKENIZER, load_any, load_foreign, load_model, save_model
@@ -264,6 +264,18 @@ def test_clouds_normalised_otherwise_than_the_tokenizers_are_refused(pretraining
     told = f"data.normalize: the tokenizer .*/other knows clouds that are normalised as {normalize}, and these are as "
     with pytest.raises(ConfigError, match=f"{told}unit_sphere: set data.normalize={normalize}, or train a tokenizer"):
         pretraining(f"task.tokenizer={other}")
+
+
+def test_a_file_of_point_berts_code_is_taken_for_a_tokenizer(pretraining, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, "tiny", TokenizerSizes(**SIZES))
+    dvae, file = load_any(tokenizer).model, tmp_path / "dVAE.pth"
+    torch.save({"base_model": {f"module.{name}": one for name, one in dvae.state_dict().items()}}, file)
+    with pytest.warns(UserWarning, match=r"dVAE\.pth does not say on which .* of 1024 points, unit_sphere_of_sample"):
+        trainer = pretraining(f"task.tokenizer={file}")
+    assert_same(dvae, trainer.model.dvae)
+    torch.save({"base_model": {"codebook": torch.zeros(2, 2)}}, file)
+    with pytest.raises(CheckpointError, match=r"dVAE\.pth: .* of another architecture: .*: task\.tokenizer takes"):
+        pretraining(f"task.tokenizer={file}")
 
 
 def test_a_queue_longer_than_the_set_and_both_masks_work(pretraining):
