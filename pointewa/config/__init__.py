@@ -5,7 +5,7 @@ Unknown keys and values of a wrong type are errors that name the key.
 
 from pointewa.config.files import differences, find_config, load_config, read_yaml, to_yaml
 from pointewa.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-from pointewa.config.values import build_architecture, check_used, decoder_of, flat, save_interval
+from pointewa.config.values import build_architecture, check_used, decoder_of, flat, model_error, save_interval
 
 __all__ = [
     "Config",
@@ -19,6 +19,7 @@ __all__ = [
     "find_config",
     "flat",
     "load_config",
+    "model_error",
     "read_yaml",
     "save_interval",
     "to_yaml",

@@ -42,7 +42,15 @@ def build_architecture(config: ModelConfig) -> Architecture:
     try:
         return Architecture(**values)
     except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
+        raise model_error(error) from error
+
+
+def model_error(error: ValueError) -> ConfigError:
+    """What a model refuses, by the key that it is of: ``model.preset`` sets those of its sizes that have no key."""
+    name = str(error).split(maxsplit=1)[0]
+    if name in ModelConfig.__dataclass_fields__:
+        return ConfigError(f"model.{error}")
+    return ConfigError(f"model.preset: {error}" if name in Architecture.__dataclass_fields__ else f"model: {error}")
 
 
 def decoder_of(config: ModelConfig) -> str:

@@ -73,6 +73,8 @@ class GraphPropagation(nn.Module):
     """Point-BERT's refinement of a level: an edge convolution from the coarser level, then one within its own."""
 
     def __init__(self, width: int, hidden: int = 512, num_neighbors: int = 4) -> None:
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4 for the decoder's edge convolutions, got {width}")
         super().__init__()
         self.num_neighbors = num_neighbors
         self.layer1, self.layer2 = EdgeConv(width, hidden), EdgeConv(hidden, width)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config, build_architecture, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import MaskedAutoencoder
 from pointewa.models.parts import Parts
@@ -36,7 +36,7 @@ class MaskedAutoencoding(Task):
         try:
             return MaskedAutoencoder(build_architecture(model), model.mask_ratio, model.decoder_depth)
         except ValueError as error:
-            raise ConfigError(f"model.{error}") from error
+            raise model_error(error) from error
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared Chamfer distance on the masked patches."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config, build_architecture, model_error
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models.dvae import DiscreteVAE
 from pointewa.models.parts import Parts
@@ -72,7 +72,7 @@ class MaskedPointModeling(Task):
                 task.mask_rand, task.moco_loss, task.temperature, task.momentum,
             )  # fmt: skip
         except ValueError as error:
-            raise ConfigError(f"model.{error}: task.tokenizer={task.tokenizer} was trained so") from error
+            raise ConfigError(f"{model_error(error)}: task.tokenizer={task.tokenizer} was trained so") from error
 
     def check_data(self, normalize: str) -> None:
         """Refuse clouds that are normalised otherwise than the tokenizer's, of which it would make meaningless tokens;

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture, decoder_of
+from pointewa.config import Config, build_architecture, decoder_of, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
 from pointewa.models.layers import at_least_float32
@@ -202,7 +202,7 @@ class PartSegmentation(Task):
         try:
             return PointTransformerSegmenter(build_architecture(model), parts, len(class_names), decoder_of(model))
         except ValueError as error:
-            raise ConfigError(f"model.{error}") from error
+            raise model_error(error) from error
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
         """From a pre-training, a classifier or a segmenter, ours, Point-MAE's or Point-BERT's."""

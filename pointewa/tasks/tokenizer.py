@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, ModelConfig
+from pointewa.config import Config, ModelConfig, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import TOKENIZERS, DiscreteVAE, LoadReport, TokenizerSizes
 from pointewa.models.dvae import reconstruction_losses
@@ -57,7 +57,7 @@ def sizes_of(config: ModelConfig) -> TokenizerSizes:
     try:
         return replace(TOKENIZERS[config.preset], **own)
     except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
+        raise model_error(error) from error
 
 
 @register

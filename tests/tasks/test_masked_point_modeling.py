@@ -250,6 +250,9 @@ def test_what_is_no_tokenizer_is_refused(pretraining, make_trainer, tmp_path):
     trainer.finish()
     with pytest.raises(CheckpointError, match=r"/c: expected a tokenizer, found a classifier: train one by make"):
         pretraining(f"task.tokenizer={trainer.folder}")
+    other = write_tokenizer(tmp_path / "narrow", patch_width=32)
+    with pytest.raises(ConfigError, match=r"model\.preset: patch_width must be such that .*: task\.tokenizer=.*/nar"):
+        pretraining(f"task.tokenizer={other}")
     other = write_tokenizer(tmp_path / "other", points=256)
     with pytest.warns(UserWarning, match="trained on 256 points a cloud, and these have 128"):
         pretraining(f"task.tokenizer={other}")
