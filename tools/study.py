@@ -35,8 +35,8 @@ from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import check_place, table, write_report
 from pointewa.tools import cli
+from pointewa.train.build import task_of_run
 from pointewa.train.progress import say
-from pointewa.train.trainer import task_of_run
 
 TRAIN = (sys.executable, "-m", "pointewa", "train")
 

@@ -25,10 +25,11 @@ from pointewa.runs.folder import find_run
 from pointewa.runs.summary import SUMMARY, after_training, fold_text, read_summary
 from pointewa.tasks import task_of
 from pointewa.tools import cli
+from pointewa.train.build import task_of_run
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, launch, launched, process_group
 from pointewa.train.progress import say
-from pointewa.train.trainer import Trainer, task_of_run
+from pointewa.train.trainer import Trainer
 
 SETTLED = 300  # steps
 

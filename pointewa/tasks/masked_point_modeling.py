@@ -61,7 +61,14 @@ class MaskedPointModeling(Task):
         return self._model(_tokenizer(self.config).model)
 
     def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
-        """On the tokenizer of the checkpoint."""
+        """On the tokenizer of the checkpoint.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        if not isinstance(saved, PointBert):
+            raise CheckpointError(f"the run's checkpoint is not of {self.name}, but of a {kind_of(saved)}: start over "
+                                  "with run.overwrite=true")  # fmt: skip
         return self._model(saved.dvae)
 
     def _model(self, dvae: DiscreteVAE) -> PointBert:
@@ -84,13 +91,14 @@ class MaskedPointModeling(Task):
         """
         path, points = self.config.task.tokenizer, self.config.data.num_points
         known = _tokenizer(self.config)
+        how = known.normalize.removesuffix("_of_sample")  # by all points or by a sample: almost the same
         if not is_described(path):
             warnings.warn(f"{path} does not say on which clouds it was trained: taken for the published tokenizer, of "
                           f"{known.num_points} points, {known.normalize}", stacklevel=2)  # fmt: skip
-        if known.normalize.removesuffix("_of_sample") != normalize:  # by all points or by a sample: almost the same
+        if how != normalize:
             raise ConfigError(f"data.normalize: the tokenizer {path} knows clouds that are normalised as "
-                              f"{known.normalize}, and these are as {normalize}: set data.normalize={known.normalize}, "
-                              "or train a tokenizer on these")  # fmt: skip
+                              f"{how}, and these are as {normalize}: set data.normalize={how}, or train a tokenizer "
+                              "on these")  # fmt: skip
         if points != known.num_points:
             warnings.warn(f"the tokenizer {path} was trained on {known.num_points} points a cloud, and these have "
                           f"{points}: its tokens are of patches of another size", stacklevel=2)  # fmt: skip

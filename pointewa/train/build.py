@@ -1,18 +1,38 @@
 """From a configuration to what is trained: model, experts, their averaging, the average of the weights."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config
+from pointewa.config import Config, check_used
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
 from pointewa.models.parts import Parts
 from pointewa.models.registry import model_ffns
+from pointewa.runs.weights import RUN_CONFIG
+from pointewa.tasks import task_class
 from pointewa.tasks.base import Task
+
+
+def task_of_run(config: Config, folder: Path, reported: tuple[str, ...] = ()) -> Task:
+    """What a training learns. In a new one keys without effect are refused; one that goes on may have them.
+
+    Args:
+        config: the configuration.
+        folder: of the run, see `pointewa.runs.folder.find_run`.
+        reported: metrics that the data set asks for.
+
+    Raises:
+        ConfigError: values that do not go with the task or with each other.
+    """
+    task = task_class(config.train.task).reporting(reported)(config)
+    if config.run.overwrite or not (folder / RUN_CONFIG).is_file():
+        check_used(config, task.name, task.reads)
+    return task
 
 
 def build_model(

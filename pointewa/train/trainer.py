@@ -14,17 +14,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config, check_used, save_interval
+from pointewa.config import Config, save_interval
 from pointewa.errors import CheckpointError, Stopped, TrainingError, counted
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.folder import Lock, again, can_resume, start_run
 from pointewa.runs.log import Logbook, read_metrics
 from pointewa.runs.summary import fold_text, write_summary
 from pointewa.runs.tracker import Tracker, check_tracker
-from pointewa.runs.weights import LAST, RUN_CONFIG, Restored, restore, save_model
+from pointewa.runs.weights import LAST, Restored, restore, save_model
 from pointewa.safe.files import NO_ROOM
-from pointewa.tasks import task_class
-from pointewa.tasks.base import Task
+from pointewa.train.build import task_of_run
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.data import Data
 from pointewa.train.device import environment, peak_memory
@@ -34,23 +33,6 @@ from pointewa.train.progress import TrainingProgress, duration, say
 from pointewa.train.rng import random_state, seed_all, set_random_state
 from pointewa.train.signals import StopSignals
 from pointewa.train.step import Training
-
-
-def task_of_run(config: Config, folder: Path, reported: tuple[str, ...] = ()) -> Task:
-    """What a training learns. In a new one keys without effect are refused; one that goes on may have them.
-
-    Args:
-        config: the configuration.
-        folder: of the run, see `pointewa.runs.folder.find_run`.
-        reported: metrics that the data set asks for.
-
-    Raises:
-        ConfigError: values that do not go with the task or with each other.
-    """
-    task = task_class(config.train.task).reporting(reported)(config)
-    if config.run.overwrite or not (folder / RUN_CONFIG).is_file():
-        check_used(config, task.name, task.reads)
-    return task
 
 
 class Trainer(Training):

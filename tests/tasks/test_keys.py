@@ -8,7 +8,7 @@ from pointewa.config import load_config, to_yaml
 from pointewa.errors import ConfigError
 from pointewa.study import definition
 from pointewa.tools import study
-from pointewa.train.trainer import task_of_run
+from pointewa.train.build import task_of_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_TASK = {"masked_autoencoding": ["ewa.enabled=false"], "tokenizer": ["ewa.enabled=false"], "classification": [],

@@ -169,6 +169,17 @@ def test_an_interrupted_pretraining_goes_on_exactly_also_without_its_tokenizer(
     assert_same(whole.model, resumed.model)
 
 
+def test_a_checkpoint_of_another_model_is_not_resumed_from(pretraining, make_trainer, interrupt):
+    part = pretraining("train.save_every=1")
+    interrupt(part, 2)
+    part.lock.release()
+    other = make_trainer("run.name=c", "ewa.enabled=false", "train.save_every=1")
+    interrupt(other, 2)
+    (other.folder / "last.ckpt").replace(part.folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match="checkpoint is not of masked_point_modeling, but of a classifier: start"):
+        pretraining("train.save_every=1")
+
+
 def test_the_page_shows_decoded_tokens(pretraining, tokenizer, tmp_path, monkeypatch, capsys):
     from pointewa.datasets.layouts import shapes
     from pointewa.tools import export as tool

@@ -24,7 +24,7 @@ from pointewa.runs.summary import SUMMARY
 from pointewa.study import definition
 from pointewa.study.few_shot import load_few_shot
 from pointewa.tools import cli, evaluate, few_shot, study, train
-from pointewa.train.trainer import task_of_run
+from pointewa.train.build import task_of_run
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 21}  # of a class, in the trainings too, which are processes of their own
