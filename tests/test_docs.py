@@ -116,6 +116,9 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
+    for study in ("quick", "ablation", "sydney"):
+        (home / "results" / study).mkdir(parents=True)
+        shutil.copy(ROOT / "results" / study / "results.csv", home / "results" / study)
     (home / "my_clouds").mkdir()
     for number in range(50):
         np.save(home / "my_clouds" / f"{number}.npy", rng.normal(size=(1024, 3)))
