@@ -46,6 +46,7 @@ SHORTER = {
     "train": [
         "train.epochs=1",
         "train.warmup_epochs=0",
+        "train.warmup_fraction=null",
         "train.device=cpu",
         "train.batch_size=32",
         "run.report=false",
@@ -116,6 +117,9 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
+    for study in ("quick", "ablation", "sydney"):
+        (home / "results" / study).mkdir(parents=True)
+        shutil.copy(ROOT / "results" / study / "results.csv", home / "results" / study)
     (home / "my_clouds").mkdir()
     for number in range(50):
         np.save(home / "my_clouds" / f"{number}.npy", rng.normal(size=(1024, 3)))
