@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from pointewa import compression
 from pointewa.compression.adaptive import CHOICES
 from pointewa.config import Config
 from pointewa.train.distributed import World
+
+if TYPE_CHECKING:
+    from pointewa.train.step import Training
 
 
 class Compression:
@@ -99,19 +102,28 @@ class Compression:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def summary(self, model: nn.Module, run: Callable[[], Tensor], factor: float) -> dict[str, float]:
-        """Megabytes that were kept for the backward pass and sent in a step, and what it would be without compression.
 
-        Args:
-            model: a copy of the model, whose buffers may change.
-            run: its forward pass on a part of a batch, to its loss.
-            factor: by how much more a forward pass in training has.
-        """
-        found: dict[str, float] = {}
-        if self.activations:
-            found["kept_mb"] = self.kept / 1e6
-            found["kept_mb_without"] = factor * compression.kept_bytes(model, run) / 1e6
-        if self.gradients and self.steps:
-            found["sent_mb_a_step"] = self.gradients.sent / self.steps / 1e6
-            found["sent_mb_a_step_without"] = self.gradients.plain / self.steps / 1e6
-        return {name: round(value, 3) for name, value in found.items()}
+def compressed(training: "Training", batches: Any) -> dict[str, dict[str, float]]:
+    """For the summary of a run: megabytes kept for the backward pass, sent in a step, and what would be without.
+
+    Args:
+        training: at its end.
+        batches: of its training split.
+
+    Returns:
+        "compression" and its figures; nothing where nothing is compressed, and on other processes than the first.
+    """
+    mine, found = training.compression, {}
+    if mine.state() is None or not training.world.first:
+        return {}
+    if mine.activations:
+        batch, twin = next(batches.epoch(0)), training.twin()
+        few = next(batch.chunk(max(len(batch.labels) // 2, 1)))  # all of it might not fit without compression
+        factor = len(batch.labels) / training.config.train.accumulate / len(few.labels)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            without = compression.kept_bytes(twin.model, lambda: twin._loss(twin.model, few)[0])
+        found |= {"kept_mb": mine.kept / 1e6, "kept_mb_without": factor * without / 1e6}
+    if mine.gradients and mine.steps:
+        sent, plain = mine.gradients.sent, mine.gradients.plain
+        found |= {"sent_mb_a_step": sent / mine.steps / 1e6, "sent_mb_a_step_without": plain / mine.steps / 1e6}
+    return {"compression": {name: round(value, 3) for name, value in found.items()}}

@@ -25,6 +25,7 @@ from pointewa.runs.weights import LAST, Restored, restore, save_model
 from pointewa.safe.files import NO_ROOM
 from pointewa.train.build import task_of_run
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
+from pointewa.train.compression import compressed
 from pointewa.train.data import Data
 from pointewa.train.device import environment, peak_memory
 from pointewa.train.distributed import ALONE, World
@@ -260,21 +261,11 @@ class Trainer(Training):
             "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
             "peak_memory_mb": round(peak_memory(self.device) / 1e6),
-            **self._compression(),
+            **compressed(self, self.data.train),  # after the peak has been read, since this takes memory
             "precision": str(self.precision).removeprefix("torch."),
             "processes": self.world.size,
             "environment": environment(self.device),
         }
-
-    def _compression(self) -> dict[str, Any]:
-        """What was compressed. Called after the peak of the memory has been read, since this takes some."""
-        if self.compression.state() is None or not self.world.first:
-            return {}
-        batch, twin = next(self.data.train.epoch(0)), self.twin()
-        few = next(batch.chunk(max(len(batch.labels) // 2, 1)))
-        factor = len(batch.labels) / self.config.train.accumulate / len(few.labels)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return {"compression": self.compression.summary(twin.model, lambda: twin._loss(twin.model, few)[0], factor)}
 
     def loaded(self, model: nn.Module) -> LoadedModel:
         """A model of this training, with what is needed to use it."""
@@ -286,11 +277,11 @@ class Trainer(Training):
     def _save(self) -> None:
         self._check_skipped()
         random_states = self.world.gather(random_state())
-        compressed = self.compression.state()
-        compressed = {"compression": self.world.gather(compressed)} if compressed else {}
+        own = self.compression.state()
+        states = {"compression": self.world.gather(own)} if own else {}
         if self.world.first:
             state = training_state(self, self.loaded(self.model).description())
-            save_state(self.folder / LAST, state | {"random_states": random_states} | compressed)
+            save_state(self.folder / LAST, state | {"random_states": random_states} | states)
 
     def _announce(self) -> None:
         """Say what will run, and about how long it will take, by timing steps of a copy of the model."""
