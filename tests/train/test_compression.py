@@ -19,9 +19,12 @@ def everything_is_large(monkeypatch):
 
 @pytest.mark.parametrize(
     "keys",
-    [("compress.stochastic=true", "train.accumulate=2"), ("compress.adaptive=true", "train.ema_decay=0.9"),
-     ("train.activation_checkpointing=true", "ewa.enabled=false")],
-)  # fmt: skip
+    [
+        ("compress.stochastic=true", "train.accumulate=2"),
+        pytest.param(("compress.adaptive=true", "train.ema_decay=0.9"), marks=pytest.mark.slow),
+        ("train.activation_checkpointing=true", "ewa.enabled=false"),
+    ],
+)
 def test_it_resumes_exactly(make_trainer, interrupt, keys):
     whole = make_trainer(*FEW, *keys, "run.name=whole")
     whole.fit()
