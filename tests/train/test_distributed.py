@@ -62,15 +62,14 @@ def test_gradients_in_8_bits(tmp_path):
     done = torchrun("exchanged", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = results(tmp_path)
-    assert all(torch.equal(first[name], second[name]) for name in ("exact", "plain", "whole", "part"))
+    for name in ("exact", "plain", "feedback", "whole", "part"):
+        assert torch.equal(first[name], second[name]), name
     assert first["resumed from"] == 6
     assert torch.equal(first["whole"], first["part"])
-    moved = (first["exact"] - first["start"]).norm()
-    errors = {name: float((first[name] - first["exact"]).norm() / moved) for name in ("plain", "whole")}
-    assert 0 < errors["plain"] < 0.02
-    assert 0 < errors["whole"] < 0.02
-    sent, plain = first["whole, bytes"]
-    assert plain / 4 < sent < plain / 3  # padding is much of so small a model
+    for name in ("plain", "feedback"):
+        assert 0 < (first[name] - first["exact"]).norm() / first["exact"].norm() < 0.02, name
+    sent, plain = first["bytes"]
+    assert sent / plain == pytest.approx((1 + 4 / 128) / 4, rel=0.02)  # a byte a value, four a block
 
 
 def test_two_processes_equal_one_that_accumulates_their_halves(equality, make_trainer, monkeypatch):
