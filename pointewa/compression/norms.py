@@ -34,17 +34,19 @@ class Norm:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.rows)
         if self.centred:
             variance, mean = torch.var_mean(wide, self.dims, correction=0, keepdim=True)
-            wide = wide - mean
+            normalised = wide - mean
         else:
             variance = wide.square().mean(self.dims, keepdim=True)
+            normalised = wide.clone()
         scale = (variance + self.eps).rsqrt_()
-        return (wide * scale).reshape(x.shape).contiguous(), scale
+        return normalised.mul_(scale).reshape(x.shape).contiguous(), scale
 
     def affine(self, normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The norm's output."""
-        if weight is not None:
-            normalised = normalised * weight.view(self.broadcast)
-        return normalised if bias is None else normalised + bias.view(self.broadcast)
+        if weight is None:
+            return normalised if bias is None else normalised + bias.view(self.broadcast)
+        out = normalised * weight.view(self.broadcast)
+        return out if bias is None else out.add_(bias.view(self.broadcast))
 
     def gradients(
         self, grad: Tensor, normalised: Tensor, scale: Tensor, needs: Sequence[bool]
@@ -56,20 +58,25 @@ class Norm:
             normalised, scale: of `normalise`.
             needs: which of the three are wanted.
         """
-        grad, normalised = grad.to(scale.dtype), normalised.to(scale.dtype)
+        grad, normalised = grad.to(scale.dtype).contiguous(), normalised.to(scale.dtype)
         of_x = of_weight = of_bias = None
+        product = grad * normalised
         if needs[1]:
-            of_weight = (grad * normalised).sum_to_size(self.broadcast).view(self.weight.shape).to(self.weight.dtype)
+            of_weight = product.sum_to_size(self.broadcast).view(self.weight.shape).to(self.weight.dtype)
         if needs[2]:
             of_bias = grad.sum_to_size(self.broadcast).view(self.bias.shape).to(self.bias.dtype)
         if needs[0]:
             if self.weight is not None:
-                grad = grad * self.weight.detach().view(self.broadcast)
-            rows, normalised = grad.reshape(self.rows), normalised.reshape(self.rows)
-            of_x = rows - normalised * (rows * normalised).mean(self.dims, keepdim=True)
+                weight = self.weight.detach().view(self.broadcast)
+                product *= weight
+                grad = grad * weight
+            along = product.view(self.rows).mean(self.dims, keepdim=True)
+            # Into the memory of the product: these can be the largest tensors of a training.
+            of_x = torch.mul(normalised.reshape(self.rows), along, out=product.view(self.rows)).neg_()
+            of_x += grad.reshape(self.rows)
             if self.centred:
-                of_x -= rows.mean(self.dims, keepdim=True)
-            of_x = (of_x * scale).view(grad.shape)
+                of_x -= grad.reshape(self.rows).mean(self.dims, keepdim=True)
+            of_x = of_x.mul_(scale).view(grad.shape)
         return of_x, of_weight, of_bias
 
 

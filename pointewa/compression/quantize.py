@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 BLOCK = 128
 BITS = (2, 4, 8, 16, 32)  # 16: bfloat16; 32: kept as it is
+_AT_ONCE = 2**18  # values: what lies between a tensor and its codes takes several times the tensor's own memory
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,18 @@ def quantize(x: Tensor, bits: int, block: int = BLOCK, generator: Generator | No
     x = x.detach()
     if bits >= 16:
         return Quantized(x if bits == 32 else x.to(torch.bfloat16), None, bits, block, x.shape, x.dtype)
-    rows = x.reshape(-1)
-    rows = F.pad(rows, (0, -len(rows) % block)).view(-1, block).to(torch.float32)  # (R, block)
+    flat = x.reshape(-1)
+    count = -(-len(flat) // block)
+    codes = torch.empty(count, block * bits // 8, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(count, 1, device=x.device)
+    for start in range(0, count, step := max(_AT_ONCE // block, 1)):
+        rows = flat[start * block : (start + step) * block]
+        rows = F.pad(rows, (0, -len(rows) % block)).view(-1, block).to(torch.float32)  # (R, block)
+        codes[start : start + step], scales[start : start + step] = _quantized(rows, bits, generator)
+    return Quantized(codes, scales, bits, block, x.shape, x.dtype)
+
+
+def _quantized(rows: Tensor, bits: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
     low, high = torch.aminmax(rows, dim=1, keepdim=True)
     positive = low >= 0
     most = torch.where(positive, 2.0**bits - 1, 2.0 ** (bits - 1) - 1)
@@ -73,17 +84,20 @@ def quantize(x: Tensor, bits: int, block: int = BLOCK, generator: Generator | No
         codes.add_(torch.rand(codes.shape, generator=generator, device=codes.device)).floor_().clamp_(-most, most)
     codes += torch.where(positive, 0.0, most)
     codes = codes.nan_to_num_(0.0).to(torch.uint8)
-    return Quantized(_packed(codes, bits), torch.where(positive, -scales, scales), bits, block, x.shape, x.dtype)
+    return _packed(codes, bits), torch.where(positive, -scales, scales)
 
 
 def dequantize(q: Quantized) -> Tensor:
     """The values again, as near as their bits allow, in their former shape and type."""
     if q.scales is None:
         return q.codes.to(q.dtype)
-    codes = _unpacked(q.codes, q.bits).to(torch.float32)
-    codes -= torch.where(q.scales.signbit(), 0.0, 2.0 ** (q.bits - 1) - 1)
-    codes *= q.scales.abs()
-    return codes.view(-1)[: math.prod(q.shape)].view(q.shape).to(q.dtype)
+    out = torch.empty(len(q.codes), q.block, dtype=q.dtype, device=q.codes.device)
+    for start in range(0, len(out), step := max(_AT_ONCE // q.block, 1)):
+        scales = q.scales[start : start + step]
+        rows = _unpacked(q.codes[start : start + step], q.bits).to(torch.float32)
+        rows -= torch.where(scales.signbit(), 0.0, 2.0 ** (q.bits - 1) - 1)
+        out[start : start + step] = rows.mul_(scales.abs())
+    return out.view(-1)[: math.prod(q.shape)].view(q.shape)
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
