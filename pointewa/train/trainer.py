@@ -26,7 +26,7 @@ from pointewa.safe.files import NO_ROOM
 from pointewa.tasks import task_class
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.data import Data
-from pointewa.train.device import environment, peak_memory
+from pointewa.train.device import environment, name_of, peak_memory
 from pointewa.train.distributed import ALONE, World
 from pointewa.train.optimizer import learning_rate
 from pointewa.train.progress import TrainingProgress, duration, say
@@ -256,7 +256,7 @@ class Trainer(Training):
             "skipped_steps": self.skipped,
             "seconds": round(self.seconds, 1),
             "peak_memory_mb": round(peak_memory(self.device) / 1e6),
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": name_of(self.precision),
             "processes": self.world.size,
             "environment": environment(self.device),
         }
@@ -287,7 +287,7 @@ class Trainer(Training):
         if self.averaging:
             names |= {"random": "EWA", "top_k": "gated MoE, averaged"}
         experts = f", {config.moe.num_experts} experts" if config.router != "none" else ""
-        precision = str(self.precision).removeprefix("torch.")
+        precision = name_of(self.precision)
         place = f"on {self.device.type}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
         scheme = f"{names[config.router]}{experts}"
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
