@@ -94,7 +94,8 @@ def test_a_vit_of_timm():
     pytest.importorskip("timm")
     from pointewa.models.timm_vit import TimmArchitecture, timm_vit
 
-    model = timm_vit(TimmArchitecture("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, num_heads=2), 5).eval()
+    arch = TimmArchitecture("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, num_heads=2)
+    model = timm_vit(arch, 5).eval()
     nn.init.normal_(model.head.weight)
     images = torch.randn(4, 3, 32, 32)
     found, expected = in_precision(model, torch.bfloat16)(images), model(images)
