@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pointewa.ewa as ewa
 from benchmarks import peers, twin
-from benchmarks.agreement import agreement
+from benchmarks.agreement import agreement, has_int8, int8
 from benchmarks.tables import markdown, measured, write
 from benchmarks.timing import Aside, interleave
 from pointewa.config import load_config
@@ -32,14 +32,16 @@ from pointewa.datasets.base import PointClouds
 from pointewa.datasets.loader import TrainLoader
 from pointewa.datasets.transforms import scale_shift
 from pointewa.errors import ConfigError
+from pointewa.inference.int8 import Clouds
 from pointewa.models import Architecture, fuse_batch_norm, in_precision
 from pointewa.models.patch_embed import linear_max, make_patches
 from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
+from pointewa.runs.description import LoadedModel
 from pointewa.tasks.base import Batch
 from pointewa.tools import cli
 from pointewa.train.data import Data
-from pointewa.train.device import environment, name_of
+from pointewa.train.device import environment, name_of, select_device
 from pointewa.train.trainer import Trainer
 
 NUM_POINTS, NUM_CLASSES = 1024, 40
@@ -85,7 +87,7 @@ class Bench:
         self.arch = moe.model.architecture
         self.twin = twin_parts(self.arch, args.batch_size, self.device)
         # On a CPU the twin runs in a process without our memory settings, as its users run it.
-        on_cpu = self.device.type == "cpu" and not {"train", "inference"}.isdisjoint(args.only)
+        on_cpu = self.device.type == "cpu" and not {"train", "inference", "int8"}.isdisjoint(args.only)
         self.aside = Aside(twin_parts, self.arch, args.batch_size, self.device) if on_cpu else None
         self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
         self.labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=self.device)
@@ -205,6 +207,18 @@ class Bench:
         rows["throughput"] = {"clouds/s": best[0], "batch": best[1]}
         return rows
 
+    def int8(self) -> dict[str, Any]:
+        """The folded model as an ONNX file in 8 bits, in onnxruntime, against the twin's inference."""
+        names = tuple(map(str, range(NUM_CLASSES)))
+        loaded = LoadedModel(ewa.fold(self.moe.model).eval(), names, NUM_POINTS, "none", "unit_sphere")
+        run = int8(loaded, Clouds.of(torch.randn(16, NUM_POINTS, 3)))  # the time does not depend on the ranges
+        rows = {}
+        for size in (self.args.batch_size, 1):
+            runs = self._twin(f"batch {size}") | {"int8": lambda p=self.points[:size]: run(p)}
+            times = interleave(runs, self.args.budget / 2, self.device)
+            rows |= {f"{name}, batch {size}": times.row(name, ["twin"]) for name in runs}
+        return rows
+
     def agreement(self) -> dict[str, Any]:
         """How often the classes or parts of a trained model are the same as in float32, and its metrics."""
         return agreement(self.args.run, self.device, self.moe.precision)
@@ -306,7 +320,7 @@ def _flops(run: Callable[[], object]) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    sections = ("machine", "train", "parts", "inference", "agreement", "peer", "operators", "memory", "epochs")
+    sections = ("machine", "train", "parts", "inference", "int8", "agreement", "peer", "operators", "memory", "epochs")
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--preset", default="point_mae")
     cli.add_number(parser, "--batch-size", 2, default=32, help="default 32; batch norm needs two objects")
@@ -341,11 +355,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _wanted(section: str, args: argparse.Namespace, named: bool) -> bool:
-    """Whether a section is to be measured: two need an option, without which they are left out unless asked for."""
+    """Whether a section is to be measured: three need an option or a package, without which they are left out unless
+    asked for."""
     needs = {"agreement": "run", "peer": "peer"}.get(section)
     if needs and getattr(args, needs) is None:
         if named:
             raise ConfigError(f"--only {section}: it needs --{needs}")
+        return False
+    if section == "int8" and not has_int8(select_device(args.device)):
+        if named:
+            raise ConfigError("--only int8: on a CPU, with pip install onnx onnxscript onnxruntime")
         return False
     if section == "peer":
         peers.need()

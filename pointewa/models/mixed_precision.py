@@ -81,6 +81,8 @@ class MergedPatchEncoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``[B, G, K, 3] -> [B, G, out]``."""
         flat = patches.flatten(0, 1)  # (BG, K, 3)
+        if torch.compiler.is_exporting():  # which would make the number of portions a constant
+            return self._tokens(flat).unflatten(0, patches.shape[:2])
         size = max(1, _ROWS // flat.shape[1]) if flat.device.type == "cpu" else len(flat)
         with torch.autocast(flat.device.type, enabled=False):
             tokens = torch.cat([self._tokens(part) for part in flat.split(size)])

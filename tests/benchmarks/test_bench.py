@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from benchmarks import bench, peers
+from benchmarks.agreement import has_int8
 from pointewa.datasets.layouts import shapes
 from pointewa.errors import ConfigError
 from pointewa.tools import train
 
+CPU = torch.device("cpu")
 SMALL = ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--precision", "float32"]
 
 
@@ -82,11 +84,22 @@ def test_it_compares_the_predictions_of_a_trained_model_in_both_precisions(tmp_p
     for run, least in (("classes", 80), ("parts", 90)):
         bench.main([*SMALL[:-1], "bfloat16", "--only", "agreement", "--run", str(tmp_path / run), "--json"])
         found = json.loads(capsys.readouterr().out)["figures"]["agreement"]
-        assert list(found) == ["float32", "bfloat16"]
+        assert list(found) == ["float32", "bfloat16", *(["int8"] if run == "classes" and has_int8(CPU) else [])]
         assert found["float32"]["agreement %"] == 100
         assert least < found["bfloat16"]["agreement %"] <= 100
         assert found["bfloat16"]["loss"] != found["float32"]["loss"]
+        assert 50 < found.get("int8", found["float32"])["agreement %"] <= 100
     assert found["float32"]["predictions"] == 17 * 3 * 64  # parts of points
+
+
+@pytest.mark.slow
+def test_it_measures_8_bits(capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    bench.main([*SMALL, "--only", "int8", "--json"])
+    found = json.loads(capsys.readouterr().out)["figures"]["int8"]
+    assert {"twin, batch 2", "int8, batch 2", "int8, batch 1"} < found.keys()
+    assert "of twin" in found["int8, batch 1"]
 
 
 def test_a_peer_computes_the_same_and_is_timed(capsys):
