@@ -1,4 +1,4 @@
-"""The bench and a study where only the packages are installed that `pip install pointewa` brings, and h5py."""
+"""The bench and a study where only the packages are installed that docs/performance.md names."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.tools.test_study import MACHINE, TOOL, TRAIN
 
 ROOT = Path(__file__).parents[2]
 MISSING = ("pytorch3d", "fpsample", "trimesh", "open3d", "timm", "torchvision", "onnx", "onnxscript", "onnxruntime",
-           "tensorboard", "matplotlib", "PIL", "scipy", "sklearn", "pypcd4", "laspy", "mapbox_earcut",
+           "tensorboard", "sklearn", "pypcd4", "laspy", "mapbox_earcut",
            "torch_pointcloud", "torch_geometric", "transformers", "pandas")  # fmt: skip
 STUDY = """
 settings:
