@@ -199,11 +199,11 @@ class Bench:
             runs |= {name: torch.inference_mode()(lambda m=model, p=points: m(p)) for name, model in models.items()}
             times = interleave(runs, self.args.budget / 2, self.device)
             rows |= {f"{name}, batch {size}": times.row(name, ["twin"]) for name in runs}
-        best = (0.0, 0)
+        best, fastest = (0.0, 0), next(iter(self._lowered(folded).values()), fused)
         for size in (8, 32, 128, 512)[: 2 if self.device.type == "cpu" else 4]:
             points = self.points[:1].expand(size, -1, -1).contiguous()
-            run = {"fused": torch.inference_mode()(lambda p=points: fused(p))}
-            best = max(best, (size / interleave(run, 1, self.device).seconds("fused").median, size))
+            run = {"fastest": torch.inference_mode()(lambda p=points: fastest(p))}
+            best = max(best, (size / interleave(run, 1, self.device).seconds("fastest").median, size))
         rows["throughput"] = {"clouds/s": best[0], "batch": best[1]}
         return rows
 
