@@ -1,12 +1,12 @@
 """The user's own clouds and meshes: one folder per class; or, for tasks that need no labels, files in any folders."""
 
 import functools
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.base import hold_out
 from pointewa.datasets.files import SUFFIXES, kind, read_cloud, read_labelled
 from pointewa.datasets.found_parts import NAMES, find_parts
-from pointewa.datasets.source import Cloud, Source, in_parallel
+from pointewa.datasets.source import Cloud, Source, in_parallel, say_once
 from pointewa.errors import DataError, counted
 from pointewa.ops import UP_WORDS, turn_up
 from pointewa.safe.files import printable
@@ -23,6 +23,16 @@ from pointewa.safe.files import printable
 TEST_FRACTION = 0.2  # of each class, if the folders do not say which files are for testing
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}  # of operating systems
 _SPLITS = ("train", "test")
+
+
+class _Found(NamedTuple):
+    """Names of the classes; of each file of a split its class and the object's name; what is there beside them."""
+
+    names: tuple[str, ...]
+    files: Sequence[Path]
+    labels: Sequence[int]
+    objects: Sequence[str]
+    left_out: Mapping[str, Sequence[str]]
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
@@ -45,6 +55,73 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     folder = _checked(root, variant)
     if folder.is_file():
         return packed.source(folder, split, up=UP_WORDS.get(variant))
+    return _source(folder, variant, _labelled(folder, split))
+
+
+def unlabelled(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
+    """A split for tasks that need no labels: that of `source` where the folder has classes in both splits, and nothing
+    beside them; else all its files, in folders of any depth, as one class with the folder's name.
+
+    Of these a fixed, seeded fifth is for testing, unless each is below a folder train or test, which are then kept
+    apart. A note on stderr says so.
+
+    Args:
+        root: the folder, or a packed file.
+        split: "train" or "test".
+        num_points: ignored, as in `source`.
+        variant: as in `source`.
+
+    Raises:
+        DataError: fewer than two files; a file that cannot be read.
+    """
+    folder = _checked(root, variant)
+    if folder.is_file():
+        return source(root, split, num_points, variant)
+    try:  # both splits, of which neither may be taken for classes without the other
+        both = {} if _is_flat(folder) else {one: _labelled(folder, one) for one in _SPLITS}
+    except DataError:
+        if not any(_below(folder, defaultdict(list))):
+            raise
+        both = {}
+    return _source(folder, variant, both.get(split) or _of_one_class(folder, split))
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether files are directly in it, or in its folders train and test where there are no others."""
+    entries = _entries(folder)
+    folders = [path for path in entries if path.is_dir()]
+    if [path.name for path in folders] == ["test", "train"]:
+        entries += [path for one in folders for path in _entries(one)]
+    return any(map(_is_cloud, entries))
+
+
+def _of_one_class(folder: Path, split: str) -> _Found:
+    """All files of a split, or chosen from all files where some are in neither train nor test."""
+    left_out: dict[str, list[str]] = defaultdict(list)
+    files = list(_below(folder, left_out))
+    if len(files) < 2:
+        raise DataError(f"{folder}: expected at least two files ({' '.join(SUFFIXES)}), found {len(files)}: add others")
+    splits = [next((part for part in file.relative_to(folder).parts[:-1] if part in _SPLITS), "") for file in files]
+    divided = set(splits) == set(_SPLITS)
+    name = printable(folder.resolve().name) or "cloud"
+    how = "train and test as they are" if divided else f"{TEST_FRACTION:.0%} of them, by a fixed seed, for testing"
+    say_once(f"note: {folder}: no folders of classes: all files are taken for one class, {name}; {how}")
+    if divided:
+        files = [file for file, one in zip(files, splits, strict=True) if one == split]
+    else:
+        files = [files[index] for index in _chosen([0] * len(files), split)]
+    objects = [printable(str(file.relative_to(folder))) for file in files]
+    return _Found((name,), files, [0] * len(files), objects, left_out)
+
+
+def _checked(root: str, variant: str | None) -> Path:
+    if variant not in (None, *UP_WORDS):
+        raise DataError(f"data.variant: expected one of {', '.join(UP_WORDS)} for folder, found {variant!r}")
+    return Path(root)
+
+
+def _labelled(folder: Path, split: str) -> _Found:
+    """A split of the folders of the classes."""
     left_out: dict[str, list[str]] = defaultdict(list)
     by_split = _by_split(folder)
     places = _classes(folder, left_out, by_split) if by_split else _classes(folder, left_out)
@@ -74,56 +151,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     if not divided:
         chosen = _chosen(labels, split)
         files, labels = [files[index] for index in chosen], [labels[index] for index in chosen]
-    _note(folder, left_out)
     objects = [f"{names[label]}/{printable(file.name)}" for label, file in zip(labels, files, strict=True)]
-    return _source(folder, variant, names, files, labels, objects, left_out)
-
-
-def unlabelled(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
-    """A split for tasks that need no labels: that of `source` where the folder has classes, and nothing beside them;
-    else all its files, in folders of any depth, as one class with the folder's name.
-
-    Of these a fixed, seeded fifth is for testing, unless the folder has the folders train and test and nothing beside.
-    A note on stderr says so.
-
-    Args:
-        root: the folder, or a packed file.
-        split: "train" or "test".
-        num_points: ignored, as in `source`.
-        variant: as in `source`.
-
-    Raises:
-        DataError: fewer than two files; a file that cannot be read.
-    """
-    folder = _checked(root, variant)
-    entries = _entries(folder)
-    divided = sorted(path.name for path in entries) == ["test", "train"] and all(
-        any(map(_is_cloud, _entries(path))) for path in entries
-    )
-    if folder.is_file() or not (divided or any(map(_is_cloud, entries))):
-        try:
-            return source(root, split, num_points, variant)
-        except DataError:
-            if folder.is_file() or not any(_below(folder, folder, defaultdict(list))):
-                raise
-    left_out: dict[str, list[str]] = defaultdict(list)
-    files = list(_below(folder, folder / split if divided else folder, left_out))
-    if len(files) < (1 if divided else 2):
-        raise DataError(f"{folder}: expected at least two files ({' '.join(SUFFIXES)}), found {len(files)}: add others")
-    name = printable(folder.resolve().name) or "cloud"
-    how = "train and test as they are" if divided else f"{TEST_FRACTION:.0%} of them, by a fixed seed, for testing"
-    _say(f"note: {folder}: no folders of classes: all files are taken for one class, {name}; {how}")
-    if not divided:
-        files = [files[index] for index in _chosen([0] * len(files), split)]
-    _note(folder, left_out)
-    objects = [printable(str(file.relative_to(folder))) for file in files]
-    return _source(folder, variant, (name,), files, [0] * len(files), objects, left_out)
-
-
-def _checked(root: str, variant: str | None) -> Path:
-    if variant not in (None, *UP_WORDS):
-        raise DataError(f"data.variant: expected one of {', '.join(UP_WORDS)} for folder, found {variant!r}")
-    return Path(root)
+    return _Found(names, files, labels, objects, left_out)
 
 
 def _chosen(labels: Sequence[int], split: str) -> list[int]:
@@ -132,35 +161,32 @@ def _chosen(labels: Sequence[int], split: str) -> list[int]:
     return sorted(test if split == "test" else set(range(len(labels))) - set(test))
 
 
-def _source(
-    folder: Path,
-    variant: str | None,
-    names: tuple[str, ...],
-    files: Sequence[Path],
-    labels: Sequence[int],
-    objects: Sequence[str],
-    left_out: Mapping[str, Sequence[str]],
-) -> Source:
+def _source(folder: Path, variant: str | None, found: _Found) -> Source:
     variant = variant or "y_up"
+    _note(folder, found.left_out)
 
     def clouds(count: int) -> Iterator[Cloud]:
         read = functools.partial(_read, samples=max(10_000, 2 * count), up=UP_WORDS[variant])
-        yield from in_parallel(read, files)
+        yield from in_parallel(read, found.files)
 
-    return Source(f"folder, {variant}", folder, tuple(files), names, tuple(objects), np.array(labels), None, clouds,
-                  up=UP_WORDS[variant], left_out=dict(left_out))  # fmt: skip
+    labels, left_out = np.array(found.labels), dict(found.left_out)
+    return Source(f"folder, {variant}", folder, tuple(found.files), found.names, tuple(found.objects), labels, None,
+                  clouds, up=UP_WORDS[variant], left_out=left_out)  # fmt: skip
 
 
 def _is_cloud(path: Path) -> bool:
     return bool(kind(path)) and path.is_file()
 
 
-def _below(folder: Path, place: Path, left_out: dict[str, list[str]]) -> Iterator[Path]:
-    """All files that can be read, in folders of any depth; links to folders are not followed, since they may meet."""
-    places = [place]
+def _below(folder: Path, left_out: dict[str, list[str]]) -> Iterator[Path]:
+    """All files that can be read, in folders of any depth; links to folders are not followed, since they may meet, but
+    those that are train and test themselves."""
+    tops = [path for path in _entries(folder, folders=True) if path.name in _SPLITS]
+    tops = tops if len(tops) == len(_SPLITS) else []
+    places = [folder]
     while places:
         entries = _entries(places.pop())
-        folders = [path for path in entries if path.is_dir() and not path.is_symlink()]
+        folders = [path for path in entries if path.is_dir() and (not path.is_symlink() or path in tops)]
         files = [path for path in entries if _is_cloud(path)]
         _leave_out(folder, [path for path in entries if path not in {*folders, *files}], left_out)
         yield from files
@@ -182,7 +208,7 @@ def source_with_parts(root: str, split: str, num_points: int, variant: str | Non
     found = both[_SPLITS.index(split)]
     files = [file for one in both for file in one.files]
     parts, numbers = find_parts(
-        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), _say
+        found.path, found.class_names, files, np.concatenate([one.labels for one in both]), say_once
     )
     items = [(file, found.class_names[label], numbers[label])
              for file, label in zip(found.files, found.labels, strict=True)]  # fmt: skip
@@ -269,12 +295,8 @@ def _leave_out(folder: Path, paths: Sequence[Path], left_out: dict[str, list[str
 def _note(folder: Path, left_out: Mapping[str, Sequence[str]]) -> None:
     if left_out:
         kinds = ", ".join(f"{len(paths)} {name}" for name, paths in sorted(left_out.items()))
-        _say(f"note: {folder}: left out: {kinds} (make data WHAT=inspect lists them); read are {' '.join(SUFFIXES)}")
-
-
-@functools.cache  # the same for both splits
-def _say(note: str) -> None:
-    print(printable(note), file=sys.stderr)
+        read = " ".join(SUFFIXES)
+        say_once(f"note: {folder}: left out: {kinds} (make data WHAT=inspect lists them); read are {read}")
 
 
 def _read_labelled(item: tuple[Path, str, Mapping[int, int]], up: str) -> Cloud:

@@ -10,6 +10,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             in the order of their numbers every fifth, from the first, the second, ... on.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, a damaged file, a point whose part is not one of
-            its category.
+        DataError: an unknown variant, nothing found, a damaged file, a point whose part is not one of its category.
     """
     folds = [f"fold{number}" for number in range(FOLDS)]
     if variant not in (None, *folds):
@@ -64,7 +64,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     files = [where] if where.is_file() else sorted(where.glob("labeled_psb*.npz"))
     packs = [] if where.is_file() else sorted(where.glob(f"labeled_psb_{folds[fold]}*.h5"))
     if packs or (where.is_file() and not zipfile.is_zipfile(where)):
-        found = packed.source(packs[0] if packs else where, split)
+        found = packed.source(packed.with_points(packs, split, num_points) if packs else where, split)
         with reading(found.path, "objects named <category>/<number>"):
             same = len(_rows(found.object_names, fold, split)) == len(found)
         if not same:
@@ -75,14 +75,10 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     else:
         raise DataError(f"The Labeled Princeton Segmentation Benchmark was not found.\nLooked for labeled_psb*.npz in "
                         f"{where.resolve()}.\n{BY_REQUEST['labeled_psb']}")  # fmt: skip
-    if found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
-        )
     if variant is None and split == "test":
         print(f"note: {found.path}: tested on is {DEFAULT}, every fifth object: data.variant says otherwise",
               file=sys.stderr)  # fmt: skip
-    return found
+    return replace(found, variant=folds[fold])
 
 
 def _open(file: Path, split: str, fold: int) -> Source:

@@ -81,7 +81,7 @@ def _some(names: list[str]) -> str:
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
-    """A split of ModelNet40, y up, from the first layout in `ACCEPTED` that has enough points.
+    """A split of ModelNet40, y up, from the first layout in `ACCEPTED` that has enough points, else that with the most.
 
     Args:
         root: a folder that holds the data (also one or two levels down, as other codebases have it), or a packed file.
@@ -90,7 +90,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         variant: a layout of `ACCEPTED`; None for any.
 
     Raises:
-        DataError: nothing found, too few points, damaged files.
+        DataError: nothing found, damaged files.
     """
     if variant not in (None, *_LAYOUTS):
         raise DataError(f"data.variant: expected one of {', '.join(_LAYOUTS)} for modelnet40, found {variant!r}")
@@ -108,10 +108,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             return found
         largest = max(filter(None, (largest, found)), key=lambda one: one.num_points)
     if largest:
-        raise DataError(
-            f"{largest.path}: an object has {largest.num_points} points, data.num_points asks for {num_points}: "
-            "lower it, or use a source with more points"
-        )
+        return largest
     raise DataError(
         f"ModelNet40 was not found.\nLooked in {Path(root).resolve()} and its folders {', '.join(_FOLDERS[1:])} for "
         f"{'one of' if variant is None else f'data.variant={variant} of'}\n{ACCEPTED}\n"
@@ -136,7 +133,7 @@ def open_fold(path: Path, split: str, fold: few_shot.Fold, num_points: int) -> S
 
 def _candidates(root: Path, variant: str | None) -> Iterator[Callable[[str], Source]]:
     """The layouts that are there, the most trusted first: of each a function from the split to its source."""
-    if root.is_file():
+    if root.is_file() and variant in (None, "packed"):
         yield functools.partial(packed.source, root)
         return
     folders = [root / name for name in _FOLDERS]

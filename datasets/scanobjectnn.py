@@ -116,16 +116,18 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             background as in "pb_t50_r/split2_nobg"; None for the hardest, "pb_t50_rs", which the field reports most.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, damaged files.
+        DataError: an unknown variant, nothing found, damaged files.
     """
     name, folder = _parse(variant or DEFAULT)
     title, places = _title(name, folder), [Path(root, place) for place in _FOLDERS]
     if Path(root).is_file():
-        found = packed.source(Path(root), split, normalize=name == RAW)
+        found = packed.source(Path(root), split, name == RAW, None, variant and slug(variant), _KNOWN)
         if variant:
             found = replace(found, layout=f"{found.layout}, {title}")
     elif packs := [path for place in places for path in _packs(place) if _packs(place)[path] == (name, folder)]:
-        found = packed.source(packs[0], split, normalize=name == RAW)
+        found = packed.source(
+            packed.with_points(packs, split, num_points), split, name == RAW, None, slug(variant), _KNOWN
+        )
         found = replace(found, layout=f"{found.layout}, {title}")
     elif name == RAW and (objects := _raw_folders(places)):
         found = _open_raw(objects[0], split, title, SPLITS[folder])
@@ -140,10 +142,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         raise DataError(
             f"ScanObjectNN ({title}) was not found{there}\nLooked for {wanted} in {Path(root).resolve()} and its "
             f"folders {', '.join(_FOLDERS[1:])}.\n{BY_REQUEST['scanobjectnn']}"
-        )
-    if found.num_points and found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
         )
     if found.point_labels:
         found = replace(found, parts=found.parts or PARTS)
@@ -227,6 +225,7 @@ def _open_raw(folder: Path, split: str, title: str, lists: tuple[str, ...]) -> S
         lambda count: map(read_raw, files),
         point_labels=True,
         left_out={f"not in {where.name}": others} if others else {},
+        variant=title.replace("/", "-"),
     )
 
 
@@ -254,7 +253,7 @@ def _open(file: Path, variant: str) -> Source:
     objects = tuple(f"{file.stem}/{index}" for index in range(len(labels)))
     return Source(
         f"ScanObjectNN, {variant}", file, (file,), CLASSES, objects, labels, shape[1], clouds, False,
-        point_labels=bool(mask),
+        point_labels=bool(mask), variant=variant.replace("/", "-"),
     )  # fmt: skip
 
 

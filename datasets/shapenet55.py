@@ -54,14 +54,15 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         variant: there are none, so None.
 
     Raises:
-        DataError: a variant, nothing found, too few points, damaged lists, files that are missing or damaged.
+        DataError: a variant, nothing found, damaged lists, files that are missing or damaged.
     """
     if variant is not None:
         raise DataError(f"data.variant: shapenet55 has no variants, found {variant!r}: leave it out")
     places = [Path(root, folder) for folder in _FOLDERS]
     packs = [path for place in places for path in sorted(place.glob("shapenet55*.h5"))]
     if Path(root).is_file() or packs:
-        found = packed.source(Path(root) if Path(root).is_file() else packs[0], split)
+        file = Path(root) if Path(root).is_file() else packed.with_points(packs, split, num_points)
+        found = packed.source(file, split)
     else:
         lists = [place for place in places if all((place / f"{name}.txt").is_file() for name in SIZES)]
         both = [(place, one) for place in lists for one in (place / _CLOUDS, place.absolute().parent / _CLOUDS)
@@ -73,10 +74,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
                 f"{', '.join(_FOLDERS[1:])}.\n{BY_REQUEST['shapenet55']}"
             )
         found = _open(*both[0], split)
-    if found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
-        )
     if problems := check_split(found, split):
         print(f"note: {found.path}: {'; '.join(problems)} in {split}", file=sys.stderr)
     return found

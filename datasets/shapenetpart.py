@@ -83,10 +83,10 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             on; "official_val": train is trained on, and val is tested on.
 
     Raises:
-        DataError: an unknown variant, nothing found, too few points, damaged lists or files, a point whose part is not
-            one of its category.
+        DataError: an unknown variant, nothing found, damaged lists or files, a point whose part is not one of its
+            category.
     """
-    variant = variant or DEFAULT
+    asked, variant = variant, variant or DEFAULT
     if variant not in VARIANTS:
         raise DataError(f"data.variant: expected one of {', '.join(VARIANTS)} for shapenetpart, found {variant!r}")
     places = [Path(root, top, folder) for top in ("", "ShapeNetPart", "shapenetpart") for folder in _FOLDERS]
@@ -94,7 +94,8 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     texts = [place for place in places if (place / "train_test_split").is_dir()]
     files = [place for place in places if any(place.glob("ply_data_train*.h5"))]
     if Path(root).is_file() or packs:
-        found = packed.source(Path(root) if Path(root).is_file() else packs[0], split)
+        file = Path(root) if Path(root).is_file() else packed.with_points(packs, split, num_points)
+        found = packed.source(file, split, variant=asked, variants=VARIANTS)
     elif texts:
         found = _open_text(texts[0], split, variant)
     elif files:
@@ -104,10 +105,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
             f"ShapeNetPart was not found.\nLooked for train_test_split/shuffled_train_file_list.json and "
             f"ply_data_train0.h5 in {Path(root).resolve()}, its folders {', '.join(_FOLDERS[1:])}, and the same in "
             f"ShapeNetPart.\n{BY_REQUEST['shapenetpart']}"
-        )
-    if found.num_points and found.num_points < num_points:
-        raise DataError(
-            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
         )
     if len(found) not in (expected := SIZES[variant][split]):
         note = f"{counted(len(found), 'object')} in {split}, the official split of {variant} has {expected[0]}"
@@ -152,7 +149,7 @@ def _open_text(folder: Path, split: str, variant: str) -> Source:
     labels = np.array([one.category for one in mine], np.int64)
     return Source(f"ShapeNetPart, {variant}", folder, where, tuple(names[0] for names in CATEGORIES.values()),
                   tuple(f"{one.synset}/{one.name}" for one in mine), labels, None, clouds, point_labels=True,
-                  parts=PARTS)  # fmt: skip
+                  parts=PARTS, variant=variant)  # fmt: skip
 
 
 def _names(file: Path) -> list[tuple[str, str]]:
@@ -275,4 +272,4 @@ def _open_hdf5(folder: Path, split: str, variant: str) -> Source:
 
     return Source(f"ShapeNetPart HDF5, {variant}", folder, tuple(files), tuple(one[0] for one in CATEGORIES.values()),
                   tuple(objects), np.concatenate(categories), min(sizes), clouds, point_labels=True,
-                  parts=PARTS)  # fmt: skip
+                  parts=PARTS, variant=variant)  # fmt: skip

@@ -15,7 +15,6 @@ from numpy.random import Generator
 from pointewa.datasets import surfaces
 from pointewa.datasets.source import Cloud, Source
 from pointewa.datasets.surfaces import Surface, at, box, ellipsoid, frustum, rotation, torus
-from pointewa.errors import DataError
 from pointewa.models.parts import Parts
 
 NUM_POINTS = 1024
@@ -300,11 +299,7 @@ def _permutation(rng: Generator, n: int) -> np.ndarray:
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
     """A split of the procedural set; ``root`` is not used. The splits draw from different random streams, an object's
-    from its own.
-
-    Raises:
-        DataError: more points asked for than an object has.
-    """
+    from its own."""
     found = source_with_parts(root, split, num_points, variant)
 
     def clouds(count: int) -> Iterator[Cloud]:
@@ -315,8 +310,6 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
     """`source`, with the parts of the points."""
-    if num_points > NUM_POINTS:
-        raise DataError(f"shapes: an object has {NUM_POINTS} points, data.num_points asks for {num_points}: lower it")
     names = list(CLASSES)
     labels = np.arange(PER_CLASS[split] * len(names)) % len(names)
     parts = [(part, label) for label, name in enumerate(names) for part in PARTS[name]]

@@ -6,7 +6,6 @@ reports the weighted F1, averaged over the folds. 43 objects of 12 more classes 
 z points down in the files, which are in metres about the sensor; an object has 13 to 13,704 points, from one side.
 """
 
-import functools
 import re
 import sys
 import zipfile
@@ -19,7 +18,7 @@ import torch
 
 from pointewa.datasets import packed
 from pointewa.datasets.inspect.download import BY_REQUEST
-from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source, say_once
 from pointewa.errors import DataError
 from pointewa.ops import turn_up
 from pointewa.safe.files import printable, reading
@@ -83,7 +82,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Args:
         root: a folder that holds one of `ACCEPTED`, or one of these itself.
         split: "train" for three folds, "test" for the other one.
-        num_points: ignored, since clouds with fewer points repeat theirs.
+        num_points: how many points an object must have in packed files; other clouds with fewer repeat theirs.
         variant: the fold to test on, one of `FOLDS`; None for the first, with a note.
 
     Raises:
@@ -94,9 +93,9 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     path = Path(root)
     packs = [path] if path.suffix == ".h5" else sorted(path.glob(f"sydney_{variant or FOLDS[0]}*.h5"))
     if packs:
-        return _packed(packs[0], split, variant)
+        return _packed(packed.with_points(packs, split, num_points), split, variant)
     if variant is None:
-        _say(f"note: data.variant does not say which fold is the test set: {FOLDS[0]} of {', '.join(FOLDS)}")
+        say_once(f"note: data.variant does not say which fold is the test set: {FOLDS[0]} of {', '.join(FOLDS)}")
     variant = variant or FOLDS[0]
     layout, place, found = _find(path)
     testing = FOLDS.index(variant)
@@ -111,7 +110,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     made = Source(
         f"{layout}, {variant}", place, tuple(found.files), CLASSES, tuple(found.names[index] for index in chosen),
         np.array([CLASSES.index(found.classes[index]) for index in chosen]), None, clouds, up=UP,
-        left_out=found.left_out,
+        left_out=found.left_out, variant=variant,
     )  # fmt: skip
     if problems := check_split(made, split):
         more = ", ..." * (len(problems) > 1)
@@ -119,18 +118,14 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     return made
 
 
-@functools.cache  # the same for both splits
-def _say(note: str) -> None:
-    print(note, file=sys.stderr)
-
-
 def _packed(file: Path, split: str, variant: str | None) -> Source:
-    if variant and not file.name.startswith(f"sydney_{variant}"):
+    found = packed.source(file, split, variants=FOLDS)
+    if variant and found.variant != variant:
         raise DataError(
-            f"data.variant={variant}: {file} has the folds as they were divided when it was packed, and is not called "
-            f"sydney_{variant}...h5: leave the key out, or point DATA_ROOT at the data set"
+            f"data.variant={variant}: {file} has the folds as they were divided when it was packed, and does not say "
+            f"that it is of {variant}: leave the key out, or point DATA_ROOT at the data set"
         )
-    return packed.source(file, split)
+    return found
 
 
 def _find(root: Path) -> tuple[str, Path, _Found]:
@@ -216,6 +211,7 @@ def _open_npz(file: Path) -> _Found:
             raise ValueError(f"offset: expected rising numbers from 0 to {len(xyz)}")
         if classes.ndim != 1 or not {classes.dtype.kind, names.dtype.kind} <= {"U", "S"}:
             raise ValueError("classes, name: expected lists of text")
+        classes, names = classes.astype("U"), names.astype("U")
         if not count or label.min() < 0 or label.max() >= len(classes):
             raise ValueError(f"label: expected 0 to {len(classes) - 1}")
         of = [printable(str(classes[one])) for one in label.tolist()]

@@ -46,6 +46,7 @@ SHORTER = {
     "train": [
         "train.epochs=1",
         "train.warmup_epochs=0",
+        "train.warmup_fraction=null",
         "train.device=cpu",
         "train.batch_size=32",
         "run.report=false",

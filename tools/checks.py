@@ -149,19 +149,21 @@ def keeps_freed_memory() -> bool | None:
 
 def data_sets(config: Config) -> Iterator[Finding]:
     """Where each known set is, by the code that training uses, within `SECONDS`."""
-    chosen, found, labelled = config.data, {}, task_class(config.train.task).needs_labels
+    chosen, found, task = config.data, {}, task_class(config.train.task)
+    own = {"num_points": chosen.num_points, "variant": chosen.variant, "background": chosen.background,
+           "normalize": chosen.normalize, "labelled": task.needs_labels, "parts": task.point_labels}  # fmt: skip
 
     def look() -> None:
         for name in sorted(datasets.NAMES, key=lambda name: name != chosen.name):
             try:
-                own = {"variant": chosen.variant, "background": chosen.background, "labelled": labelled}
-                source = datasets.open_source(name, chosen.root, "test", 1, **(own if name == chosen.name else {}))
+                source = datasets.open_source(name, chosen.root, "test", **(own if name == chosen.name else {}))
                 found[name] = True, f"{source.layout}, {counted(len(source), 'test object')}, {source.path}"
             except Exception as error:  # unexpected files of one set must not hide the others
                 known, others = isinstance(error, DataError), getattr(datasets.NAMES[name], "variants_at", None)
                 found[name] = False, first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
-                if others and name != chosen.name and (there := others(chosen.root)):
-                    found[name] = True, f"with data.variant={' or '.join(there)}"
+                with suppress(Exception):
+                    if others and name != chosen.name and (there := others(chosen.root)):
+                        found[name] = True, f"with data.variant={' or '.join(there)}"
 
     with redirect_stderr(io.StringIO()):  # notes of the data modules
         thread = threading.Thread(target=look, daemon=True)  # left running if a set is very large

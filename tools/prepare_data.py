@@ -22,7 +22,6 @@ from pointewa.config import Config
 from pointewa.datasets import packed
 from pointewa.datasets.inspect import report
 from pointewa.datasets.inspect.download import download
-from pointewa.datasets.layouts import scanobjectnn, sydney
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import ConfigError, DataError, counted
@@ -171,13 +170,7 @@ def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str
     points = args.points or (min(available) if available else _MESH_POINTS)
     if available and points > min(available):
         raise DataError(f"--points: {found['train'].path}: an object has {min(available)}, found {points}: lower it")
-    variant = ""
-    if data.name == "scanobjectnn":
-        variant = f"_{scanobjectnn.slug(data.variant)}"
-    elif data.name == "sydney":
-        variant = f"_{data.variant or sydney.FOLDS[0]}"
-    elif default := getattr(datasets.NAMES[data.name], "DEFAULT", None):
-        variant = f"_{data.variant or default}"
+    variant = f"_{found['train'].variant}" if found["train"].variant else ""
     if data.background == "drop":
         variant = f"_without_background{variant}"  # not the name under which the complete set is found
     if data.normalize != "auto":

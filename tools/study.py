@@ -35,6 +35,7 @@ from pointewa.study.figures import mixed_precision
 from pointewa.study.queue import Outcome, QueueProgress, work
 from pointewa.study.report import check_place, table, write_report
 from pointewa.tools import cli
+from pointewa.train.build import task_of_run
 from pointewa.train.progress import say
 
 TRAIN = (sys.executable, "-m", "pointewa", "train")
@@ -46,9 +47,15 @@ def train(
     """Train those of the runs that are not finished.
 
     Raises:
+        ConfigError: a run that cannot start.
         CheckpointError: another process works on this study.
         Stopped: by SIGTERM or SIGINT; the trainings have saved and ended.
     """
+    for run in runs:
+        try:
+            task_of_run(run.config, run.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{run.name}: {error}") from error
     study.folder.mkdir(parents=True, exist_ok=True)
     with Lock(study.folder), QueueProgress(console, study.name, runs, jobs) as progress:
         progress.say(f"{study.name}: {progress.state()}")

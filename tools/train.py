@@ -23,8 +23,9 @@ from pointewa.errors import ConfigError, Stopped, UserError, first_line
 from pointewa.inference import page
 from pointewa.runs.folder import find_run
 from pointewa.runs.summary import SUMMARY, after_training, fold_text, read_summary
-from pointewa.tasks import task_class, task_of
+from pointewa.tasks import task_of
 from pointewa.tools import cli
+from pointewa.train.build import task_of_run
 from pointewa.train.device import memory_advice
 from pointewa.train.distributed import World, launch, launched, process_group
 from pointewa.train.progress import say
@@ -45,7 +46,7 @@ def train(config: Config, world: World, console: Console) -> dict[str, Any]:
     if summary:
         say(console, f"{folder} is finished already; run.overwrite=true starts it over")
         return summary
-    task_class(config.train.task)(config)  # refuses what does not fit before the data is read
+    task_of_run(config, folder)  # refuses what does not fit before the data is read
     trainer = world.first_then_others(lambda: Trainer(config, training_data(config, world), folder, console, world))
     settles = any(isinstance(module, torch.nn.BatchNorm1d) for module in trainer.model.modules())
     if settles and trainer.total_steps < SETTLED and not trainer.resumed:

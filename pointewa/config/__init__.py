@@ -3,9 +3,9 @@
 Unknown keys and values of a wrong type are errors that name the key.
 """
 
-from pointewa.config.files import differences, find_config, flat, load_config, read_yaml, to_yaml
+from pointewa.config.files import differences, find_config, load_config, read_yaml, to_yaml
 from pointewa.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-from pointewa.config.values import build_architecture, decoder_of, save_interval
+from pointewa.config.values import build_architecture, check_used, decoder_of, flat, model_error, save_interval
 
 __all__ = [
     "Config",
@@ -13,11 +13,13 @@ __all__ = [
     "ModelConfig",
     "TrainConfig",
     "build_architecture",
+    "check_used",
     "decoder_of",
     "differences",
     "find_config",
     "flat",
     "load_config",
+    "model_error",
     "read_yaml",
     "save_interval",
     "to_yaml",

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pointewa.clone import CONFIGS
 from pointewa.config.schema import Config
-from pointewa.config.values import check_values, expected
+from pointewa.config.values import check_values, expected, flat
 from pointewa.errors import ConfigError, first_line
 from pointewa.safe.yaml_files import load_yaml
 
@@ -87,11 +87,6 @@ def differences(config: Config, other: Config, ignore: Iterable[str] = ()) -> li
     """Keys in which two configurations differ, as ``"key: value -> other value"``."""
     mine, theirs = flat(config), flat(other)
     return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in ignore]
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """All values of a configuration by their full keys, such as "train.lr"."""
-    return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
 
 
 def read_yaml(path: Path) -> Any:

@@ -110,7 +110,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
     lr: NonNegative = 5e-4
     min_lr: NonNegative = 1e-6  # where the warm-up starts and the cosine ends
-    warmup_epochs: NonNegative | None = None  # None: by warmup_fraction
+    warmup_epochs: NonNegative | None = None  # None: by warmup_fraction; not both
     warmup_fraction: Fraction | None = None  # of the epochs; None: a thirtieth, the usual 10 of 300
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
     momentum: Fraction = 0.9  # of SGD and Muon
@@ -133,7 +133,7 @@ class TrainConfig:
 class TaskConfig:
     """What only some tasks know; each names the tasks."""
 
-    tokenizer: str | None = None  # masked_point_modeling: the run of a tokenizer, which gives the tokens
+    tokenizer: str | None = None  # masked_point_modeling: the run of a tokenizer, or Point-BERT's dVAE.pth
     mask_ratio: list[Fraction] = field(default_factory=lambda: [0.25, 0.45])  # masked_point_modeling: limits of the
     # fraction of the patches, drawn for each cloud
     mask_rand: bool = False  # masked_point_modeling: mask each patch by itself, not a block of neighbours

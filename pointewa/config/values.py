@@ -4,8 +4,9 @@ import difflib
 import functools
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,12 +42,52 @@ def build_architecture(config: ModelConfig) -> Architecture:
     try:
         return Architecture(**values)
     except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
+        raise model_error(error) from error
+
+
+def model_error(error: ValueError) -> ConfigError:
+    """What a model refuses, by the key that it is of: ``model.preset`` sets those of its sizes that have no key."""
+    name = str(error).split(maxsplit=1)[0]
+    if name in ModelConfig.__dataclass_fields__:
+        return ConfigError(f"model.{error}")
+    return ConfigError(f"model.preset: {error}" if name in Architecture.__dataclass_fields__ else f"model: {error}")
 
 
 def decoder_of(config: ModelConfig) -> str:
     """The decoder of a part segmentation, as `pointewa.models.PointTransformerSegmenter` knows it."""
     return config.decoder or PRESET_DECODERS.get(config.preset, "light")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All values of a configuration by their full keys, such as "train.lr"."""
+    return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
+
+
+# Which keys a task reads of those that not all of them do; `pointewa.tasks.base.Task.reads` names them.
+_OF_SOME_TASKS = ("model.", "task.", "train.label_smoothing", "data.img_size")
+
+
+def check_used(config: Config, task: str, reads: Collection[str]) -> None:
+    """Refuse keys that were set and have no effect on a new training. Runs of earlier versions may have them.
+
+    Args:
+        config: the configuration.
+        task: the name of its task.
+        reads: the keys that this task reads, of those that not every task does.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    train, defaults = config.train, flat(Config())
+    if train.warmup_epochs is not None and train.warmup_fraction is not None:
+        raise ConfigError(f"train.warmup_fraction: train.warmup_epochs={train.warmup_epochs:g} decides, found "
+                          f"{train.warmup_fraction:g} too: set one of them to null")  # fmt: skip
+    for key, value in flat(config).items():
+        if not key.startswith(_OF_SOME_TASKS) or key in ("model.preset", *reads) or value == defaults[key]:
+            continue
+        alike = [one for one in reads if one.split(".")[1] == key.split(".")[1]]
+        instead = f"set {alike[0]} instead" if alike else "leave it out"
+        raise ConfigError(f"{key}: {task} does not read it, found {reprlib.repr(value)}: {instead}")
 
 
 def save_interval(config: TrainConfig) -> tuple[int, float]:

@@ -65,7 +65,8 @@ class Clouds(ABC):
 
     @abstractmethod
     def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> Self:
-        """The same clouds with other labels int64 ``[N]``, of other classes."""
+        """The same clouds with other labels int64 ``[N]``, of other classes; without the parts of their points, which
+        count by the classes that they had."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
@@ -211,8 +212,9 @@ class PointClouds(Clouds):
         )
 
     def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "PointClouds":
-        """The same clouds with other labels."""
-        return replace(self, labels=labels.to(self.labels.device), class_names=class_names)
+        """The same clouds with other labels, and without those of their points."""
+        labels = labels.to(self.labels.device)
+        return replace(self, labels=labels, class_names=class_names, point_labels=None, parts=None)
 
     def to(self, device: torch.device | str) -> "PointClouds":
         """The clouds on a device."""

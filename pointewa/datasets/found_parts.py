@@ -96,6 +96,8 @@ def _listed(file: Path, class_names: Sequence[str]) -> list[dict[int, str]]:
                 raise ValueError(f"{name}: expected names of parts")
             if not all(str(label).isdecimal() and len(str(label)) < 10 for label in mine):
                 raise ValueError(f"{name}: expected labels, whole numbers from 0 up, found {', '.join(map(str, mine))}")
+            if len(set(map(int, mine))) < len(mine):
+                raise ValueError(f"{name}: expected each label once, found {', '.join(mine)}")
             result.append({int(label): part for label, part in mine.items()})
         return result
 

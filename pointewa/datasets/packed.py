@@ -4,14 +4,16 @@ Groups ``train`` and ``test``, each with ``data`` ``[n, P, 3]`` (float32, or int
 ``add_offset``), ``label`` ``[n]``, ``name`` ``[n]``, and in sets that have them ``point_labels`` ``[n, P]``.
 Attributes of the file: ``shape_names``, and in files that `write` made ``order`` ("fps": farthest-point order),
 ``normalized`` or ``centered``, and ``up``, the axis that points up in the files that they were made of (in the clouds
-it is y); where the point labels count parts, also ``part_names`` and ``part_classes`` (`pointewa.models.parts.Parts`);
-of a group ``sha256`` of its contents and ``distinct``, the most points that an object has before they start over.
+it is y); where the set has variants, ``variant``; where the point labels count parts, also ``part_names`` and
+``part_classes`` (`pointewa.models.parts.Parts`); of a group ``sha256`` of its contents and ``distinct``, the most
+points that an object has before they start over.
 
 Files written before there were point labels have a bool ``mask`` ``[n, P]`` in their place: it is read as the labels
 1 (the object) and 0 (its background).
 """
 
 import hashlib
+import re
 import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,10 +28,10 @@ import torch
 from torch import Tensor
 
 from pointewa.datasets.base import Clouds, Labelled, PointClouds, check_labels, check_parts
-from pointewa.datasets.source import Cloud, Source, chunks
+from pointewa.datasets.source import Cloud, Source, chunks, say_once
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
-from pointewa.ops import UP_AXES, up_word
+from pointewa.ops import UP_AXES, distinct, up_word
 from pointewa.safe.files import atomic_write
 from pointewa.safe.hdf5 import dataset, open_hdf5, read_labels
 
@@ -53,6 +55,8 @@ def write(path: Path, splits: dict[str, tuple[Source, int, Iterable[Cloud]]], in
         for split, (source, count, clouds) in splits.items():
             h5.attrs["shape_names"], h5.attrs["normalized"] = _bytes(source.class_names), source.normalize
             h5.attrs["up"] = source.up
+            if source.variant is not None:
+                h5.attrs["variant"] = source.variant
             if source.parts is not None:
                 h5.attrs["part_names"], h5.attrs["part_classes"] = _bytes(source.parts.names), source.parts.classes
             if source.centered:
@@ -124,6 +128,7 @@ class Split:
     up: str | None  # the axis that points up in the files that it was made of; None if it does not say
     parts: Parts | None
     centered: bool = False
+    variant: str | None = None  # of the data set, where the file says it
 
     @property
     def packed_as(self) -> str | None:
@@ -203,12 +208,19 @@ def open_split(path: Path, split: str, trusted: bool = False) -> Split:
             _up(path, h5.attrs.get("up")),
             _parts(path, h5.attrs, len(names)),
             bool(h5.attrs.get("centered", False)),
+            _variant(path, h5.attrs.get("variant")),
         )
 
 
 def _up(path: Path, found: Any) -> str | None:
     if found is not None and str(found) not in UP_AXES:
         raise DataError(f"{path}: attribute up: expected one of {', '.join(UP_AXES)}, found {reprlib.repr(found)}")
+    return found and str(found)
+
+
+def _variant(path: Path, found: Any) -> str | None:
+    if found is not None and not re.fullmatch(r"[\w-]{1,99}", str(found)):  # a part of the names of files
+        raise DataError(f"{path}: attribute variant: expected a name, found {reprlib.repr(found)}")
     return found and str(found)
 
 
@@ -225,7 +237,14 @@ def _parts(path: Path, attributes: Mapping[str, Any], num_classes: int) -> Parts
     return parts
 
 
-def source(path: Path, split: str, normalize: bool = True, up: str | None = None) -> Source:
+def source(
+    path: Path,
+    split: str,
+    normalize: bool = True,
+    up: str | None = None,
+    variant: str | None = None,
+    variants: Iterable[str] = (),
+) -> Source:
     """A split of a packed file as a source.
 
     Args:
@@ -233,18 +252,31 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
         split: "train" or "test".
         normalize: clouds are to be centred and scaled.
         up: the axis that is said to point up in the files that it was made of; None for what it says, else y.
+        variant: the variant that it is said to be of; None for what it says. A note says that it says none.
+        variants: all of the set, the longer ones first: files that were packed before the variant was kept in them say
+            it by their names.
 
     Raises:
-        DataError: as `open_split`, or the file says another axis.
+        DataError: as `open_split`, or the file says another axis or variant.
     """
     packed = open_split(path, split)
     if up and packed.up not in (None, up):
         raise DataError(f"data.variant: {path} was packed as {up_word(packed.up)}, found {up_word(up)}: leave it out")
+    named = (one for one in variants if re.search(rf"(^|_){one}(?![a-z])", path.name))
+    of = next(named, None) if packed.variant is None else packed.variant
+    if variant and of is None:
+        say_once(f"note: {path} does not say of which variant it is: taken for {variant}")
+    elif variant not in (None, of):
+        raise DataError(f"data.variant: {path} was packed of {of}, found {variant}: leave it out, or point DATA_ROOT "
+                        "at the data set")  # fmt: skip
 
     def clouds(count: int) -> Iterator[Cloud]:
         for start in range(0, packed.shape[0], 64):
             points, labels = packed.read(slice(start, start + 64), packed.shape[1])
-            yield from map(Cloud, points, [None] * len(points) if labels is None else labels)
+            for index, one in enumerate(points):
+                # Where an object has fewer points than the others, `prepare` has repeated them.
+                own = distinct(torch.from_numpy(one)) if packed.packed_as else len(one)
+                yield Cloud(one[:own], None if labels is None else labels[index, :own])
 
     return Source(
         "packed HDF5",
@@ -261,7 +293,22 @@ def source(path: Path, split: str, normalize: bool = True, up: str | None = None
         parts=packed.parts,
         up=packed.up or up or "y",
         packed_as=packed.packed_as,
+        variant=of or variant,
     )
+
+
+def with_points(paths: Iterable[Path], split: str, num_points: int) -> Path:
+    """The first of some packed files whose objects have ``num_points`` points, else that with the most.
+
+    Raises:
+        DataError: as `open_split`.
+    """
+    sizes = {}
+    for path in paths:
+        sizes[path] = open_split(path, split).shape[1]
+        if sizes[path] >= num_points:
+            return path
+    return max(sizes, key=sizes.get)
 
 
 def resident(packed: Split, count: int, rows: Sequence[int] | None = None) -> PointClouds:
@@ -382,8 +429,8 @@ class StreamedClouds(Clouds):
         return replace(self, rows=self.rows[indices], labels=self.labels[indices.to(self.labels.device)])
 
     def relabelled(self, labels: Tensor, class_names: tuple[str, ...]) -> "StreamedClouds":
-        """The same clouds with other labels."""
-        packed = replace(self.packed, class_names=class_names)
+        """The same clouds with other labels, and without those of their points."""
+        packed = replace(self.packed, class_names=class_names, point_labels=None, parts=None)
         return replace(self, packed=packed, labels=labels.to(self.labels.device))
 
     def to(self, device: torch.device | str) -> "StreamedClouds":

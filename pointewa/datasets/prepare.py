@@ -79,10 +79,8 @@ def originals(source: Source, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """
     for index, cloud in enumerate(source.clouds(count)):
         check(cloud, source, index)
-        points, labels = cloud.points[: cloud.distinct], cloud.point_labels[: cloud.distinct]
-        if not source.ordered:
-            points = normalized(points, source.normalization)
-        yield torch.from_numpy(np.array(points, np.float32)), torch.from_numpy(np.array(labels, np.int64))
+        points = cloud.points if source.ordered else normalized(cloud.points, source.normalization)
+        yield torch.from_numpy(np.array(points, np.float32)), torch.from_numpy(np.array(cloud.point_labels, np.int64))
 
 
 def normalized(points: np.ndarray, how: str = "unit_sphere") -> np.ndarray:
@@ -132,7 +130,8 @@ def prepared(name: str, split: str, source: Source, count: int, asked: int) -> p
     files = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in source.files]
     key = [_VERSION, files, source.layout, split, count, source.normalize, method()]
     key += ["centered"] if source.centered else []
-    key = json.dumps(key if source.num_points else [*key, "distinct"])  # caches written before did not hold it
+    same = source.num_points and not source.packed_as  # all objects have as many points, of which none is repeated
+    key = json.dumps(key if same else [*key, "distinct"])  # caches written before did not hold it
     path = cache_dir() / f"{name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.h5"
     if path.is_file():
         try:

@@ -63,15 +63,23 @@ def open_source(
         raise DataError(f'split: expected "train" or "test", found {split!r}')
     module = NAMES[name]
     hook = "source_with_parts" if parts else "source" if labelled else "unlabelled"
-    found = getattr(module, hook, module.source)(root, split, num_points, variant)
+    found = getattr(module, hook, module.source)(root, split, num_points, variant).normalized_as(normalize)
+    if found.num_points and found.num_points < num_points:
+        raise DataError(
+            f"{found.path}: an object has {found.num_points} points, data.num_points asks for {num_points}: lower it"
+        )
+    has_parts = found.parts is not None
+    if background == "drop":  # last: a packed file of what is left is not ready-made, however it was normalised
+        if not hasattr(module, "without_background"):
+            raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
+        found = module.without_background(found)
     if parts and found.parts is None:
+        if has_parts:
+            raise DataError(f"data.background=drop: what is left of {found.path} has no parts of objects: set it to "
+                            "keep")  # fmt: skip
         raise DataError(f"data.name: {name} does not tell the parts of objects ({found.path}): set a data set with "
                         "labelled points, such as shapes")  # fmt: skip
-    if background == "keep":
-        return found.normalized_as(normalize)
-    if not hasattr(module, "without_background"):
-        raise DataError(f"data.background=drop: {name} does not tell objects from their background: set it to keep")
-    return module.without_background(found).normalized_as(normalize)
+    return found
 
 
 def fold_file(name: str, root: str, fold: Fold, variant: str | None = None, background: str = "keep") -> Path | None:

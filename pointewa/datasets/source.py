@@ -1,6 +1,8 @@
 """A split as its files have it, before it is prepared: what every layout of every data set is turned into."""
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +19,7 @@ from rich.progress import track
 from pointewa.datasets.base import check_labels
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
+from pointewa.safe.files import printable
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -43,7 +46,8 @@ class Source:
         class_names: C names.
         object_names: N names.
         labels: int64 ``[N]``.
-        num_points: points that every object has; None if they differ, or are sampled in any number (meshes).
+        num_points: points that every object has, in a packed file with those that repeat others; None if they differ,
+            or are sampled in any number (meshes).
         clouds: returns a fresh iterator over all objects in order. Its argument is how many points will be kept, for
             sources that sample.
         normalize: clouds are to be centred and scaled to largest norm 1.
@@ -55,6 +59,8 @@ class Source:
             `pointewa.datasets.images`.
         up: the axis that points up in the files; in the clouds it is y.
         left_out: what is there and is not read: names of files and folders by their kind.
+        variant: which of the set's variants it is, as packed files are called; None if there are none, or it is not
+            known.
         packed_as: the `normalization` of clouds that `pointewa.datasets.packed.write` wrote; None of any others.
 
     Raises:
@@ -78,6 +84,7 @@ class Source:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     centered: bool = False
     packed_as: str | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         check_labels(torch.from_numpy(self.labels), self.class_names, self.object_names, self.path)
@@ -91,18 +98,22 @@ class Source:
         return "unit_sphere" if self.normalize else "center" if self.centered else "none"
 
     def normalized_as(self, normalization: str) -> "Source":
-        """The source with another `normalization`, "unit_sphere", "center" or "none"; "auto": as it is.
+        """The source with another `normalization`, "unit_sphere", "center" or "none"; "auto": as it is, or
+        as a packed file has it, whose clouds have lost that.
 
         Raises:
             DataError: images, or a packed file whose clouds have lost what is asked for.
         """
+        lost = {"unit_sphere": ("center", "none"), "center": ("none",)}.get(self.packed_as or "", ())
+        done = "centred and scaled to norm 1" if self.packed_as == "unit_sphere" else "centred"
         if normalization == "auto":
-            return self
+            if self.normalization not in lost:
+                return self
+            say_once(f"note: {self.path}: its clouds were {done} when it was packed, and are used so")
+            normalization = self.packed_as
         if self.images:
             raise DataError(f"data.normalize: {self.path} has images: leave it out")
-        lost = {"unit_sphere": ("center", "none"), "center": ("none",)}.get(self.packed_as or "", ())
         if normalization in lost:
-            done = "centred and scaled to norm 1" if self.packed_as == "unit_sphere" else "centred"
             raise DataError(
                 f"data.normalize={normalization}: the clouds of {self.path} were {done} when it was packed, which "
                 f"cannot be undone: pack it again with data.normalize={normalization}, or leave the key out"
@@ -111,6 +122,12 @@ class Source:
             return self
         unit, centered = normalization == "unit_sphere", normalization == "center"
         return replace(self, normalize=unit, centered=centered, ordered=self.packed_as == normalization)
+
+
+@functools.cache  # the same for both splits
+def say_once(note: str) -> None:
+    """A note on stderr."""
+    print(printable(note), file=sys.stderr)
 
 
 def cores() -> int:

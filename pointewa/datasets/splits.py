@@ -90,9 +90,9 @@ def training_split(config: Config, task: str | None = None) -> tuple[Clouds, Clo
     Raises:
         DataError, ConfigError: see `load_split`.
     """
-    data, held_out = config.data, None
+    data, held_out, task = config.data, None, task or config.train.task
     train = load_split(config, "train", task)
-    check_kind(train, task_class(config.train.task).of_points, f"train.task={config.train.task}")
+    check_kind(train, task_class(task).of_points, f"train.task={task}")
     if data.val_fraction:
         train, held_out = train.split(data.val_fraction, seed=0)
     share = data.train_fraction / (1 - data.val_fraction)  # of what is left

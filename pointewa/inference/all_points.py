@@ -1,19 +1,8 @@
 """From a sample of an object to all of its points."""
 
-import torch
 from torch import Tensor
 
-from pointewa.ops import interpolate
-
-
-def distinct(points: Tensor) -> int:
-    """How many points of ``[P, 3]`` there are before they start over, as those of objects do that have fewer than the
-    others of their set."""
-    for again in (points[1:] == points[0]).all(1).nonzero().squeeze(1).tolist():
-        count = again + 1
-        if torch.equal(points[count:], points[: len(points) - count]):
-            return count
-    return len(points)
+from pointewa.ops import distinct, interpolate
 
 
 def on_all_points(logits: Tensor, sample: Tensor, points: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.models.edge_conv import EdgeConv
+from pointewa.models.layers import pointwise
 from pointewa.models.presets import Architecture
 from pointewa.ops import farthest_point_sample, group, interpolate, knn
 
@@ -65,13 +66,15 @@ class Propagation(nn.Module):
         of_own, of_centers = _split(first, own.shape[-1])
         x = ops.interpolate(points, centers, F.linear(features, of_centers)) + F.linear(own, of_own, first.bias)
         x = _norm_relu(self.mlp_bns[0], x)
-        return _norm_relu(self.mlp_bns[1], F.linear(x, second.weight.squeeze(-1), second.bias))
+        return _norm_relu(self.mlp_bns[1], pointwise(second, x))
 
 
 class GraphPropagation(nn.Module):
     """Point-BERT's refinement of a level: an edge convolution from the coarser level, then one within its own."""
 
     def __init__(self, width: int, hidden: int = 512, num_neighbors: int = 4) -> None:
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4 for the decoder's edge convolutions, got {width}")
         super().__init__()
         self.num_neighbors = num_neighbors
         self.layer1, self.layer2 = EdgeConv(width, hidden), EdgeConv(hidden, width)
@@ -113,7 +116,7 @@ def _global_decoder(joined: bool, hidden: Callable[[int], tuple[int, int]], widt
         of: nn.Module, points: Tensor, centers: Tensor, levels: list[Tensor], category: Tensor, ops: Operators
     ) -> Tensor:
         conv, norm, act = of.label_conv
-        label = act(norm(F.linear(category, conv.weight.squeeze(-1), conv.bias)))  # (B, 64)
+        label = act(norm(pointwise(conv, category)))  # (B, 64)
         tokens = torch.cat(levels, -1) if joined else torch.stack(levels).mean(0)
         overall = torch.cat([tokens.amax(1), tokens.mean(1), label.to(tokens.dtype)], -1)
         local = of.propagation_0(points, centers, points, tokens, ops)
@@ -121,7 +124,7 @@ def _global_decoder(joined: bool, hidden: Callable[[int], tuple[int, int]], widt
         of_point, of_cloud = _split(of.convs1, local.shape[-1])
         x = F.linear(local, of_point) + F.linear(overall, of_cloud, of.convs1.bias).unsqueeze(1)
         x = of.dp1(_norm_relu(of.bns1, x))
-        x = _norm_relu(of.bns2, _conv(of.convs2, x))
+        x = _norm_relu(of.bns2, pointwise(of.convs2, x))
         return _logits(of.convs3, x)
 
     return Decoder(False, layers, decode)
@@ -157,7 +160,7 @@ def _bert_decode(
     of_fine = of.dgcnn_pro_1(fine, of_fine, middle, of_middle, ops)
     own = torch.cat([category.to(points.dtype).unsqueeze(1).expand(-1, size, -1), points], -1)
     x = of.propagation_0(points, fine, own, of_fine, ops)
-    return _logits(of.conv2, of.drop1(_norm_relu(of.bn1, _conv(of.conv1, x))))
+    return _logits(of.conv2, of.drop1(_norm_relu(of.bn1, pointwise(of.conv1, x))))
 
 
 DECODERS = {
@@ -186,17 +189,12 @@ def _split(conv: nn.Conv1d, first: int) -> tuple[Tensor, Tensor]:
     return weight[:, :first], weight[:, first:]
 
 
-def _conv(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """A 1x1 convolution on ``[B, P, C]``."""
-    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
-
-
 def _logits(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """`_conv`; inference in bfloat16 leaves it to float32, in which the logits of two parts are hardly ever equal."""
+    """`pointwise`; inference in bfloat16 leaves it to float32, where the logits of two parts are hardly ever equal."""
     if torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
-        return _conv(conv, x)
+        return pointwise(conv, x)
     with torch.autocast(x.device.type, enabled=False):
-        return _conv(conv, x.float())
+        return pointwise(conv, x.float())
 
 
 def _norm_relu(norm: nn.Module, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.models.edge_conv import EdgeConv
+from pointewa.models.layers import at_least_float32, pointwise
 from pointewa.models.masked_autoencoder import Reconstruction
 from pointewa.models.patch_embed import PatchEncoder, make_patches
 from pointewa.ops import chamfer_l1, knn
@@ -215,7 +216,7 @@ class DiscreteVAE(nn.Module):
         if not self.training:
             return F.embedding(logits.argmax(-1), self.codebook)
         # bfloat16 is too coarse for a softmax over thousands of codes.
-        shares = F.gumbel_softmax(_at_least_float32(logits), self.temperature, dim=-1)
+        shares = F.gumbel_softmax(at_least_float32(logits), self.temperature, dim=-1)
         return shares @ self.codebook
 
 
@@ -236,12 +237,8 @@ def divergence_from_uniform(logits: Tensor) -> Tensor:
     """
     groups, codes = logits.shape[1:]
     # In logarithms: the mean of a code that all patches exclude underflows, and its logarithm would be infinite.
-    mean = _at_least_float32(logits).log_softmax(-1).logsumexp(1) - math.log(groups)
+    mean = at_least_float32(logits).log_softmax(-1).logsumexp(1) - math.log(groups)
     return -math.log(codes) - mean.mean(1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _graph(centers: Tensor) -> Tensor:
@@ -268,12 +265,12 @@ class _GraphNetwork(nn.Module):
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:
         """``[B, G, channels]`` and the neighbours int64 ``[B, G, k]`` -> ``[B, G, out]``."""
-        x, levels = _conv(self.input_trans, x), []
+        x, levels = pointwise(self.input_trans, x), []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x, x, graph)
             levels.append(x)
         conv, norm, act = self.layer5
-        return act(norm(_conv(conv, torch.cat(levels, -1)).mT)).mT
+        return act(norm(pointwise(conv, torch.cat(levels, -1)).mT)).mT
 
 
 class _FoldingDecoder(nn.Module):
@@ -312,11 +309,6 @@ class _FoldingDecoder(nn.Module):
         grid = _GRID * (2 * torch.stack([steps % 2, steps // 2], 1) - 1)  # (4, 2)
         x = F.linear(features, of_feature, first.bias)[:, :, None, None]  # (B, G, 1, 1, width)
         x = x + F.linear(coarse, of_coarse).unsqueeze(3) + F.linear(grid, of_grid)
-        x = _conv(second, act1(norm1(x.flatten(0, 3))))  # (B G 4 M, width)
-        x = _conv(last, act2(norm2(x))).view(*coarse.shape[:3], _FINE, 3)
+        x = pointwise(second, act1(norm1(x.flatten(0, 3))))  # (B G 4 M, width)
+        x = pointwise(last, act2(norm2(x))).view(*coarse.shape[:3], _FINE, 3)
         return coarse, (x + coarse.unsqueeze(3)).flatten(2, 3)
-
-
-def _conv(layer: nn.Conv1d, x: Tensor) -> Tensor:
-    """A 1x1 convolution on the last dimension."""
-    return F.linear(x, layer.weight.squeeze(-1), layer.bias)

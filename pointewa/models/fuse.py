@@ -10,13 +10,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse_batch_norm(model: Model) -> Model:
-    """A copy in which each batch norm is part of the convolution or linear layer before it.
+    """A copy in which each batch norm of an `nn.Sequential` is part of the convolution or linear layer before it.
 
-    It computes the same function as the model in evaluation mode with fewer passes over memory. It cannot be trained,
-    and lacks the batch norms' parameters. A model without batch norms is just copied.
+    It computes the same function as the model in evaluation mode with fewer passes over memory. It cannot be trained
+    as before, and lacks these batch norms' parameters. The batch norms of a segmenter's decoder stay, but for that of
+    ``label_conv``: they stand beside their convolutions, not behind them. A model without batch norms is just copied.
 
     Args:
-        model: a classifier or a masked autoencoder in evaluation mode.
+        model: of any kind, in evaluation mode.
 
     Raises:
         ValueError: the model is in training mode, in which a batch norm is not a fixed function.

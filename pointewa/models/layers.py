@@ -114,6 +114,16 @@ class Encoder(nn.Module):
         return block(x)
 
 
+def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """A 1x1 convolution on the last dimension: ``[..., C] -> [..., C']``."""
+    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """For a softmax, for which bfloat16 is too coarse."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def init_weights(module: nn.Module) -> None:
     """The initialisation of Point-BERT and Point-MAE, for ``model.apply``.
 

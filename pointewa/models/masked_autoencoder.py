@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointewa.models.backbone import PointTransformer, position_embedding
-from pointewa.models.layers import Encoder, init_weights
+from pointewa.models.layers import Encoder, init_weights, pointwise
 from pointewa.models.patch_embed import make_patches
 from pointewa.models.presets import Architecture
 from pointewa.ops import chamfer_distance, group
@@ -118,8 +117,7 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat([x, self.mask_token.expand(batch, self.num_masked, -1)], dim=1)  # (B, G, C)
         self.MAE_decoder.activation_checkpointing = self.blocks.activation_checkpointing
         x = self.MAE_decoder(x, self.decoder_pos_embed(centers), self.num_masked)
-        head = self.increase_dim[0]
-        predicted = F.linear(x, head.weight.squeeze(-1), head.bias).unflatten(-1, (arch.group_size, 3))  # (B, M, K, 3)
+        predicted = pointwise(self.increase_dim[0], x).unflatten(-1, (arch.group_size, 3))  # (B, M, K, 3)
         return visible, predicted, true, centers
 
 

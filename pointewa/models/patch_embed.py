@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointewa.models.layers import pointwise
 from pointewa.ops import farthest_point_sample, group, knn
 
 
@@ -70,7 +71,7 @@ class PatchEncoder(nn.Module):
         batch, num_groups, group_size, _ = patches.shape
         conv, norm, act, second = self.first_conv
         weight = second.weight.squeeze(-1)
-        x = act(norm(F.linear(patches.flatten(0, 2), conv.weight.squeeze(-1), conv.bias)))  # (BGK, w)
+        x = act(norm(pointwise(conv, patches.flatten(0, 2))))  # (BGK, w)
         pooled = linear_max(x, weight, second.bias, group_size)  # (BG, 2w)
         conv, norm, act, last = self.second_conv
         of_patch, of_point = conv.weight.squeeze(-1).chunk(2, dim=1)  # (4w, 2w) each

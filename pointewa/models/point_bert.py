@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointewa.models.backbone import PointTransformer
 from pointewa.models.dvae import DiscreteVAE
-from pointewa.models.layers import Mlp
+from pointewa.models.layers import Mlp, at_least_float32
 from pointewa.models.masked_autoencoder import Reconstruction
 from pointewa.models.patch_embed import Patches, make_patches
 from pointewa.models.presets import Architecture
@@ -50,11 +50,11 @@ class MaskedPointTransformer(PointTransformer):
         The arguments are those of `masked`; both results are at least in float32.
         """
         x = self.masked(patches, centers, mask)
-        return self.features_of(x), wide(self.lm_head(x[:, 1:][mask]))
+        return self.features_of(x), at_least_float32(self.lm_head(x[:, 1:][mask]))
 
     def features_of(self, tokens: Tensor) -> Tensor:
         """Of tokens of `masked` ``[B, 1 + G, C]`` the features ``[B, 512]``, of norm 1."""
-        return F.normalize(wide(self.cls_head(tokens[:, 0])), dim=1)
+        return F.normalize(at_least_float32(self.cls_head(tokens[:, 0])), dim=1)
 
 
 class Losses(NamedTuple):
@@ -348,11 +348,6 @@ def plain_contrast(features: Tensor, keys: Tensor, queue: Tensor, temperature: f
     with torch.autocast(features.device.type, enabled=False):
         scores = torch.cat([(features * keys).sum(1, keepdim=True), features @ queue], dim=1) / temperature
     return F.cross_entropy(scores, torch.zeros(len(features), dtype=torch.int64, device=features.device))
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32: bfloat16 is too coarse for a softmax."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_fits(architecture: Architecture, encoder: nn.Module, dvae: DiscreteVAE) -> None:

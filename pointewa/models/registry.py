@@ -27,12 +27,14 @@ class Kind:
         fields: names and types of the plain values that describe it besides its classes; of `Architecture` a mapping.
         describe: gives these values of a model.
         build: gives a model of these values and the number of classes; a ValueError refuses them.
+        use: what can be done with a run of it where a classifier is expected; ``{path}`` stands for the run.
     """
 
     model: type
     fields: Mapping[str, type]
     describe: Callable[[Any], dict[str, Any]]
     build: Callable[[Mapping[str, Any], int], nn.Module]
+    use: str = ""
 
 
 def _autoencoder(values: Mapping[str, Any], num_classes: int) -> MaskedAutoencoder:
@@ -79,6 +81,7 @@ def _segmenter(values: Mapping[str, Any], num_classes: int) -> PointTransformerS
     )
 
 
+_START = "train a classifier from it with train.init_from={path}"
 PREDICTING = ("classifier", "timm", "segmenter")  # kinds of which `pointewa.load` makes predictors
 
 KINDS: dict[str, Kind] = {
@@ -97,12 +100,14 @@ KINDS: dict[str, Kind] = {
             "decoder_depth": len(model.MAE_decoder.blocks),
         },
         _autoencoder,
+        _START,
     ),
     "dvae": Kind(
         DiscreteVAE,
         dict.fromkeys(asdict(TokenizerSizes()), int),
         lambda model: asdict(model.sizes),
         lambda values, num_classes: DiscreteVAE(TokenizerSizes(**values)),
+        "it is a tokenizer: pre-train on it with train.task=masked_point_modeling task.tokenizer={path}",
     ),
     "segmenter": Kind(
         PointTransformerSegmenter,
@@ -113,6 +118,7 @@ KINDS: dict[str, Kind] = {
             "parts": {"names": list(model.parts.names), "classes": list(model.parts.classes)},
         },
         _segmenter,
+        "it tells parts apart: pointewa.load and make eval take it, and " + _START,
     ),
     "point_bert": Kind(
         PointBert,
@@ -126,6 +132,7 @@ KINDS: dict[str, Kind] = {
         },
         _describe_point_bert,
         _point_bert,
+        _START,
     ),
     "timm": Kind(
         TimmArchitecture,

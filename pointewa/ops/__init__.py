@@ -13,7 +13,7 @@ from pointewa.ops.group import group
 from pointewa.ops.interpolate import interpolate
 from pointewa.ops.knn import knn
 from pointewa.ops.normalize import flaw, placed, unit_sphere
-from pointewa.ops.order import canonical_order
+from pointewa.ops.order import canonical_order, distinct
 from pointewa.ops.up_axis import UP_AXES, UP_WORDS, turn_up, up_word
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "canonical_order",
     "chamfer_distance",
     "chamfer_l1",
+    "distinct",
     "farthest_point_sample",
     "flaw",
     "group",

@@ -1,4 +1,4 @@
-"""An order of the points that follows from where they are."""
+"""An order of the points that follows from where they are, and where one starts over."""
 
 import torch
 from torch import Tensor
@@ -32,3 +32,13 @@ def canonical_order(points: Tensor) -> Tensor:
     rank = torch.arange(points.shape[1], device=points.device).expand_as(order)
     rank = rank.scatter(1, distance.argmax(1, keepdim=True), -1)
     return order.gather(1, rank.argsort(1))
+
+
+def distinct(points: Tensor) -> int:
+    """How many points of ``[P, 3]`` there are before they start over, as those of objects do that have fewer than the
+    others of their set."""
+    for again in (points[1:] == points[0]).all(1).nonzero().squeeze(1).tolist():
+        count = again + 1
+        if torch.equal(points[count:], points[: len(points) - count]):
+            return count
+    return len(points)

@@ -23,6 +23,9 @@ _OF_THE_RUN = (
     "shot",
     "fold",
 )  # as long as the data set is the run's
+# What data.normalize can say of a model's own set; other sets are normalised as is usual for them, unless the model has
+# its clouds in their own units about the origin, and the rest is done by `pointewa.datasets.subjects`.
+_OF_THE_KEY = ("unit_sphere", "center", "none")
 
 
 def config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
@@ -44,16 +47,18 @@ def config_of(loaded: LoadedModel, run: Path, files: Sequence[str | Path], overr
     size = getattr(getattr(loaded.model, "architecture", None), "img_size", None)
     overrides = [f"data.num_points={loaded.num_points}", *([f"data.img_size={size}"] if size else []), *overrides]
     config = load_config(files, overrides, {"data": base})
+    if config.data.name != loaded.dataset:
+        return config
     folder, name = run if run.is_dir() else run.parent, published_name(run)
-    if name and config.data.name == loaded.dataset:
-        return load_config(files, overrides, {"data": base | {"variant": PUBLISHED[name].variant}})
-    if config.data.name != loaded.dataset or not (folder / CONFIG).is_file():
-        return config
-    try:
-        recorded = load_config([folder / CONFIG]).data
-    except ConfigError as error:  # of another version of this library: the model's own description has the most
-        print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
-        return config
-    if recorded.name != loaded.dataset:
-        return config
-    return load_config(files, overrides, {"data": base | {key: getattr(recorded, key) for key in _OF_THE_RUN}})
+    if name:
+        base["variant"] = PUBLISHED[name].variant
+    elif (folder / CONFIG).is_file():
+        try:
+            recorded = load_config([folder / CONFIG]).data
+            if recorded.name == loaded.dataset:
+                base |= {key: getattr(recorded, key) for key in _OF_THE_RUN}
+        except ConfigError as error:  # of another version of this library: the model's own description has the most
+            print(f"note: {error}: data.root and the like are not taken from the run", file=sys.stderr)
+    if loaded.normalize in _OF_THE_KEY:
+        base["normalize"] = loaded.normalize
+    return load_config(files, overrides, {"data": base})

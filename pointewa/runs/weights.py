@@ -26,7 +26,7 @@ from pointewa.models import (
 from pointewa.models.foreign import classifier_state
 from pointewa.models.foreign.published import published_name
 from pointewa.models.foreign.torch_pointcloud import is_theirs
-from pointewa.models.registry import kind_of, model_ffns
+from pointewa.models.registry import KINDS, kind_of, model_ffns
 from pointewa.runs.description import LoadedModel, check_experts, described_model, expect
 from pointewa.runs.hub import located, own_names, published_model
 from pointewa.safe.files import atomic_write, stands_for
@@ -78,8 +78,8 @@ def as_classifier(
             where it came from.
     """
     if (kind := kind_of(loaded.model)) not in kinds:
-        raise CheckpointError(f"{path}: expected a classifier, found a {kind}: train a classifier from it with "
-                              f"train.init_from={path}")  # fmt: skip
+        use = KINDS[kind].use.format(path=path)
+        raise CheckpointError(f"{path}: expected a classifier, found a {kind}" + (f": {use}" if use else ""))
     return loaded
 
 

@@ -202,7 +202,8 @@ def _readme(few_shot: FewShot, cells: Sequence[Cell]) -> str:
     lengths = [counted(train.epochs, "epoch")] if len(set(epochs.values())) == 1 else [
         f"{setting} {counted(number, 'epoch')}" for setting, number in epochs.items()
     ]  # fmt: skip
-    schedule = f"{', '.join(lengths)}, of which {train.warmup_epochs / train.epochs:.1%} warm up"
+    warmup = train.warmup_fraction if train.warmup_epochs is None else train.warmup_epochs / train.epochs
+    schedule = f"{', '.join(lengths)}, of which {warmup:.1%} warm up"
     recipe = (
         f"{first.data.name}, {first.model.preset}, {schedule}; {train.optimizer}, learning rate {train.lr:g}, weight "
         f"decay {train.weight_decay:g}, batches of {train.batch_size}"

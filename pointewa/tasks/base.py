@@ -74,6 +74,9 @@ class Metric:
 
 
 Outputs = dict[str, Tensor]
+# The keys of a point transformer, for `Task.reads`.
+TRANSFORMER = ("model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.num_groups", "model.group_size",
+               "model.patch_out", "model.drop_path")  # fmt: skip
 
 
 class Task(ABC):
@@ -90,6 +93,8 @@ class Task(ABC):
         metrics: of a split, by their keys in summaries; the first is the primary one.
         further: metrics that are recorded too, and shown only where a data set asks for them, see `reporting`.
         train_metrics: those that `loss` returns sums of.
+        reads: the configuration's keys that it reads, of the groups ``model`` (but for ``preset``) and ``task``, and of
+            ``train.label_smoothing`` and ``data.img_size``; a new training refuses others of them.
         model_file: the file of the trained dense model in the run folder.
         needs_labels: it learns from labels; else clouds in a folder without classes will do.
         of_points: the model sees clouds, so that votes, corruptions, exports and drawings of points apply; else images.
@@ -102,6 +107,7 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     further: ClassVar[Mapping[str, Metric]] = {}
     train_metrics: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     model_file: ClassVar[str] = "model.safetensors"
     needs_labels: ClassVar[bool] = True
     of_points: ClassVar[bool] = True
@@ -124,6 +130,27 @@ class Task(ABC):
 
         Raises:
             ConfigError: values that do not go together.
+        """
+
+    def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
+        """As `build_model`, for a training that resumes: its weights will be those of its checkpoint.
+
+        A task whose model is built on further files takes their part from ``saved``, since they may be gone.
+
+        Args:
+            class_names, parts: see `build_model`.
+            saved: the model of the checkpoint, with its experts.
+        """
+        return self.build_model(class_names, parts)
+
+    def check_data(self, normalize: str) -> None:  # noqa: B027  optional
+        """Called before a training from the start: refuse data that do not go with what the task builds on.
+
+        Args:
+            normalize: what was done to the clouds, see `pointewa.runs.description.LoadedModel`.
+
+        Raises:
+            ConfigError: they do not.
         """
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:

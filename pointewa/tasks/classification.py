@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pointewa.config import Config, build_architecture
 from pointewa.errors import DataError, counted
 from pointewa.models import LoadReport, PointTransformerClassifier
+from pointewa.models.layers import at_least_float32
 from pointewa.models.parts import Parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Classification(Task):
     }
     further: ClassVar = {"f1": Metric("weighted F1", ".2f", "%", digits=4)}
     train_metrics = ("oa",)
+    reads = (*TRANSFORMER, "model.head", "train.label_smoothing")
     predicts_classes = True
 
     def __init__(self, config: Config) -> None:
@@ -119,7 +121,7 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with ``train.label_smoothing``; the accuracy in percent, summed over the objects."""
         output = model(batch.points)
-        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
+        logits = at_least_float32(output)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.train.label_smoothing)
         return loss, {"oa": 100 * (logits.argmax(1) == batch.labels).sum()}
 

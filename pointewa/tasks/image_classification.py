@@ -16,22 +16,18 @@ from pointewa.tasks.classification import Classification, class_sections, evalua
 # The fields of timm's by our keys in the group model.
 _FIELDS = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "heads": "num_heads",
            "mlp_ratio": "mlp_ratio", "drop_path": "drop_path_rate"}  # fmt: skip
-_OF_POINTS = ("num_groups", "group_size", "patch_out", "head")
 
 
 def architecture_of(config: Config) -> TimmArchitecture:
     """What ``model`` and ``data.img_size`` say.
 
     Raises:
-        ConfigError: no preset of timm's, a key of point transformers, a value out of range.
+        ConfigError: no preset of timm's, a value out of range.
     """
     library, _, name = config.model.preset.partition(":")
     if library != "timm":
         raise ConfigError(f"model.preset: image_classification expects a ViT of timm's, such as "
                           f"timm:vit_tiny_patch16_224, found {config.model.preset!r}")  # fmt: skip
-    for key in _OF_POINTS:
-        if getattr(config.model, key) is not None:
-            raise ConfigError(f"model.{key}: belongs to point transformers, and the model is of timm's: leave it out")
     values = {theirs: getattr(config.model, ours) for ours, theirs in _FIELDS.items()}
     try:
         return TimmArchitecture(name, config.data.img_size, **values)
@@ -44,6 +40,7 @@ class ImageClassification(Classification):
     """Cross-entropy; accuracy over all images, and its mean over the classes."""
 
     name = "image_classification"
+    reads = (*(f"model.{key}" for key in _FIELDS), "data.img_size", "train.label_smoothing")
     of_points = False
 
     def __init__(self, config: Config) -> None:

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config, build_architecture, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import MaskedAutoencoder
 from pointewa.models.parts import Parts
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task
 
 
 @register
@@ -20,6 +20,7 @@ class MaskedAutoencoding(Task):
 
     name = "masked_autoencoding"
     metrics: ClassVar = {"loss": Metric("Chamfer distance of masked patches", ".3e", digits=8, higher_is_better=False)}
+    reads = (*TRANSFORMER, "model.mask_ratio", "model.decoder_depth")
     model_file = "pretrained.safetensors"
     needs_labels = False
 
@@ -35,7 +36,7 @@ class MaskedAutoencoding(Task):
         try:
             return MaskedAutoencoder(build_architecture(model), model.mask_ratio, model.decoder_depth)
         except ValueError as error:
-            raise ConfigError(f"model.{error}") from error
+            raise model_error(error) from error
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared Chamfer distance on the masked patches."""

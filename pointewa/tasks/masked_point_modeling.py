@@ -7,15 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture
+from pointewa.config import Config, build_architecture, model_error
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.models.dvae import DiscreteVAE
 from pointewa.models.parts import Parts
 from pointewa.models.point_bert import PointBert
 from pointewa.models.registry import kind_of
-from pointewa.runs.weights import load_any
+from pointewa.runs.description import LoadedModel
+from pointewa.runs.weights import init_from, is_described, load_any
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task
+from pointewa.tasks.tokenizer import sizes_of
 
 
 @register
@@ -28,6 +30,8 @@ class MaskedPointModeling(Task):
         "loss": Metric("cross-entropy of masked tokens", ".4f", higher_is_better=False),
     }
     train_metrics = ("accuracy",)
+    reads = (*TRANSFORMER, "task.tokenizer", "task.mask_ratio", "task.mask_rand", "task.queue_size", "task.moco_loss",
+             "task.temperature", "task.momentum")  # fmt: skip
     model_file = "pretrained.safetensors"
 
     def __init__(self, config: Config) -> None:
@@ -54,25 +58,50 @@ class MaskedPointModeling(Task):
             CheckpointError: that is no tokenizer.
             ConfigError: a tokenizer of other patches.
         """
+        return self._model(_tokenizer(self.config).model)
+
+    def rebuild_model(self, class_names: tuple[str, ...], parts: Parts | None, saved: nn.Module) -> nn.Module:
+        """On the tokenizer of the checkpoint.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        if not isinstance(saved, PointBert):
+            raise CheckpointError(f"the run's checkpoint is not of {self.name}, but of a {kind_of(saved)}: start over "
+                                  "with run.overwrite=true")  # fmt: skip
+        return self._model(saved.dvae)
+
+    def _model(self, dvae: DiscreteVAE) -> PointBert:
         task, model = self.config.task, self.config.model
-        dvae = self._tokenizer(task.tokenizer)
         try:
             return PointBert(
                 build_architecture(model), dvae, task.queue_size, (task.mask_ratio[0], task.mask_ratio[1]),
                 task.mask_rand, task.moco_loss, task.temperature, task.momentum,
             )  # fmt: skip
         except ValueError as error:
-            raise ConfigError(f"model.{error}: task.tokenizer={task.tokenizer} was trained so") from error
+            raise ConfigError(f"{model_error(error)}: task.tokenizer={task.tokenizer} was trained so") from error
 
-    def _tokenizer(self, path: str) -> DiscreteVAE:
-        loaded = load_any(path)
-        if (kind := kind_of(loaded.model)) != "dvae":
-            raise CheckpointError(f"{path}: expected a tokenizer, found a {kind}: train one by make pretrain "
-                                  "TASK=tokenizer, and name its run by task.tokenizer")  # fmt: skip
-        if (points := self.config.data.num_points) != loaded.num_points:
-            warnings.warn(f"the tokenizer {path} was trained on {loaded.num_points} points a cloud, and these have "
+    def check_data(self, normalize: str) -> None:
+        """Refuse clouds that are normalised otherwise than the tokenizer's, of which it would make meaningless tokens;
+        warn of clouds of another number of points.
+
+        Raises:
+            CheckpointError: ``task.tokenizer`` is no tokenizer.
+            ConfigError: clouds normalised otherwise.
+        """
+        path, points = self.config.task.tokenizer, self.config.data.num_points
+        known = _tokenizer(self.config)
+        how = known.normalize.removesuffix("_of_sample")  # by all points or by a sample: almost the same
+        if not is_described(path):
+            warnings.warn(f"{path} does not say on which clouds it was trained: taken for the published tokenizer, of "
+                          f"{known.num_points} points, {known.normalize}", stacklevel=2)  # fmt: skip
+        if how != normalize:
+            raise ConfigError(f"data.normalize: the tokenizer {path} knows clouds that are normalised as "
+                              f"{how}, and these are as {normalize}: set data.normalize={how}, or train a tokenizer "
+                              "on these")  # fmt: skip
+        if points != known.num_points:
+            warnings.warn(f"the tokenizer {path} was trained on {known.num_points} points a cloud, and these have "
                           f"{points}: its tokens are of patches of another size", stacklevel=2)  # fmt: skip
-        return loaded.model
 
     def before_step(self, model: nn.Module, progress: float) -> None:
         """Forget the keys of a step that was skipped."""
@@ -119,3 +148,25 @@ class MaskedPointModeling(Task):
         picture = drawings.reconstructions(subjects.loaded.model, subjects.items([], count)).picture
         sections = [section_html("Predicted tokens, decoded by the tokenizer", clouds_html(picture))]
         return Shown(sections, figures={"predicted tokens": clouds_figure(picture)})
+
+
+def _tokenizer(config: Config) -> LoadedModel:
+    """The model of ``task.tokenizer``, a run or a file of Point-BERT's code, whose sizes ``model.preset`` says.
+
+    Raises:
+        CheckpointError: no tokenizer, or of other sizes.
+    """
+    path = config.task.tokenizer
+    if not is_described(path):
+        model = DiscreteVAE(sizes_of(config.model))
+        try:
+            init_from(model, path, head=(), tokens=())
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: task.tokenizer takes the run of a tokenizer, or Point-BERT's dVAE.pth "
+                                  "with model.preset=point_bert") from error  # fmt: skip
+        return LoadedModel(model.eval(), (), 1024, "shapenet55", "unit_sphere_of_sample", "tokenizer")
+    loaded = load_any(path)
+    if (kind := kind_of(loaded.model)) != "dvae":
+        raise CheckpointError(f"{path}: expected a tokenizer, found a {kind}: train one by make pretrain "
+                              "TASK=tokenizer, and name its run by task.tokenizer")  # fmt: skip
+    return loaded

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointewa.config import Config, build_architecture, decoder_of
+from pointewa.config import Config, build_architecture, decoder_of, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport, PointTransformerSegmenter
+from pointewa.models.layers import at_least_float32
 from pointewa.models.parts import Parts, predicted_parts
 from pointewa.runs.weights import init_from
 from pointewa.tasks import register
-from pointewa.tasks.base import Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
+from pointewa.tasks.base import TRANSFORMER, Batch, Metric, Outputs, Shown, Subjects, Task, evaluating
 
 if TYPE_CHECKING:
     from pointewa.viz.drawings import Drawing, Item
@@ -178,6 +179,7 @@ class PartSegmentation(Task):
         "loss": Metric("loss", ".4f", higher_is_better=False, headline=False),
     }
     train_metrics = ("accuracy",)
+    reads = (*TRANSFORMER, "model.decoder", "train.label_smoothing")
     point_labels = True
     changes: ClassVar = {"points_changed_by_folding": Metric("points predicted otherwise", ".3f", "%")}
 
@@ -200,7 +202,7 @@ class PartSegmentation(Task):
         try:
             return PointTransformerSegmenter(build_architecture(model), parts, len(class_names), decoder_of(model))
         except ValueError as error:
-            raise ConfigError(f"model.{error}") from error
+            raise model_error(error) from error
 
     def load_initial(self, model: nn.Module, path: str) -> LoadReport:
         """From a pre-training, a classifier or a segmenter, ours, Point-MAE's or Point-BERT's."""
@@ -218,7 +220,7 @@ class PartSegmentation(Task):
         """Cross-entropy over all parts with ``train.label_smoothing``; the share of points in percent whose most
         probable part, of those of their category, is theirs, summed over the objects."""
         output, truth = model(batch.points, batch.labels), _truth(batch)
-        logits = output.to(torch.promote_types(output.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
+        logits = at_least_float32(output)
         smoothing = self.config.train.label_smoothing
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), label_smoothing=smoothing)
         inner = getattr(model, "module", model)  # in DistributedDataParallel

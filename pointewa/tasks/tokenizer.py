@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pointewa.config import Config, ModelConfig
+from pointewa.config import Config, ModelConfig, model_error
 from pointewa.errors import ConfigError
 from pointewa.models import TOKENIZERS, DiscreteVAE, LoadReport, TokenizerSizes
 from pointewa.models.dvae import reconstruction_losses
@@ -48,19 +48,16 @@ def sizes_of(config: ModelConfig) -> TokenizerSizes:
     """The sizes that ``model.preset`` names, with their overrides.
 
     Raises:
-        ConfigError: an unknown preset, keys that a tokenizer does not have, or values out of range.
+        ConfigError: an unknown preset, or values out of range.
     """
     if config.preset not in TOKENIZERS:
         raise ConfigError(f"model.preset: expected one of {', '.join(TOKENIZERS)}, found {config.preset!r}")
-    for key in ("width", "depth", "heads", "mlp_ratio", "drop_path", "patch_size", "head", "decoder"):
-        if getattr(config, key) is not None:
-            raise ConfigError(f"model.{key}: a tokenizer is no transformer: leave it out, model.preset has its sizes")
-    own = {key: value for key in ("num_groups", "group_size", "patch_out", "codebook_size")
-           if (value := getattr(config, key)) is not None}  # fmt: skip
+    keys = (key.removeprefix("model.") for key in Tokenizer.reads)
+    own = {key: value for key in keys if (value := getattr(config, key)) is not None}
     try:
         return replace(TOKENIZERS[config.preset], **own)
     except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
+        raise model_error(error) from error
 
 
 @register
@@ -75,6 +72,7 @@ class Tokenizer(Task):
         "perplexity": Metric("perplexity of the codes", ".1f", digits=4),
     }
     train_metrics = ("cd",)
+    reads = ("model.num_groups", "model.group_size", "model.patch_out", "model.codebook_size")
     model_file = TOKENIZER
 
     def __init__(self, config: Config) -> None:

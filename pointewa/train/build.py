@@ -1,37 +1,58 @@
 """From a configuration to what is trained: model, experts, their averaging, the average of the weights."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import pointewa.ewa as ewa
-from pointewa.config import Config
+from pointewa.config import Config, check_used
 from pointewa.errors import ConfigError
 from pointewa.models import LoadReport
 from pointewa.models.parts import Parts
 from pointewa.models.registry import model_ffns
+from pointewa.runs.weights import RUN_CONFIG
+from pointewa.tasks import task_class
 from pointewa.tasks.base import Task
 
 
+def task_of_run(config: Config, folder: Path, reported: tuple[str, ...] = ()) -> Task:
+    """What a training learns. In a new one keys without effect are refused; one that goes on may have them.
+
+    Args:
+        config: the configuration.
+        folder: of the run, see `pointewa.runs.folder.find_run`.
+        reported: metrics that the data set asks for.
+
+    Raises:
+        ConfigError: values that do not go with the task or with each other.
+    """
+    task = task_class(config.train.task).reporting(reported)(config)
+    if config.run.overwrite or not (folder / RUN_CONFIG).is_file():
+        check_used(config, task.name, task.reads)
+    return task
+
+
 def build_model(
-    task: Task, class_names: tuple[str, ...], load: bool = True, parts: Parts | None = None
+    task: Task, class_names: tuple[str, ...], parts: Parts | None = None, saved: nn.Module | None = None
 ) -> tuple[nn.Module, LoadReport | None]:
     """The model to train, its modules in training or evaluation mode, and the report of ``train.init_from``.
 
     Args:
         task: what is learned.
         class_names: of the data set.
-        load: load the weights of ``train.init_from``; not needed where a checkpoint will be loaded anyway.
         parts: of the data set's objects.
+        saved: the model of the checkpoint that will be loaded, in place of the weights of ``train.init_from``.
 
     Raises:
         ConfigError, CheckpointError: values that do not go together, weights that do not fit.
     """
     train = task.config.train
-    model, report = task.build_model(class_names, parts), None
-    if train.init_from and load:
+    model = task.build_model(class_names, parts) if saved is None else task.rebuild_model(class_names, parts, saved)
+    report = None
+    if train.init_from and saved is None:
         report = task.load_initial(model, train.init_from)
     if train.freeze_backbone:
         head = task.trained_head(model.requires_grad_(False)).requires_grad_(True)

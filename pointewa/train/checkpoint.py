@@ -10,7 +10,7 @@ import torch
 
 from pointewa.errors import CheckpointError, first_line, is_bug
 from pointewa.runs.folder import again
-from pointewa.runs.weights import LAST, PREVIOUS, restore
+from pointewa.runs.weights import LAST, PREVIOUS, Restored
 from pointewa.safe.files import atomic_write
 from pointewa.safe.torch_files import check_sums
 from pointewa.train.optimizer import load_optimizer_state, optimizer_state
@@ -61,18 +61,17 @@ def training_state(training: Training, description: Mapping[str, Any]) -> dict[s
     }
 
 
-def load_training_state(training: Training, folder: Path) -> tuple[dict[str, Any], int]:
-    """Put a training where the checkpoint in its run folder was made.
+def load_training_state(training: Training, restored: Restored) -> tuple[dict[str, Any], int]:
+    """Put a training where a checkpoint in its run folder was made.
 
     Returns:
         The random state to resume with, and the number of processes that wrote the checkpoint. If that is another
         number than today's, the random states are drawn anew.
 
     Raises:
-        CheckpointError: missing, damaged, or of another run.
+        CheckpointError: damaged, or of another run.
     """
-    restored, rank = restore(folder), training.world.rank
-    state = restored.state
+    state, rank, folder = restored.state, training.world.rank, restored.path.parent
     try:
         for part in ("optimizer", *(["averaging"] if training.averaging else []), *(["ema"] if training.ema else [])):
             if not isinstance(state[part], dict):

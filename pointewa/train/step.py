@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pointewa.ewa as ewa
-from pointewa.errors import ConfigError
+from pointewa.errors import ConfigError, counted
 from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch, Outputs, Task, evaluating
 from pointewa.train.build import build_averaging, build_ema, build_model
@@ -25,8 +25,8 @@ class Training:
         class_names: of the data set.
         steps_per_epoch: batches in an epoch.
         world: the processes that train together.
-        load: take the weights of ``train.init_from``.
         parts: of the data set's objects.
+        saved: the model of the checkpoint that the training resumes from; None for one from the start.
 
     Raises:
         ConfigError, CheckpointError: what cannot be built or loaded.
@@ -44,8 +44,8 @@ class Training:
         class_names: tuple[str, ...],
         steps_per_epoch: int,
         world: World = ALONE,
-        load: bool = True,
         parts: Parts | None = None,
+        saved: nn.Module | None = None,
     ) -> None:
         config = task.config.train
         self.task, self.config, self.world, self.steps_per_epoch = task, task.config, world, steps_per_epoch
@@ -58,7 +58,7 @@ class Training:
                 f"({config.accumulate} x {world.size}), found {config.batch_size}"
             )
         torch.manual_seed(config.seed)  # the same weights on every process
-        model, self.report = build_model(task, class_names, load, parts)
+        model, self.report = build_model(task, class_names, parts, saved)
         self.model: nn.Module = model.to(self.device)
         for module in self.model.modules():
             if hasattr(module, "activation_checkpointing"):
@@ -103,7 +103,7 @@ class Training:
         for number, part in enumerate(batch.chunk(parts), 1):
             with self._reduce_gradients(number == parts):
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                    loss, logged = self.task.loss(self.forward, part)
+                    loss, logged = self._loss(part)
                 balance = (
                     self.config.moe.balance * ewa.balance_loss(self.model) if self.config.router == "top_k" else 0.0
                 )
@@ -134,6 +134,19 @@ class Training:
             if self.ema:
                 self.ema.update_parameters(self.model)
         self.step += 1
+
+    def _loss(self, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self.task.loss(self.forward, part)
+        except ValueError as error:
+            if len(part.labels) > 1 or "more than 1 value per channel" not in str(error):  # torch's words
+                raise
+            train, size = self.config.train, self.world.size
+            raise ConfigError(
+                "train.batch_size: a batch norm over objects, as in most heads, needs at least 2 at a time, found 1: "
+                f"train.batch_size={train.batch_size} in train.accumulate={train.accumulate} parts on "
+                f"{counted(size, 'process', 'es')}: set a larger batch or fewer parts"
+            ) from error
 
     def _clip(self, only_measure: bool = False) -> Tensor:
         """The norm of the gradients, which are then at most ``clip_norm``, unless they are only to be measured."""

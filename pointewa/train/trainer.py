@@ -21,9 +21,9 @@ from pointewa.runs.folder import Lock, again, can_resume, start_run
 from pointewa.runs.log import Logbook, read_metrics
 from pointewa.runs.summary import fold_text, write_summary
 from pointewa.runs.tracker import Tracker, check_tracker
-from pointewa.runs.weights import LAST, save_model
+from pointewa.runs.weights import LAST, Restored, restore, save_model
 from pointewa.safe.files import NO_ROOM
-from pointewa.tasks import task_class
+from pointewa.train.build import task_of_run
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.data import Data
 from pointewa.train.device import environment, name_of, peak_memory
@@ -46,7 +46,7 @@ class Trainer(Training):
         world: the processes that train together; the first one writes.
 
     Raises:
-        ConfigError, CheckpointError: something cannot be built or loaded.
+        ConfigError, CheckpointError: something cannot be built or loaded, or does not go with the data.
     """
 
     def __init__(self, config: Config, data: Data, folder: Path, console: Console, world: World = ALONE) -> None:
@@ -55,8 +55,11 @@ class Trainer(Training):
         check_tracker(config.run.tracker)
         self.tracker: Tracker | None = None
         self.lock = Lock(folder) if self.resumed and world.first else None
-        task = task_class(config.train.task).reporting(data.reported)(config)
-        super().__init__(task, data.class_names, len(data.train), world, not self.resumed, data.parts)
+        task = task_of_run(config, folder, data.reported)
+        restored = restore(folder) if self.resumed else None
+        if not restored:
+            task.check_data(data.normalize)
+        super().__init__(task, data.class_names, len(data.train), world, data.parts, restored and restored.model)
         if self.report:
             self._say(f"{config.train.init_from}: {counted(len(self.report.loaded), 'tensor')} loaded")
             if self.report.fresh:
@@ -66,12 +69,12 @@ class Trainer(Training):
         # Again after building, so that all schemes have the same random stream, however much building drew.
         seed_all(config.train.seed, world.rank)
         self.rng = random_state()  # at the start
-        if self.resumed:
-            self._resume()
+        if restored:
+            self._resume(restored)
         self.look_every = 1 if self.device.type == "cpu" else 10  # reading metrics makes a GPU wait
 
-    def _resume(self) -> None:
-        self.rng, processes = load_training_state(self, self.folder)
+    def _resume(self, restored: Restored) -> None:
+        self.rng, processes = load_training_state(self, restored)
         if processes != self.world.size:
             note = f"{counted(processes, 'process', 'es')} trained so far, {self.world.size} resume: equally good, but "
             self._say(f"{note}not bit for bit what the same number would have given", style="yellow")

@@ -62,6 +62,10 @@ def test_the_layout_with_enough_points_is_taken(tmp_path, layouts):
         layout(129)
     with pytest.raises(DataError, match=r"data\.variant=off"):
         layout(64, "off")
+    file = layouts.packed(tmp_path / "p", layouts.procedural(64))
+    assert datasets.open_source("modelnet40", str(file), "train", variant="packed").path == file
+    with pytest.raises(DataError, match=r"(?s)not found.*data\.variant=text"):
+        datasets.open_source("modelnet40", str(file), "train", variant="text")
     with pytest.raises(DataError, match=r"expected one of packed, ply_hdf5, text, dat, off for modelnet40, found 'x'"):
         layout(64, "x")
 

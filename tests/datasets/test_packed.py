@@ -12,8 +12,10 @@ import torch
 from pointewa import datasets
 from pointewa.datasets import packed
 from pointewa.datasets.loader import EvalLoader, TrainLoader
-from pointewa.datasets.prepare import prepare
+from pointewa.datasets.prepare import originals, prepare
+from pointewa.datasets.source import Cloud, Source
 from pointewa.errors import DataError
+from pointewa.models.parts import Parts
 
 
 def pack(path, root, name="modelnet40", int16=False, **options):
@@ -57,11 +59,33 @@ def test_a_packed_set_is_used_as_it_is(file, cache):
     assert set(cache.iterdir()) == before
 
 
+def test_points_that_packing_repeated_are_not_read_as_points_of_the_object(tmp_path):
+    """An object of 30 points in a pack of 100 is scored, and normalised anew, by its own 30."""
+    rng = np.random.default_rng(0)
+    clouds = [Cloud(rng.normal(3, 1, (size, 3)).astype(np.float32), rng.integers(0, 2, size)) for size in (30, 100)]
+    made = Source("made", tmp_path, (), ("a",), ("small", "large"), np.array([0, 0]), None, lambda count: iter(clouds),
+                  normalize=False, point_labels=True, parts=Parts(("x", "y"), (0, 0)))  # fmt: skip
+    packed.write(tmp_path / "p.h5", {"train": (made, 100, prepare(made, 100, ""))})
+    again = packed.source(tmp_path / "p.h5", "train", normalize=False)
+    for (points, labels), cloud in zip(originals(again, 100), clouds, strict=True):
+        assert sorted(points.tolist()) == sorted(cloud.points.tolist())
+        assert labels.sum() == cloud.point_labels.sum()
+    for loaded, direct in zip(prepare(again.normalized_as("unit_sphere"), 100, ""),
+                              prepare(replace(made, normalize=True), 100, ""), strict=True):  # fmt: skip
+        assert loaded.distinct == direct.distinct
+        assert np.allclose(loaded.points, direct.points, atol=1e-5)
+
+
 def test_masks_and_scale_are_kept(tmp_path, layouts):
     small = layouts.procedural(64)
     small["train"].points *= 7
     layouts.scanobjectnn(tmp_path / "s", small, "obj_bg")
     file = pack(tmp_path / "scanobjectnn_obj_bg_64.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg")
+    layouts.scanobjectnn(tmp_path / "few", layouts.procedural(16), "obj_bg")
+    few = pack(tmp_path / "scanobjectnn_obj_bg_16.h5", tmp_path / "few", "scanobjectnn", variant="obj_bg")
+    for count, path in ((16, few), (17, file)):
+        assert datasets.open_source("scanobjectnn", str(tmp_path), "train", count, "obj_bg").path == path
+    few.unlink()
     direct = datasets.load("scanobjectnn", str(tmp_path / "s"), "train", variant="obj_bg")
     again = datasets.load("scanobjectnn", str(tmp_path), "train", variant="obj_bg")
     assert again.source == str(file)

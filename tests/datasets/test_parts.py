@@ -63,3 +63,13 @@ def test_parts_are_cached_and_packed_with_the_clouds(source, tmp_path, monkeypat
         h5.attrs["part_classes"] = [0, 0, 7, -1]
     with pytest.raises(DataError, match=r"p\.h5: attributes part_names, part_classes: .*below 2, found 7"):
         packed.open_split(tmp_path / "p.h5", "train")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fold_has_no_parts_since_they_count_by_the_classes_of_the_whole_set(source, stream):
+    whole = prepare.load("made", "train", source, 8, torch.device("cpu"), stream)
+    fold = whole.take([1]).relabelled(torch.tensor([0]), ("table",))
+    assert (fold.parts, fold.class_names, fold.labels.tolist()) == (None, ("table",), [0])
+    ((points, point_labels),) = fold.batches([torch.tensor([0])], 8)
+    assert point_labels is None
+    assert torch.equal(points, next(whole.batches([torch.tensor([1])], 8)).points)

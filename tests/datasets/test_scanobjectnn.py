@@ -3,6 +3,7 @@
 import struct
 from collections import Counter
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,9 @@ from pointewa.datasets.files.raw_scans import read_raw
 from pointewa.datasets.inspect import report
 from pointewa.datasets.layouts import scanobjectnn
 from pointewa.errors import DataError
-from pointewa.ops import unit_sphere
+from pointewa.ops import placed, unit_sphere
 from tests.datasets.conftest import same_clouds
+from tests.datasets.test_packed import pack
 
 
 @pytest.mark.parametrize("variant", ["obj_bg", "obj_only", "pb_t50_rs"])
@@ -59,6 +61,58 @@ def test_scanobjectnn_without_its_background(tmp_path, layouts, capsys):
         assert len(mine) == min(38, int(labels.sum()))
     again = datasets.load("scanobjectnn", str(tmp_path), "train", background="keep")  # not mixed up in the cache
     assert torch.equal(again.points, whole.points)
+
+
+@pytest.mark.parametrize("how", ["unit_sphere", "center", "none"])
+def test_the_background_is_dropped_of_packed_files_too(tmp_path, layouts, how):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
+    wanted = {"variant": "obj_bg", "normalize": how}
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn", **wanted)
+    whole = datasets.load("scanobjectnn", str(file), "train", **wanted)
+    objects = datasets.load("scanobjectnn", str(file), "train", 40, background="drop", **wanted)
+    assert (objects.point_labels, objects.normalize) == (None, how)
+    for kept, cloud, labels in zip(objects.points, whole.points, whole.point_labels, strict=True):
+        assert 0 < labels.sum() < 64
+        placed_again = placed(cloud[labels == 1], how)
+        assert torch.cdist(kept, placed_again, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
+    with pytest.raises(DataError, match=r"data\.background=drop.* has no parts of objects: set it to keep"):
+        datasets.open_source("scanobjectnn", str(file), "train", background="drop", parts=True, **wanted)
+
+
+@pytest.mark.parametrize("how", ["unit_sphere", "center"])
+def test_a_packed_file_says_how_its_clouds_are_normalised(tmp_path, layouts, capsys, how):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "obj_bg")
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn", variant="obj_bg", normalize=how)
+    found, asked = (datasets.load("scanobjectnn", str(file), "train", normalize=one) for one in ("auto", how))
+    assert found.normalize == asked.normalize == how  # the set's own is none, which the clouds no longer are
+    assert torch.equal(found.points, asked.points)
+    done = {"unit_sphere": "centred and scaled to norm 1", "center": "centred"}[how]
+    assert capsys.readouterr().err.count(f"note: {file}: its clouds were {done} when it was packed, and are") == 1
+    with pytest.raises(DataError, match=r"data\.normalize=none: the clouds of .* which cannot be undone: pack it"):
+        datasets.load("scanobjectnn", str(file), "train", normalize="none")
+
+
+def test_a_packed_file_of_another_variant_is_refused(tmp_path, layouts, capsys):
+    layouts.scanobjectnn(tmp_path / "s", layouts.procedural(64), "pb_t50_rs")
+    file = pack(tmp_path / "some.h5", tmp_path / "s", "scanobjectnn")
+    found = lambda variant: datasets.open_source("scanobjectnn", str(file), "test", variant=variant).variant  # noqa: E731
+    assert [found(one) for one in (None, "pb_t50_rs", "pb_t50_rs/main_split")] == ["pb_t50_rs"] * 3
+    refused = r"data\.variant: .*64\.h5 was packed of pb_t50_rs, found pb_t50_r: leave it out"
+    with pytest.raises(DataError, match=refused.replace("64", "some")):
+        found("pb_t50_r")
+    with h5py.File(file, "r+") as h5:
+        h5.attrs["variant"] = "../x"  # it becomes a part of the names of files
+    with pytest.raises(DataError, match=r"some\.h5: attribute variant: expected a name, found '\.\./x'"):
+        found(None)
+    with h5py.File(file, "r+") as h5:  # as files were that say it by their names only
+        del h5.attrs["variant"]
+    capsys.readouterr()
+    assert (found("pb_t50_r"), found(None)) == ("pb_t50_r", None)
+    assert f"note: {file} does not say of which variant it is: taken for pb_t50_r\n" in capsys.readouterr().err
+    file = file.rename(tmp_path / "scanobjectnn_center_pb_t50_rs_64.h5")
+    assert found(None) == found("pb_t50_rs") == "pb_t50_rs"
+    with pytest.raises(DataError, match=refused):
+        found("pb_t50_r")
 
 
 def test_a_background_that_nobody_knows_cannot_be_dropped(tmp_path, layouts):

@@ -172,12 +172,16 @@ def test_a_packed_file_keeps_parts(tmp_path):
     source = datasets.open_source("shapenetpart", str(tmp_path / "set"), "test")
     expected = datasets.load("shapenetpart", str(tmp_path / "set"), "test", 32)
     (tmp_path / "other").mkdir()
-    packed.write(tmp_path / "other" / "shapenetpart_trainval_48.h5", {"test": (source, 48, prepare(source, 48, ""))})
+    for count in (16, 48):  # the first by name has too few points
+        file = tmp_path / "other" / f"shapenetpart_trainval_{count}.h5"
+        packed.write(file, {"test": (source, count, prepare(source, count, ""))})
     for root in (tmp_path / "other", tmp_path / "other" / "shapenetpart_trainval_48.h5"):
         loaded = datasets.load("shapenetpart", str(root), "test", 32)
         assert loaded.parts == shapenetpart.PARTS
         assert torch.equal(loaded.points[:, :32], expected.points[:, :32])
         assert torch.equal(loaded.point_labels[:, :32], expected.point_labels[:, :32])
+    with pytest.raises(DataError, match=r"_48\.h5 was packed of trainval, found official_val: leave it out"):
+        datasets.open_source("shapenetpart", str(root), "test", variant="official_val")
 
 
 def edited(file, line, column, text):

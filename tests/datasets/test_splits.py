@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pointewa.config import load_config
-from pointewa.datasets.splits import training_data
+from pointewa.datasets.layouts import images
+from pointewa.datasets.splits import training_data, training_split
 from pointewa.errors import ConfigError
 from pointewa.tools import cli, train
 
@@ -39,6 +40,17 @@ def test_the_smallest_set_is_trained_on(tmp_path):
     data = folder(tmp_path / "my clouds", "a cup", "a table")
     train.main([*data, *TINY, f"run.dir={tmp_path}", "run.name=small"])
     assert {"model.safetensors", "summary.json", "last.ckpt"} <= set(os.listdir(tmp_path / "small"))
+
+
+def test_the_training_split_of_another_task_than_the_configuration(monkeypatch):
+    monkeypatch.setattr(images, "COUNT", {"train": 20, "test": 10})
+    config = load_config([], ["data.name=images", "data.root=gratings", "train.device=cpu"])
+    train, held_out = training_split(config, "image_classification")
+    assert (len(train), held_out) == (20, None)
+    with pytest.raises(ConfigError, match=r"train\.task=classification expects point clouds, found images"):
+        training_split(config)
+    with pytest.raises(ConfigError, match=r"train\.task=image_classification expects images, found point clouds"):
+        training_split(load_config([], TINY), "image_classification")
 
 
 def test_one_class_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -12,6 +12,7 @@ import pointewa
 from pointewa import datasets
 from pointewa.datasets.inspect import report
 from pointewa.datasets.layouts import sydney
+from pointewa.datasets.source import say_once
 from pointewa.datasets.subjects import Subjects
 from pointewa.errors import DataError
 from pointewa.ops import canonical_order, group
@@ -96,7 +97,7 @@ def test_each_fold_is_the_test_set_once(tmp_path, layout, fold, capsys):
 
 def test_without_a_fold_it_is_the_first_with_a_note(tmp_path, capsys):
     write_npz(tmp_path)
-    sydney._say.cache_clear()
+    say_once.cache_clear()
     found = [datasets.open_source("sydney", str(tmp_path), split) for split in ("train", "test")]
     assert [len(one) for one in found] == [84, 28]
     note = "note: data.variant does not say which fold is the test set: fold0 of fold0, fold1, fold2, fold3\n"
@@ -138,7 +139,12 @@ def test_a_packed_fold_is_found_again(tmp_path, capsys):
     write_npz(tmp_path)
     keys = ["data.name=sydney", f"data.root={tmp_path}", "data.variant=fold2"]
     prepare_data.main(["pack", *keys, "--points", "32", "data.normalize=center"])
-    prepare_data.main(["pack", *keys, "--points", "32"])
+    prepare_data.main(["pack", *keys, "--points", "16"])
+    prepare_data.main(["pack", *keys, f"data.root={tmp_path / 'sydney_urban_objects.npz'}", "--points", "32"])
+    for count, wanted in ((16, 16), (17, 32)):
+        assert datasets.open_source("sydney", str(tmp_path), "test", count, "fold2").num_points == wanted
+    with pytest.raises(DataError, match=r"sydney_fold2_32.h5: an object has 32 points, data.num_points asks for 33"):
+        datasets.open_source("sydney", str(tmp_path), "test", 33, "fold2")
     for fold in ("fold2", "fold1"):
         loaded = datasets.load("sydney", str(tmp_path), "test", 32, variant=fold)
         assert set(loaded.object_names) == {one[0] for one in objects() if one[2] == int(fold[-1])}
@@ -149,6 +155,8 @@ def test_a_packed_fold_is_found_again(tmp_path, capsys):
     for how in ("none", "center"):
         with pytest.raises(DataError, match=rf"data.normalize={how}: .* centred and scaled to norm 1 when it was"):
             datasets.load("sydney", str(file), "test", 32, normalize=how)
+    with pytest.raises(DataError, match=r"sydney_fold2_32.h5: an object has 32 points, data.num_points asks for 33"):
+        datasets.load("sydney", str(file), "test", 33)  # as of every set, whether packed or not
     metres = str(tmp_path / "sydney_center_fold2_32.h5")
     centred = datasets.open_source("sydney", metres, "test", normalize="center")
     assert (centred.ordered, centred.normalization) == (True, "center")
@@ -204,6 +212,16 @@ def test_a_training_a_prediction_and_an_evaluation(tmp_path, monkeypatch, capsys
     out = capsys.readouterr().out
     assert "weighted F1" in out
     assert f"{summary['test']['f1']:.2f} %" in out
+
+
+def test_an_archive_with_names_as_bytes_is_the_same(tmp_path):
+    names = {"classes": np.array(["bench", *sydney.CLASSES]), "name": np.array([one[0] for one in objects()])}
+    text, data = tmp_path / "text", tmp_path / "bytes"
+    write_npz(text)
+    write_npz(data, **{key: value.astype("S") for key, value in names.items()})
+    found, expected = (datasets.open_source("sydney", str(one), "test", variant="fold1") for one in (data, text))
+    assert (found.object_names, found.left_out) == (expected.object_names, expected.left_out)
+    assert found.labels.tolist() == expected.labels.tolist()
 
 
 @pytest.mark.parametrize(

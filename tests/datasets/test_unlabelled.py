@@ -65,6 +65,37 @@ def test_train_and_test_are_kept_apart(write, capsys):
     assert "train and test as they are" in capsys.readouterr().err
 
 
+def test_train_and_test_may_be_links(write, tmp_path):
+    write("train/0.xyz", "train/1.xyz", "test/2.xyz")
+    (tmp_path / "links").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "links" / split).symlink_to(tmp_path / "my_clouds" / split)
+    train, test = both(str(tmp_path / "links"))
+    assert (train.object_names, test.object_names) == (("train/0.xyz", "train/1.xyz"), ("test/2.xyz",))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/a/0.xyz", "train/a/1.xyz", "train/b/2.xyz", "test/a/3.xyz"],  # a class that test lacks
+        ["train/a/0.xyz", "test/a/1.xyz", "test/b/2.xyz"],  # one that train lacks
+        ["train/a/deep/0.xyz", "train/a/deep/1.xyz", "train/b/deep/2.xyz", "test/a/deep/3.xyz"],  # in no class
+        ["train/0.xyz", "train/1.xyz", "train/2.xyz", "test/3.xyz", "test/4.xyz", "README.md", "more/notes.md"],
+        ["a/train/0.xyz", "a/train/1.xyz", "b/train/2.xyz", "a/test/3.xyz"],  # a class without a test folder
+    ],
+)
+def test_what_is_divided_stays_so_whatever_its_classes(write, capsys, names):
+    train, test = both(root := write(*names))
+    clouds = [name for name in names if name.endswith("xyz")]
+    assert sorted(train.object_names) == [name for name in sorted(clouds) if "train" in name.split("/")]
+    assert sorted(test.object_names) == [name for name in sorted(clouds) if "test" in name.split("/")]
+    assert (train.class_names, test.class_names) == (("my_clouds",), ("my_clouds",))
+    err = capsys.readouterr().err
+    assert f"note: {root}: no folders of classes: all files are taken for one class" in err
+    assert "train and test as they are" in err
+    assert "misplaced" not in err
+
+
 @pytest.mark.parametrize(
     "pattern", ["{name}/{number}.xyz", "{name}/{split}/{number}.xyz", "{split}/{name}/{number}.xyz"]
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pointewa.errors import DataError
-from pointewa.inference.all_points import distinct, on_all_points
+from pointewa.inference.all_points import on_all_points
 from pointewa.inference.segmentation import segment_all_points, votes
 from pointewa.models.parts import Parts
 from pointewa.tasks.base import Batch
@@ -27,15 +27,6 @@ class Sides(nn.Module):
 def object_of(size):
     points = torch.rand(size, 3) * 2 - 1
     return points, (points[:, 0] > 0).long()
-
-
-def test_points_that_start_over_are_found():
-    points = torch.randn(7, 3)
-    assert distinct(points) == 7
-    assert distinct(points.repeat(3, 1)[:17]) == 7
-    assert distinct(points.repeat(2, 1)[:8]) == 7
-    assert distinct(torch.cat([points, points[:1], torch.randn(7, 3)])) == 15  # a point that comes twice is no start
-    assert distinct(points[:1].repeat(4, 1)) == 1
 
 
 def test_a_point_has_the_weighted_logits_of_its_three_nearest():

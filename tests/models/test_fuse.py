@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from pointewa.models import Architecture, MaskedAutoencoder, PointTransformerClassifier, fuse_batch_norm
+from pointewa.models import (
+    Architecture,
+    MaskedAutoencoder,
+    Parts,
+    PointTransformerClassifier,
+    PointTransformerSegmenter,
+    fuse_batch_norm,
+)
 
 
 @pytest.mark.parametrize("head", ["point_mae", "point_bert"])
@@ -24,6 +31,24 @@ def test_the_fused_model_is_the_same_function_without_batch_norms(head):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     other = torch.randn(4, 64, 3, dtype=torch.float64)
     assert (fused(other) - model(points)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("decoder", "kept"),
+    [
+        ("light", {"propagation_0.mlp_bns.0", "propagation_0.mlp_bns.1", "bns1", "bns2"}),
+        ("point_bert", {f"propagation_{k}.mlp_bns.{n}" for k in range(3) for n in range(2)} | {"bn1"}),
+    ],
+)
+def test_of_a_segmenter_the_batch_norms_beside_their_convolutions_stay(decoder, kept):
+    arch = Architecture(width=24, depth=3, heads=2, num_groups=8, group_size=6, patch_width=8, patch_out=24)
+    model = PointTransformerSegmenter(arch, Parts(("a", "b"), (0, 1)), 2, decoder).double()
+    points, labels = torch.randn(6, 64, 3, dtype=torch.float64), torch.arange(6) % 2
+    for _ in range(3):
+        model.train()(3 * points, labels)
+    fused = fuse_batch_norm(model.eval())
+    assert {name for name, one in fused.named_modules() if isinstance(one, nn.BatchNorm1d)} == kept
+    torch.testing.assert_close(fused(points, labels), model(points, labels), rtol=0, atol=1e-12)
 
 
 def test_a_model_in_training_is_refused():

@@ -337,7 +337,7 @@ def test_models_that_cannot_be(parts, classes, decoder, message):
 
 def test_a_width_that_the_graph_convolutions_cannot_take():
     arch = Architecture(**SIZES | {"width": 26}, patch_out=26)
-    with pytest.raises(ValueError, match="an edge convolution needs a multiple of 4 channels, got 26"):
+    with pytest.raises(ValueError, match="width must be a multiple of 4 for the decoder's edge convolutions, got 26"):
         PointTransformerSegmenter(arch, PARTS, 3, "point_bert")
 
 

@@ -1,9 +1,9 @@
-"""The canonical order, against a sort in plain Python."""
+"""The canonical order, against a sort in plain Python, and where points start over."""
 
 import pytest
 import torch
 
-from pointewa.ops import canonical_order, group
+from pointewa.ops import canonical_order, distinct, group
 
 
 def naive(cloud):
@@ -30,3 +30,12 @@ def test_one_point_and_no_point():
     assert canonical_order(torch.randn(2, 1, 3)).tolist() == [[0], [0]]
     with pytest.raises(ValueError, match="no points"):
         canonical_order(torch.zeros(1, 0, 3))
+
+
+def test_points_that_start_over_are_found():
+    points = torch.randn(7, 3)
+    assert distinct(points) == 7
+    assert distinct(points.repeat(3, 1)[:17]) == 7
+    assert distinct(points.repeat(2, 1)[:8]) == 7
+    assert distinct(torch.cat([points, points[:1], torch.randn(7, 3)])) == 15  # a point that comes twice is no start
+    assert distinct(points[:1].repeat(4, 1)) == 1

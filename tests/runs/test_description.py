@@ -8,6 +8,7 @@ import torch
 from pointewa.errors import CheckpointError
 from pointewa.models import Architecture, PointTransformerClassifier, registry
 from pointewa.runs.description import LoadedModel
+from pointewa.runs.recorded import config_of
 from pointewa.runs.weights import load_model, save_model
 
 SMALL = Architecture(8, 2, 2, 4, 4, patch_width=8, patch_out=8)
@@ -94,3 +95,26 @@ def test_weights_that_do_not_fit(path, change, says):
     save_file(weights, path)
     with pytest.raises(CheckpointError, match=f"of another architecture than described.*{says}"):
         load_model(path)
+
+
+def read(run, dataset, normalize, *overrides):
+    return config_of(LoadedModel(torch.nn.Module(), ("a", "b"), 64, dataset, normalize), run, [], overrides).data
+
+
+@pytest.mark.parametrize("normalize", ["unit_sphere", "center", "none"])
+def test_a_models_own_set_is_normalised_as_in_its_training(tmp_path, normalize):
+    """Whatever is usual for the set, with the configuration of the run beside it and without."""
+    for recorded in (None, "normalize: auto", f"normalize: {normalize}"):
+        if recorded:
+            (tmp_path / "config.yaml").write_text(f"data:\n  name: folder\n  root: mine\n  {recorded}\n")
+        found = read(tmp_path, "folder", normalize)
+        assert (found.name, found.normalize, found.num_points) == ("folder", normalize, 64)
+        assert found.root == ("mine" if recorded else "data")
+        assert read(tmp_path, "folder", normalize, "data.normalize=auto").normalize == "auto"
+        other = read(tmp_path, "folder", normalize, "data.name=scanobjectnn")
+        assert other.normalize == ("center" if normalize == "center" else "auto")
+
+
+@pytest.mark.parametrize("normalize", ["unit_sphere_of_sample", "minus_one_to_one"])
+def test_what_no_key_says_is_left_to_the_evaluation(tmp_path, normalize):
+    assert read(tmp_path, "modelnet40", normalize).normalize == "auto"

@@ -11,7 +11,7 @@ from pointewa import datasets
 from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import svm
 from pointewa.inference.export import export
-from pointewa.models import Architecture, DiscreteVAE, PointTransformerClassifier, TokenizerSizes
+from pointewa.models import TOKENIZERS, Architecture, DiscreteVAE, PointTransformerClassifier, TokenizerSizes
 from pointewa.models.patch_embed import make_patches
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.weights import TOKENIZER, load_any, load_foreign, load_model, save_model
@@ -22,7 +22,7 @@ SIZES = {"num_groups": 8, "group_size": 8, "patch_width": 64, "patch_out": 24, "
          "codebook_width": 8, "graph_width": 4, "feature_width": 8, "folding_width": 8}  # fmt: skip
 
 
-def write_tokenizer(folder, points=128, **change):
+def write_tokenizer(folder, points=128, normalize="unit_sphere", **change):
     """A tokenizer's run, whose codes are those of fresh weights."""
     torch.manual_seed(1)
     dvae = DiscreteVAE(TokenizerSizes(**SIZES | change)).eval()
@@ -34,7 +34,7 @@ def write_tokenizer(folder, points=128, **change):
         norm.weight /= found[0].std(0)
         norm.bias.copy_((norm.bias - found[0].mean(0)) / found[0].std(0))
     folder.mkdir()
-    save_model(folder / TOKENIZER, LoadedModel(dvae, (), points, "shapes", "unit_sphere", "tokenizer"))
+    save_model(folder / TOKENIZER, LoadedModel(dvae, (), points, "shapes", normalize, "tokenizer"))
     return folder
 
 
@@ -152,17 +152,32 @@ def test_bfloat16_changes_no_token_and_losses_are_in_float32(pretraining, monkey
 
 
 @pytest.mark.parametrize("experts", [False, True])
-def test_an_interrupted_pretraining_goes_on_exactly(pretraining, interrupt, experts):
-    recipe = [f"ewa.enabled={experts}", "model.drop_path=0.2", "model.depth=3"]
+def test_an_interrupted_pretraining_goes_on_exactly_also_without_its_tokenizer(
+    pretraining, interrupt, tmp_path, experts
+):
+    tokenizer = write_tokenizer(tmp_path / "tok")
+    recipe = [f"ewa.enabled={experts}", "model.drop_path=0.2", "model.depth=3", f"task.tokenizer={tokenizer}"]
     whole = pretraining("run.name=whole", *recipe)
     whole.fit()
     part = pretraining("run.name=part", "train.save_every=7", *recipe)
     interrupt(part, 13)
+    tokenizer.rename(tmp_path / "elsewhere")
     resumed = pretraining("run.name=part", "train.save_every=7", *recipe)
     assert (resumed.step, resumed.model.queue_ptr.item()) == (10, 160 % 50)
     resumed.fit()
     assert whole.model.queue_ptr.item() == 320 % 50
     assert_same(whole.model, resumed.model)
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed_from(pretraining, make_trainer, interrupt):
+    part = pretraining("train.save_every=1")
+    interrupt(part, 2)
+    part.lock.release()
+    other = make_trainer("run.name=c", "ewa.enabled=false", "train.save_every=1")
+    interrupt(other, 2)
+    (other.folder / "last.ckpt").replace(part.folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match="checkpoint is not of masked_point_modeling, but of a classifier: start"):
+        pretraining("train.save_every=1")
 
 
 def test_the_page_shows_decoded_tokens(pretraining, tokenizer, tmp_path, monkeypatch, capsys):
@@ -246,9 +261,35 @@ def test_what_is_no_tokenizer_is_refused(pretraining, make_trainer, tmp_path):
     trainer.finish()
     with pytest.raises(CheckpointError, match=r"/c: expected a tokenizer, found a classifier: train one by make"):
         pretraining(f"task.tokenizer={trainer.folder}")
+    other = write_tokenizer(tmp_path / "narrow", patch_width=32)
+    with pytest.raises(ConfigError, match=r"model\.preset: patch_width must be such that .*: task\.tokenizer=.*/nar"):
+        pretraining(f"task.tokenizer={other}")
     other = write_tokenizer(tmp_path / "other", points=256)
     with pytest.warns(UserWarning, match="trained on 256 points a cloud, and these have 128"):
         pretraining(f"task.tokenizer={other}")
+
+
+@pytest.mark.parametrize("normalize", ["center", "none", "unit_sphere_of_sample"])
+def test_clouds_normalised_otherwise_than_the_tokenizers_are_refused(pretraining, tmp_path, normalize):
+    other = write_tokenizer(tmp_path / "other", normalize=normalize)
+    if normalize == "unit_sphere_of_sample":  # but for a little, the same
+        pretraining(f"task.tokenizer={other}")
+        return
+    told = f"data.normalize: the tokenizer .*/other knows clouds that are normalised as {normalize}, and these are as "
+    with pytest.raises(ConfigError, match=f"{told}unit_sphere: set data.normalize={normalize}, or train a tokenizer"):
+        pretraining(f"task.tokenizer={other}")
+
+
+def test_a_file_of_point_berts_code_is_taken_for_a_tokenizer(pretraining, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, "tiny", TokenizerSizes(**SIZES))
+    dvae, file = load_any(tokenizer).model, tmp_path / "dVAE.pth"
+    torch.save({"base_model": {f"module.{name}": one for name, one in dvae.state_dict().items()}}, file)
+    with pytest.warns(UserWarning, match=r"dVAE\.pth does not say on which .* of 1024 points, unit_sphere_of_sample"):
+        trainer = pretraining(f"task.tokenizer={file}")
+    assert_same(dvae, trainer.model.dvae)
+    torch.save({"base_model": {"codebook": torch.zeros(2, 2)}}, file)
+    with pytest.raises(CheckpointError, match=r"dVAE\.pth: .* of another architecture: .*: task\.tokenizer takes"):
+        pretraining(f"task.tokenizer={file}")
 
 
 def test_a_queue_longer_than_the_set_and_both_masks_work(pretraining):

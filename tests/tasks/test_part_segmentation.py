@@ -233,3 +233,22 @@ def test_rows_of_several_processes_are_concatenated():
     joined = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
     assert task.measure(joined) == segment(Told(), [batch(*objects)]).metrics
     assert Segmentation(**joined).ious.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts", "message"),
+    [
+        (
+            "model.width=6",
+            Parts(("a",), (0,)),
+            "model.width must be a multiple of 4 for the decoder's .*, got 6",
+        ),
+        ("model.decoder=heavy", Parts(("a",), (0,)), "model.decoder must be one of point_mae, .*, got 'heavy'"),
+        ("model.heads=5", Parts(("a",), (0,)), "model.width must be a multiple of heads, got 24 and 5"),
+        ("model.depth=2", Parts(("a",), (3,)), "model: parts: expected categories below 1, found 3"),
+    ],
+)
+def test_what_the_model_refuses_is_told_by_the_key(override, parts, message):
+    keys = [*TINY, "model.decoder=point_bert", "train.task=part_segmentation", override]
+    with pytest.raises(ConfigError, match=message):
+        tasks.task_class("part_segmentation")(load_config(overrides=keys)).build_model(("mug",), parts)

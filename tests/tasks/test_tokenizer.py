@@ -129,7 +129,10 @@ def test_it_learns_and_leaves_a_tokenizer_that_loads_evaluates_draws_and_exports
         assert loaded.model.sizes == trainer.model.sizes
         found = trainer.task.measure(trainer.evaluate(loaded.model, trainer.data.test))
         assert found["cd"] == pytest.approx(summary["test"]["cd"], rel=1e-5)
-    with pytest.raises(CheckpointError, match=r"expected a classifier, found a dvae"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"found a dvae: it is a tokenizer: pre-train on it with train.task=mas.* task.tokenizer={trainer.folder}",
+    ):
         load_model(trainer.folder)
     written = export.export(load_any(trainer.folder), tmp_path / "dvae.pth", "point_mae")
     state = torch.load(written.path, weights_only=True)["base_model"]
@@ -190,8 +193,8 @@ def test_the_published_file_is_taken_as_a_start(tokenizing, tmp_path):
     [
         ("ewa.enabled=true", "ewa.enabled: a tokenizer has no FFNs that could be experts: set ewa.enabled=false"),
         ("moe.router=top_k", "ewa.enabled: a tokenizer has no FFNs"),
-        ("model.width=24", "model.width: a tokenizer is no transformer: leave it out"),
-        ("model.head=linear", "model.head: a tokenizer is no transformer"),
+        ("model.width=24", "model.width: tokenizer does not read it, found 24: leave it out"),
+        ("model.head=linear", "model.head: tokenizer does not read it"),
         ("model.codebook_size=10", "model.codebook_size must be a multiple of 4, got 10"),
         ("model.codebook_size=0", "model.codebook_size must be 1 to 262144, got 0"),
         ("model.group_size=6", "model.group_size must be a multiple of 4, got 6"),

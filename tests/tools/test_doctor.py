@@ -69,6 +69,27 @@ def test_a_variant_of_a_set_that_is_not_the_default_is_found_too(capsys, tmp_pat
     assert found["folder"]["found"].startswith("folder, y_up, 1 test object, ")
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["data.num_points=2000"], "data.num_points asks for 2000"),
+        (["data.name=images", "data.root=gratings", "data.normalize=center"], "data.normalize: gratings has images"),
+        (["data.name=images", "data.root=gratings", "train.task=part_segmentation"], "does not tell the parts"),
+    ],
+)
+def test_data_that_training_refuses_are_not_ok(capsys, keys, message):
+    assert message in refused(capsys, *keys, "train.device=cpu")[1]
+
+
+def test_a_set_whose_variants_cannot_be_listed_hides_no_other(capsys, tmp_path, monkeypatch):
+    def fail(root):
+        raise PermissionError("no entry")
+
+    monkeypatch.setattr(datasets.NAMES["scanobjectnn"], "variants_at", fail)
+    _, found = ask(capsys, f"data.root={tmp_path}")
+    assert [found[name]["found"] for name in ("scanobjectnn", "shapenet55", "sydney")] == ["not found"] * 3
+
+
 def test_a_screen_for_people(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     doctor.main([f"data.root={tmp_path}", "train.device=cpu"])

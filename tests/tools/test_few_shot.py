@@ -24,6 +24,7 @@ from pointewa.runs.summary import SUMMARY
 from pointewa.study import definition
 from pointewa.study.few_shot import load_few_shot
 from pointewa.tools import cli, evaluate, few_shot, study, train
+from pointewa.train.build import task_of_run
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = {"train": 12, "test": 21}  # of a class, in the trainings too, which are processes of their own
@@ -247,6 +248,11 @@ def test_steps_decide_the_epochs_of_each_setting(stubs, tmp_path, capsys):
     assert "--steps=10 train.batch_size=8\n" in text
 
 
+def test_the_report_of_a_warm_up_by_its_fraction(stubs, tmp_path, capsys):
+    few_shot.main([*stubs, "--folds=1", "train.warmup_fraction=0.2"])
+    assert "3 epochs, of which 20.0% warm up" in report(tmp_path)
+
+
 @pytest.mark.parametrize(("key", "epochs", "fraction"), [("fraction=0.2", None, 0.2), ("epochs=1", 1, None)])
 @pytest.mark.parametrize("in_a_file", [False, True])
 def test_a_warm_up_of_one_s_own_is_kept(tmp_path, key, epochs, fraction, in_a_file):
@@ -256,6 +262,7 @@ def test_a_warm_up_of_one_s_own_is_kept(tmp_path, key, epochs, fraction, in_a_fi
     keys = [f"run.dir={tmp_path}", "train.epochs=6", *([] if in_a_file else [f"train.warmup_{key}"])]
     run = load_few_shot(files, keys, settings=["3w5s"], folds=1).study.runs[0]
     assert (run.config.train.warmup_epochs, run.config.train.warmup_fraction) == (epochs, fraction)
+    task_of_run(run.config, run.folder)  # not both of the recipe's and one's own
     usual = load_few_shot(["configs/shapes.yaml"], keys[:2], settings=["3w5s"], folds=1).study.runs[0]
     assert usual.config.train.warmup_epochs == pytest.approx(0.4)  # a fifteenth, as of the recipe's epochs
 

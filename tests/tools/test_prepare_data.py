@@ -176,6 +176,8 @@ def test_a_packed_variant_is_found_again(tmp_path, capsys, variant):
     out = call(capsys, "pack", *options)["out"]
     source = datasets.open_source("scanobjectnn", str(tmp_path), "train", variant=variant)
     assert (str(source.path), source.ordered, len(source)) == (out, True, 4)
+    fewer = call(capsys, "pack", "data.name=scanobjectnn", f"data.root={out}", "--points", 50)["out"]
+    assert fewer == out.replace("_100.h5", "_50.h5")  # of the variant that the file says, not of the default
 
 
 def test_raw_scans_are_inspected_verified_and_packed(tmp_path, capsys):

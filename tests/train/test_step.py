@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pointewa.errors import ConfigError
 from pointewa.tasks.classification import Classification
 
 
@@ -56,3 +57,16 @@ def test_more_trial_steps_than_the_training_has_are_no_progress_beyond_its_end(m
     trainer = make_trainer("run.name=a", "train.epochs=1", "train.batch_size=160")
     trainer._time_step()
     assert [progress for _, progress, _ in calls if progress is not None] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_single_objects_in_front_of_a_batch_norm_are_refused_in_a_line(make_trainer, size):
+    sizes = (f"train.batch_size={size}", f"train.accumulate={size}", "train.epochs=1")
+    trainer = make_trainer("run.name=a", *sizes, "model.head=point_mae")
+    told = f"at least 2 at a time, found 1: train.batch_size={size} in train.accumulate={size} parts on 1 process: set"
+    with pytest.raises(ConfigError, match=told):
+        trainer.fit()
+    assert not trainer.folder.exists()
+    other = make_trainer("run.name=b", *sizes, "model.head=linear")
+    other.train_step(next(other.data.train.epoch(0)))
+    assert other.take_skipped() == []

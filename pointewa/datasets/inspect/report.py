@@ -166,7 +166,7 @@ def verify(name: str, sources: Mapping[str, Source]) -> tuple[list[str], list[st
         sizes = (look := _read(source, split)).sizes
         problems += [f"{one}: coordinates that are not finite, or no points" for one in look.broken]
         problems += [f"{one}: {problem}" for one, problem in look.flaws.items()]
-        if source.num_points and set(sizes) != {source.num_points}:
+        if source.num_points and not source.packed_as and set(sizes) != {source.num_points}:
             problems.append(f"objects with {min(sizes)} to {max(sizes)} points, expected {source.num_points} each")
         bad += [f"{label}: {problem}" for problem in problems]
         if not problems:

@@ -55,7 +55,7 @@ _HEADS = {
 }
 _CONVOLUTIONS = re.compile(r"(_conv\.[036]|increase_dim\.0|input_trans|layer5\.0)\.weight$")  # ours
 _BERT = "encoder."
-# Layers that tell the kinds apart, of those that there are here, and of those that there are not.
+# Layers that tell the kinds apart: of models that are read here, and of others, which are named and refused.
 _KINDS = {
     "masked_autoencoder": ("MAE_encoder.encoder.local_mlp.lins.0.", "increase_dim.lins.0."),
     "point_bert": ("encoder.encoder.local_mlp.lins.0.", "encoder.blocks.0.attn.qkv."),
@@ -81,8 +81,8 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if kind is None:
         found = next((other for other, mark in _OTHERS.items() if _has(state, mark)), "another model")
         raise CheckpointError(
-            f"weights of {found} by torch-pointcloud, which are not read here: expected Point-BERT's or "
-            "Point-MAE's classifier, or one of their pre-trainings"
+            f"weights of {found} by torch-pointcloud, which are not read here: expected a classifier or a "
+            "pre-training of Point-BERT's or Point-MAE's, or Point-BERT's tokenizer"
         )
     layers = {**_HEADS.get(kind, {}), **_LAYERS}  # the first that fits counts
     ours = {}
