@@ -2,7 +2,10 @@
 
 python -m benchmarks.bench
 python -m benchmarks.bench --device cuda --budget 300 --out results/bench_cuda
+python -m benchmarks.bench --device cuda --out results/bench_cuda --resume
 python -m benchmarks.bench --preset tiny --only train parts --json
+python -m benchmarks.bench --peer torch-pointcloud --only peer
+python -m benchmarks.bench --run runs/modelnet40-tiny-ewa-seed0 --only agreement
 """
 
 import argparse
@@ -20,22 +23,26 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pointewa.ewa as ewa
-from benchmarks import twin
-from benchmarks.timing import Aside, Times, interleave
+from benchmarks import peers, twin
+from benchmarks.agreement import agreement, has_int8, int8
+from benchmarks.tables import markdown, measured, write
+from benchmarks.timing import Aside, interleave
 from pointewa.compression import kept_bytes
 from pointewa.config import load_config
 from pointewa.datasets.base import PointClouds
 from pointewa.datasets.loader import TrainLoader
 from pointewa.datasets.transforms import scale_shift
-from pointewa.models import Architecture, fuse_batch_norm
+from pointewa.errors import ConfigError
+from pointewa.inference.int8 import Clouds
+from pointewa.models import Architecture, fuse_batch_norm, in_precision
 from pointewa.models.patch_embed import linear_max, make_patches
 from pointewa.ops import backend, farthest_point_sample, knn
 from pointewa.ops.backend import BACKENDS
-from pointewa.safe.files import atomic_write
+from pointewa.runs.description import LoadedModel
 from pointewa.tasks.base import Batch
 from pointewa.tools import cli
 from pointewa.train.data import Data
-from pointewa.train.device import environment
+from pointewa.train.device import environment, name_of, select_device
 from pointewa.train.trainer import Trainer
 
 NUM_POINTS, NUM_CLASSES = 1024, 40
@@ -87,7 +94,7 @@ class Bench:
         self.arch = moe.model.architecture
         self.twin = twin_parts(self.arch, args.batch_size, self.device)
         # On a CPU the twin runs in a process without our memory settings, as its users run it.
-        on_cpu = self.device.type == "cpu" and not {"train", "inference"}.isdisjoint(args.only)
+        on_cpu = self.device.type == "cpu" and not {"train", "inference", "int8"}.isdisjoint(args.only)
         self.aside = Aside(twin_parts, self.arch, args.batch_size, self.device) if on_cpu else None
         self.points = torch.randn(args.batch_size, NUM_POINTS, 3, device=self.device)
         self.labels = torch.randint(NUM_CLASSES, (args.batch_size,), device=self.device)
@@ -104,16 +111,20 @@ class Bench:
         here = self.twin[name]
         return {"twin": self.aside.part(name), "twin, memory kept": here} if self.aside else {"twin": here}
 
+    def _step(self, trainer: Trainer) -> Callable[[], None]:
+        generator = torch.Generator(self.device)
+        return lambda: trainer.train_step(Batch(scale_shift(self.points, generator), self.labels))
+
+    def _lowered(self, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The model in the precision of the training, where that is not float32."""
+        lower = self.moe.precision
+        return {} if lower == torch.float32 else {name_of(lower): in_precision(model.eval(), lower)}
+
     def train(self) -> dict[str, Any]:
         """Whole training steps. Ours receive augmented points, as from the loader; the twin augments by itself."""
-
-        def ours(trainer: Trainer) -> Callable[[], None]:
-            generator = torch.Generator(self.device)
-            return lambda: trainer.train_step(Batch(scale_shift(self.points, generator), self.labels))
-
-        parts = self._twin("step") | {"dense": ours(self.dense), "EWA": ours(self.moe)}
+        parts = self._twin("step") | {"dense": self._step(self.dense), "EWA": self._step(self.moe)}
         times = interleave(parts, self.args.budget, self.device)
-        rows = {name: self._row(times, name, ["twin", "dense"]) for name in parts}
+        rows = {name: times.row(name, ["twin", "dense"]) for name in parts}
         for name, run in (parts | {"twin": self.twin["step"]}).items():
             rows[name]["GFLOP"] = _flops(run) / 1e9
             rows[name]["GFLOP/s"] = rows[name]["GFLOP"] / times.seconds(name).median
@@ -174,13 +185,14 @@ class Bench:
         }
         times = interleave(parts, self.args.budget, device)
         step.optimizer.zero_grad()
-        return {name: self._row(times, name, ["EWA step"]) for name in parts}
+        return {name: times.row(name, ["EWA step"]) for name in parts}
 
     def inference(self) -> dict[str, Any]:
         """The folded model against the twin's: a batch, a single cloud, and the throughput of the best batch."""
         folded = ewa.fold(self.moe.model).eval()
         fused = fuse_batch_norm(folded)
         models = {"folded": folded, "folded, batch norms fused": fused}
+        models |= {f"folded, {name}": model for name, model in self._lowered(folded).items()}
         if self.args.compile:
             models["fused and compiled"] = torch.compile(fused, dynamic=False)
         rows = {}
@@ -189,14 +201,41 @@ class Bench:
             runs = self._twin(f"batch {size}")
             runs |= {name: torch.inference_mode()(lambda m=model, p=points: m(p)) for name, model in models.items()}
             times = interleave(runs, self.args.budget / 2, self.device)
-            rows |= {f"{name}, batch {size}": self._row(times, name, ["twin"]) for name in runs}
-        best = (0.0, 0)
+            rows |= {f"{name}, batch {size}": times.row(name, ["twin"]) for name in runs}
+        best, fastest = (0.0, 0), next(iter(self._lowered(folded).values()), fused)
         for size in (8, 32, 128, 512)[: 2 if self.device.type == "cpu" else 4]:
             points = self.points[:1].expand(size, -1, -1).contiguous()
-            run = {"fused": torch.inference_mode()(lambda p=points: fused(p))}
-            best = max(best, (size / interleave(run, 1, self.device).seconds("fused").median, size))
+            run = {"fastest": torch.inference_mode()(lambda p=points: fastest(p))}
+            best = max(best, (size / interleave(run, 1, self.device).seconds("fastest").median, size))
         rows["throughput"] = {"clouds/s": best[0], "batch": best[1]}
         return rows
+
+    def int8(self) -> dict[str, Any]:
+        """The folded model as an ONNX file in 8 bits, in onnxruntime, against the twin's inference."""
+        names = tuple(map(str, range(NUM_CLASSES)))
+        loaded = LoadedModel(ewa.fold(self.moe.model).eval(), names, NUM_POINTS, "none", "unit_sphere")
+        run = int8(loaded, Clouds.of(torch.randn(16, NUM_POINTS, 3)))  # the time does not depend on the ranges
+        rows = {}
+        for size in (self.args.batch_size, 1):
+            runs = self._twin(f"batch {size}") | {"int8": lambda p=self.points[:size]: run(p)}
+            times = interleave(runs, self.args.budget / 2, self.device)
+            rows |= {f"{name}, batch {size}": times.row(name, ["twin"]) for name in runs}
+        return rows
+
+    def agreement(self) -> dict[str, Any]:
+        """How often the classes or parts of a trained model are the same as in float32, and its metrics."""
+        return agreement(self.args.run, self.device, self.moe.precision)
+
+    def peer(self) -> dict[str, Any]:
+        """A training step and inference of another implementation with the weights of our dense model.
+
+        Raises:
+            ConfigError: it is not installed.
+            RuntimeError: its logits are not ours.
+        """
+        steps = {"dense": self._step(self.dense), "EWA": self._step(self.moe)}
+        batch, aside = (self.points, self.labels), self.device.type == "cpu"
+        return peers.measure(self.dense.model, batch, steps, self._lowered, self.args.budget, aside)
 
     def operators(self) -> dict[str, Any]:
         """Each operator by each implementation, for a batch; the base is pytorch3d's."""
@@ -208,7 +247,7 @@ class Bench:
                 "ours": lambda r=run: r(points, None)
             }
             times = interleave(runs, self.args.budget / 4, self.device)
-            rows |= {f"{operator}, {name}": self._row(times, name, [names[0]]) for name in runs}
+            rows |= {f"{operator}, {name}": times.row(name, [names[0]]) for name in runs}
         return rows
 
     def memory(self) -> dict[str, Any]:
@@ -245,7 +284,7 @@ class Bench:
             loaders[str(size)] = TrainLoader(clouds, self.args.batch_size, NUM_POINTS, ["scale_shift"], seed=0)
         runs = {name: lambda one=loader: [None for _ in one.epoch(0)] for name, loader in loaders.items()}
         times = interleave(runs, self.args.budget / 8, self.device)
-        return {f"{name} objects": self._row(times, name, ["1000"]) for name in loaders}
+        return {f"{name} objects": times.row(name, ["1000"]) for name in loaders}
 
     def machine(self) -> dict[str, Any]:
         """The speed of this machine's matrix product and copy, in the same run."""
@@ -260,11 +299,6 @@ class Bench:
         rows = {f"{name} matmul": {"GFLOP/s": 2 * 4096**3 / times.seconds(name).median / 1e9}
                 for name in runs if name != "copy"}  # fmt: skip
         return rows | {"copy": {"GB/s": 2 * source.nbytes / times.seconds("copy").median / 1e9}}
-
-    @staticmethod
-    def _row(times: Times, name: str, bases: list[str]) -> dict[str, Any]:
-        row: dict[str, Any] = {"ms": times.seconds(name).text(factor=1000), "rounds": len(times.rounds)}
-        return row | {f"of {base}": times.ratio(name, base).text(".3f") for base in bases if base in times.rounds[0]}
 
 
 def _without_averaging(trainer: Trainer) -> None:
@@ -283,23 +317,9 @@ def _flops(run: Callable[[], object]) -> float:
     return counter.get_total_flops()
 
 
-def markdown(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The tables."""
-    lines = []
-    for section, rows in figures.items():
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines += [f"**{section}**", "", f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-        for name, row in rows.items():
-            cells = [f"{row[column]:.4g}" if isinstance(row.get(column), float) else str(row.get(column, ""))
-                     for column in columns]  # fmt: skip
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    sections = ("machine", "train", "parts", "inference", "operators", "memory", "epochs")
+    sections = ("machine", "train", "parts", "inference", "int8", "agreement", "peer", "operators", "memory", "epochs")
     parser = cli.parser(*__doc__.split("\n\n", 1))
     parser.add_argument("--preset", default="point_mae")
     cli.add_number(parser, "--batch-size", 2, default=32, help="default 32; batch norm needs two objects")
@@ -309,26 +329,45 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_number(parser, "--budget", 0, float, default=60, help=seconds)
     parser.add_argument("--compile", action="store_true", help="our models through torch.compile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections; default: all")
+    parser.add_argument("--run", metavar="RUN", help="a trained model, for the section agreement, on its test split")
+    parser.add_argument("--peer", choices=("torch-pointcloud",), help="another implementation, for the section peer")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write README.md and bench.json there")
+    parser.add_argument("--resume", action="store_true", help="keep the sections that --out has already")
     args = parser.parse_args(argv)
+    args.only = [name for name in args.only if _wanted(name, args, named=args.only is not sections)]
+    if args.resume and not args.out:
+        raise ConfigError("--resume: it needs --out, the folder with what was measured before")
     console = Console(stderr=args.json)
     bench = Bench(args)
-    figures = {}
-    for name in args.only:
-        figures[name] = getattr(bench, name)()
-        console.print(markdown({name: figures[name]}), highlight=False, markup=False, soft_wrap=True)
-    setting = {key: getattr(args, key) for key in ("preset", "batch_size", "budget", "compile")}
+    setting = {key: getattr(args, key) for key in ("preset", "batch_size", "budget", "compile", "run", "peer")}
     report = setting | environment(bench.device) | {"precision": str(bench.moe.precision)}
-    result = json.dumps(report | {"figures": figures}, indent=1)
+    figures = measured(args.out / "bench.json", report) if args.resume else {}
+    command = shlex.join(sys.argv[1:] if argv is None else argv)
+    for name in args.only:
+        if name not in figures:
+            figures[name] = getattr(bench, name)()
+        console.print(markdown({name: figures[name]}), highlight=False, markup=False, soft_wrap=True)
+        if args.out:  # after each section, so that little is lost where a machine is lent for minutes
+            write(args.out, command, report, figures)
     if args.json:
-        print(result)
-    if args.out:
-        command = shlex.join(sys.argv[1:] if argv is None else argv)
-        head = f"# Bench\n\n`python -m benchmarks.bench {command}`:\n\n"
-        head += "\n".join(f"- {key}: {value}" for key, value in report.items())
-        for file, text in (("README.md", f"{head}\n\n{markdown(figures)}"), ("bench.json", f"{result}\n")):
-            with atomic_write(args.out / file) as temporary:
-                temporary.write_text(text)
+        print(json.dumps(report | {"figures": figures}, indent=1))
+
+
+def _wanted(section: str, args: argparse.Namespace, named: bool) -> bool:
+    """Whether a section is to be measured: three need an option or a package, without which they are left out unless
+    asked for."""
+    needs = {"agreement": "run", "peer": "peer"}.get(section)
+    if needs and getattr(args, needs) is None:
+        if named:
+            raise ConfigError(f"--only {section}: it needs --{needs}")
+        return False
+    if section == "int8" and not has_int8(select_device(args.device)):
+        if named:
+            raise ConfigError("--only int8: on a CPU, with pip install onnx onnxscript onnxruntime")
+        return False
+    if section == "peer":
+        peers.need()
+    return True
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import pointewa.ewa as ewa
-from benchmarks.bench import NUM_CLASSES, NUM_POINTS, bench_trainer, markdown
+from benchmarks.bench import NUM_CLASSES, NUM_POINTS, bench_trainer
+from benchmarks.tables import markdown
 from pointewa import compression
 from pointewa.models import PRESETS, PointTransformerClassifier
 from pointewa.models.patch_embed import make_patches

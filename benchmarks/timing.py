@@ -3,7 +3,7 @@
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -56,6 +56,11 @@ class Times:
     def ratio(self, part: str, base: str) -> Spread:
         """Of a part over another one of the same round."""
         return Spread.of([one[part] / one[base] for one in self.rounds])
+
+    def row(self, part: str, bases: Iterable[str]) -> dict[str, Any]:
+        """A part's row of a table: milliseconds, rounds, and ratios to those of the bases that were measured too."""
+        row: dict[str, Any] = {"ms": self.seconds(part).text(factor=1000), "rounds": len(self.rounds)}
+        return row | {f"of {base}": self.ratio(part, base).text(".3f") for base in bases if base in self.rounds[0]}
 
 
 def interleave(parts: dict[str, Callable[[], object]], budget: float, device: torch.device) -> Times:

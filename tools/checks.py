@@ -23,7 +23,7 @@ from pointewa.errors import ConfigError, DataError, counted, first_line
 from pointewa.models import Architecture, PointTransformerClassifier
 from pointewa.ops import backend
 from pointewa.tasks import task_class
-from pointewa.train.device import keep_freed_memory, select_device, select_precision
+from pointewa.train.device import keep_freed_memory, name_of, select_device, select_precision
 
 LEAST_DISK, LEAST_MEMORY = 2**29, 2**30  # bytes that a small training needs
 SECONDS = 8.0  # to look for data sets
@@ -49,7 +49,7 @@ def machine(config: Config) -> Iterator[Finding]:
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     others = f"there is {', '.join(names)}" if names else "no GPU that torch can use"
     yield Finding("machine", "device", OK, f"{device.type} for train.device={config.train.device}; {others}")
-    dtype = str(select_precision(config.train.precision, device)).removeprefix("torch.")
+    dtype = name_of(select_precision(config.train.precision, device))
     yield Finding("machine", "precision", OK, f"{dtype} for train.precision={config.train.precision}")
     threads, limit = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     few = bool(limit) and threads < cores() and device.type == "cpu"

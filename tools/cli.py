@@ -18,7 +18,7 @@ from pointewa.config import Config, load_config
 from pointewa.errors import ConfigError, Stopped, UserError
 from pointewa.ops import UP_AXES
 from pointewa.safe.files import NO_ROOM
-from pointewa.train.device import keep_freed_memory
+from pointewa.train.device import PRECISIONS, keep_freed_memory
 from pointewa.train.distributed import launched
 
 
@@ -84,6 +84,12 @@ def add_number(
 def add_up(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--up``, an axis of `UP_AXES`; "-z" may be given as ``--up -z`` too."""
     parser.add_argument("--up", choices=UP_AXES, help=f"{text}; -z: z points down")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add ``--precision``; None if it is not given."""
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the large products: float32 (default), bfloat16; "
+                        "auto: bfloat16 where the hardware computes in it")  # fmt: skip
 
 
 def refuse_unused(args: argparse.Namespace, what: str, uses: Mapping[str, Container[str]]) -> None:

@@ -6,6 +6,7 @@ python -m tools.evaluate runs/modelnet40-tiny-ewa-seed0 --config configs/scanobj
 python -m tools.evaluate runs/modelnet40-tiny-ewa-seed0 --corrupt --confusion confusion.png
 python -m tools.evaluate point_mae.pth --config configs/modelnet40.yaml data.root=/data
 python -m tools.evaluate runs/shapes-tiny-part_segmentation-ewa-seed0 --points all --votes 10
+python -m tools.evaluate runs/shapes-tiny-ewa-seed0 --precision auto
 """
 
 import argparse
@@ -93,7 +94,8 @@ def show_parts(subjects: Subjects, args: argparse.Namespace) -> None:
     if args.json:
         ious = {name: value if value == value else None for name, value in zip(names, by_class[0], strict=True)}
         report = {"dataset": dataset, "objects": len(first.labels), "points": args.points or "sample",
-                  "argmax": args.argmax or "category", **first.metrics, "miou_by_class": ious}  # fmt: skip
+                  "argmax": args.argmax or "category", "precision": subjects.precision, **first.metrics,
+                  "miou_by_class": ious}  # fmt: skip
         if others:
             report["voted"] = {"votes": args.votes, **others[0].metrics}
         print(json.dumps(report))
@@ -136,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="of parts: measured on the model's points (default), or on all of the files")  # fmt: skip
     parser.add_argument("--argmax", choices=("category", "all"),
                         help="of parts: among those of the true category (default), or among all")  # fmt: skip
+    cli.add_precision(parser)
     parser.add_argument(
         "--confusion",
         nargs="?",
@@ -146,11 +149,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     if args.confusion:
         check_suffix("--confusion", Path(args.confusion))
-    subjects = Subjects(args.checkpoint, "test", args.config, args.overrides)
+    subjects = Subjects(args.checkpoint, "test", args.config, args.overrides, precision=args.precision or "float32")
     task = subjects.task
     of_classes, of_parts = ((task.name,) if one else () for one in (task.predicts_classes, task.point_labels))
     cli.refuse_unused(args, task.name, {"votes": of_classes + of_parts, "corrupt": of_classes, "confusion": of_classes,
-                                        "points": of_parts, "argmax": of_parts})  # fmt: skip
+                                        "points": of_parts, "argmax": of_parts,
+                                        "precision": of_classes + of_parts})  # fmt: skip
     if not task.predicts_classes:
         if task.point_labels:
             show_parts(subjects, args)
@@ -173,8 +177,8 @@ def main(argv: list[str] | None = None) -> None:
         # A class without objects has no accuracy, and JSON no NaN.
         accuracies_ = [value if value == value else None for value in (100 * plain.per_class).tolist()]
         per_class = dict(zip(names, accuracies_, strict=True))
-        report = {"dataset": dataset, "objects": len(plain.labels), **plain.metrics, "per_class": per_class,
-                   "restricted": evaluator.shared is not None}  # fmt: skip
+        report = {"dataset": dataset, "objects": len(plain.labels), "precision": subjects.precision, **plain.metrics,
+                  "per_class": per_class, "restricted": evaluator.shared is not None}  # fmt: skip
         if args.votes:
             report["voted"] = {"votes": args.votes, **results[counted(args.votes, "vote")].metrics}
         if args.confusion is not None:

@@ -5,6 +5,7 @@ docs/data.md lists what is read.
 
 python -m tools.predict runs/shapes-tiny-ewa-seed0 chair.ply
 python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --up z --json
+python -m tools.predict runs/modelnet40-tiny-ewa-seed0 scans/*.pcd --precision auto
 python -m tools.predict runs/parts chair.ply --class chair --out labelled
 """
 
@@ -127,8 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--class", dest="category", metavar="NAME", help="of the objects, for a part segmentation")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the parts (default: beside each file)")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto: a GPU where there is one")
+    cli.add_precision(parser)
     args = parser.parse_args(argv)
-    model = pointewa.load(args.model, args.device)
+    model = pointewa.load(args.model, args.device, args.precision or "float32")
     of_parts = isinstance(model, PartPredictor)
     if of_parts:
         if args.category not in model.class_names:
@@ -157,13 +159,16 @@ def main(argv: list[str] | None = None) -> None:
         except DataError as error:
             failed.append({"file": str(path), "error": str(error)})
     if args.json:
-        print(json.dumps({"model": args.model, "predictions": predictions, "failed": failed}))
+        print(json.dumps({"model": args.model, "precision": model.precision, "predictions": predictions,
+                          "failed": failed}))  # fmt: skip
     elif predictions:
         Console().print(parts_table(predictions) if of_parts else as_table(predictions))
         for one in predictions if of_parts else ():
             print(f"wrote {one['out']}")
     for one in failed:
         print(one["error"], file=sys.stderr)
+    if model.precision != "float32":
+        print(f"note: computed in {model.precision}; float32, the default, may differ on a few", file=sys.stderr)
     if failed:
         done = "segmented" if of_parts else "classified"
         raise DataError(f"{len(failed)} of {counted(len(args.files), 'file')} could not be {done}")

@@ -19,6 +19,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.base import Clouds
 from pointewa.datasets.order import fps_order, method
 from pointewa.datasets.source import Cloud, Source, chunks, progress
+from pointewa.datasets.streamed import StreamedClouds
 from pointewa.errors import DataError, counted
 from pointewa.ops import flaw, placed
 
@@ -194,7 +195,7 @@ def load(
     if made.distinct < made.shape[1]:
         made = replace(made, shape=(len(source), max(asked, min(made.distinct, count)), 3))
     if stream:
-        streamed = packed.StreamedClouds.of(made)
+        streamed = StreamedClouds.of(made)
         return (streamed if rows is None else streamed.take(rows)).to(device)
     kept = min(count, made.shape[1])
     try:

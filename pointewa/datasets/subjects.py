@@ -21,7 +21,7 @@ from pointewa.datasets.transforms import pool_size, random_subset, scale_shift
 from pointewa.errors import CheckpointError, ConfigError, DataError, counted
 from pointewa.inference.evaluate import Evaluator, Transform
 from pointewa.inference.svm import features
-from pointewa.models import PointTransformerSegmenter
+from pointewa.models import PointTransformerSegmenter, in_precision
 from pointewa.models.registry import kind_of
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
 from pointewa.runs.description import LoadedModel
@@ -32,7 +32,7 @@ from pointewa.runs.weights import is_described, load_any, load_foreign
 from pointewa.tasks import task_class
 from pointewa.tasks.base import Batch, Task, evaluating
 from pointewa.tasks.classification import Classification, Evaluation
-from pointewa.train.device import select_device
+from pointewa.train.device import name_of, select_device, select_precision
 from pointewa.viz.drawings import Item
 
 _SAMPLES = 8192  # points drawn on a mesh
@@ -51,6 +51,7 @@ class Subjects:
         files: YAML files of configuration.
         overrides: ``"group.key=value"``.
         up: the axis of files on disk that points up, one of `pointewa.ops.UP_AXES`; None: that of the model's training.
+        precision: in which the model runs, see `pointewa.load`.
 
     Raises:
         UserError: a configuration or run that is not valid.
@@ -63,8 +64,9 @@ class Subjects:
         files: Sequence[str | Path] = (),
         overrides: Sequence[str] = (),
         up: str | None = None,
+        precision: str = "float32",
     ) -> None:
-        self.run, self.split, self.up, self._loaded = run, split, up, None
+        self.run, self.split, self.up, self._precision, self._loaded = run, split, up, precision, None
         path = None if run is None else located(run)
         if path is None:
             self.config = load_config(files, overrides)
@@ -90,11 +92,11 @@ class Subjects:
 
     @property
     def what(self) -> str:
-        """Set and split, for titles."""
+        """Set and split, for titles, and the precision where it is not float32."""
+        part, lowered = f"{self.split} split", self._precision != "float32" and self.precision != "float32"
         if fold := fold_entry(self.config):
-            part = "support set" if self.split == "train" else "queries"
-            return f"{self.config.data.name}, {part} of {fold_text(fold)}"
-        return f"{self.config.data.name}, {self.split} split"
+            part = f"{'support set' if self.split == 'train' else 'queries'} of {fold_text(fold)}"
+        return f"{self.config.data.name}, {part}{f', in {self.precision}' * lowered}"
 
     @cached_property
     def clouds(self) -> Clouds:
@@ -131,15 +133,22 @@ class Subjects:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The model, on the device of the configuration.
+        """The model, on the device of the configuration, in the precision that was asked for.
 
         Raises:
             ConfigError: no run was named.
         """
         if self._loaded is None:
             raise ConfigError("--run: say which run the picture is of: --run runs/x")
-        self._loaded.model.to(select_device(self.config.train.device)).eval()
+        device = select_device(self.config.train.device)
+        self._precision = name_of(dtype := select_precision(self._precision, device))
+        self._loaded.model = in_precision(self._loaded.model.to(device).eval(), dtype)
         return self._loaded
+
+    @property
+    def precision(self) -> str:
+        """In which the model runs: "float32" or "bfloat16"."""
+        return self._precision if self.loaded else ""  # it is chosen with the device
 
     @property
     def task(self) -> Task:

@@ -14,7 +14,7 @@ from pointewa.config import Config, flat, load_config
 from pointewa.errors import CheckpointError, ConfigError, counted, first_line
 from pointewa.ewa.experts import moe_layers
 from pointewa.runs.folder import CONFIG
-from pointewa.runs.log import read_metrics
+from pointewa.runs.log import board_writer, read_metrics
 from pointewa.runs.summary import SUMMARY, after_training, read_summary
 from pointewa.runs.weights import has_state, restore
 from pointewa.tasks import task_of
@@ -140,11 +140,11 @@ def _diagrams(task: type[Task]) -> list[Curves]:
 def _fill_board(folder: Path, summary: dict[str, Any], subjects: Subjects, shown: Shown, step: int) -> None:
     """Add to the run's TensorBoard what is no curve: clouds and their patches, the task's figures, features,
     hyperparameters with the result."""
-    from torch.utils.tensorboard import SummaryWriter
-
+    if (writer := board_writer(folder)) is None:
+        return
     clouds, model = subjects.clouds, subjects.loaded.model
     task, arch = task_of(summary), getattr(model, "architecture", None)
-    with SummaryWriter(str(folder)) as board:
+    with writer as board:
         for item in subjects.items([], 4) if task.of_points else ():
             add_cloud(board, f"clouds/{item.name}", plain_panel(item.points, item.name), step)
             if arch:

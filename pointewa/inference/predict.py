@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pointewa.errors import CheckpointError
 from pointewa.inference.all_points import on_all_points
-from pointewa.models import PointTransformerSegmenter
+from pointewa.models import PointTransformerSegmenter, in_precision
 from pointewa.models.parts import predicted_parts
 from pointewa.models.registry import PREDICTING
 from pointewa.ops import canonical_order, farthest_point_sample, flaw, group, placed, turn_up, unit_sphere
@@ -18,7 +18,7 @@ from pointewa.ops.images import fitted, scaled
 from pointewa.runs.description import LoadedModel
 from pointewa.runs.pretrained import from_pretrained, push_to_hub, save_pretrained
 from pointewa.runs.weights import as_classifier, load_any
-from pointewa.train.device import select_device
+from pointewa.train.device import name_of, select_device, select_precision
 
 _BATCH = 64  # clouds that go through the model at a time
 _LARGEST = 1e18  # the square of a distance must fit float32
@@ -30,22 +30,26 @@ class Predictor:
     Args:
         loaded: a classifier; it is moved to the device and set to evaluation mode.
         device: where it runs.
+        precision: "float32"; "bfloat16", which is faster where the hardware computes in it and tells a few clouds
+            otherwise (`pointewa.models.in_precision`); "auto", bfloat16 only on such hardware.
 
     Attributes:
+        precision: the one that was chosen.
         class_names: C names, in the order of the probabilities.
         num_points: how many points of a cloud the model sees.
         up: the axis that pointed up in the files of the training, which were turned so that y is up.
         loaded: the model and its description.
     """
 
-    def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu") -> Self:
+    def __new__(cls, loaded: LoadedModel, device: torch.device | str = "cpu", precision: str = "float32") -> Self:
         """Of a model of images an `ImagePredictor`, of one of parts a `PartPredictor`."""
         kind = ImagePredictor if loaded.normalize == "minus_one_to_one" else cls
         return super().__new__(PartPredictor if isinstance(loaded.model, PointTransformerSegmenter) else kind)
 
-    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
-        self.loaded = loaded
-        self.model, self.device = loaded.model.to(device).eval(), torch.device(device)
+    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu", precision: str = "float32") -> None:
+        self.loaded, self.device = loaded, torch.device(device)
+        dtype = select_precision(precision, self.device)
+        self.model, self.precision = in_precision(loaded.model.to(device).eval(), dtype), name_of(dtype)
         self.class_names, self.num_points = loaded.class_names, loaded.num_points
         self.normalize = loaded.normalize
         self.up = loaded.up or "y"
@@ -84,19 +88,23 @@ class Predictor:
         return (names[0] if probabilities.ndim == 1 else names), probabilities
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto", **options: Any) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, device: str = "auto", precision: str = "float32", **options: Any
+    ) -> Self:
         """A classifier or segmenter from a folder of `save_pretrained`, or from Hugging Face's hub.
 
         Args:
             name: a folder, or a repository ``"owner/name"``.
             device: as in `load`.
+            precision: as in `load`.
             **options: see `pointewa.runs.pretrained.from_pretrained`.
 
         Raises:
             CheckpointError: nothing of that name, or no classifier or segmenter of ours.
             ConfigError: huggingface_hub is missing, or a device that does not exist.
         """
-        return cls(as_classifier(from_pretrained(name, **options), name, PREDICTING), select_device(device))
+        loaded = as_classifier(from_pretrained(name, **options), name, PREDICTING)
+        return cls(loaded, select_device(device), precision)
 
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
@@ -194,6 +202,7 @@ class PartPredictor(Predictor):
     Args:
         loaded: a segmenter; it is moved to the device and set to evaluation mode.
         device: where it runs.
+        precision: see `Predictor`.
 
     Attributes:
         parts: the parts of all categories (`pointewa.models.Parts`), as the labels count them.
@@ -202,10 +211,10 @@ class PartPredictor(Predictor):
         ValueError: a model whose clouds were scaled by their sample, which does not say where the other points are.
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
+    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu", precision: str = "float32") -> None:
         if loaded.normalize == "unit_sphere_of_sample":
             raise ValueError("normalize: expected unit_sphere or none for a segmenter, found unit_sphere_of_sample")
-        super().__init__(loaded, device)
+        super().__init__(loaded, device, precision)
         self.parts = loaded.model.parts
 
     def predict(
@@ -253,7 +262,7 @@ class PartPredictor(Predictor):
         return self.class_names.index(name)
 
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
+def load(path: str | Path, device: str = "auto", precision: str = "float32") -> Predictor:
     """A model of this library, ready to classify clouds; an `ImagePredictor` if it was trained on images, a
     `PartPredictor` if on parts.
 
@@ -268,14 +277,16 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
             run is folded on the way. Or a published model of Point-BERT or Point-MAE, such as
             ``"hub:point-mae-base.modelnet40.yatian-pang"``; see `pointewa.runs.hub`.
         device: "auto" is CUDA if there is a GPU, else the CPU.
+        precision: of the large matrix products: "float32"; "bfloat16"; or "auto", for throughput: bfloat16 where the
+            hardware computes in it, else float32. See `Predictor`.
 
     Raises:
         CheckpointError: not a classifier or segmenter of this library, or damaged.
-        ConfigError: a device that does not exist.
+        ConfigError: a device that does not exist, an unknown precision.
     """
     if Path(path).suffix in (".pth", ".pt"):
         raise CheckpointError(
             f"{path}: expected a run folder or .safetensors: a file of another codebase names neither its architecture "
             "nor its classes; load it with pointewa.runs.weights.load_foreign and build a pointewa.Predictor from it"
         )
-    return Predictor(as_classifier(load_any(path), path, PREDICTING), select_device(device))
+    return Predictor(as_classifier(load_any(path), path, PREDICTING), select_device(device), precision)

@@ -125,7 +125,7 @@ def _global_decoder(joined: bool, hidden: Callable[[int], tuple[int, int]], widt
         x = F.linear(local, of_point) + F.linear(overall, of_cloud, of.convs1.bias).unsqueeze(1)
         x = of.dp1(_norm_relu(of.bns1, x))
         x = _norm_relu(of.bns2, pointwise(of.convs2, x))
-        return pointwise(of.convs3, x)
+        return _logits(of.convs3, x)
 
     return Decoder(False, layers, decode)
 
@@ -160,7 +160,7 @@ def _bert_decode(
     of_fine = of.dgcnn_pro_1(fine, of_fine, middle, of_middle, ops)
     own = torch.cat([category.to(points.dtype).unsqueeze(1).expand(-1, size, -1), points], -1)
     x = of.propagation_0(points, fine, own, of_fine, ops)
-    return pointwise(of.conv2, of.drop1(_norm_relu(of.bn1, pointwise(of.conv1, x))))
+    return _logits(of.conv2, of.drop1(_norm_relu(of.bn1, pointwise(of.conv1, x))))
 
 
 DECODERS = {
@@ -187,6 +187,14 @@ def _split(conv: nn.Conv1d, first: int) -> tuple[Tensor, Tensor]:
     """The weights of a 1x1 convolution that act on its first channels and on the others."""
     weight = conv.weight.squeeze(-1)
     return weight[:, :first], weight[:, first:]
+
+
+def _logits(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """`pointwise`; inference in bfloat16 leaves it to float32, where the logits of two parts are hardly ever equal."""
+    if torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
+        return pointwise(conv, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return pointwise(conv, x.float())
 
 
 def _norm_relu(norm: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 import pointewa.ewa as ewa
 from pointewa.errors import CheckpointError, first_line
 from pointewa.models import Architecture, fuse_batch_norm
+from pointewa.models.mixed_precision import MergedPatchEncoder
 from pointewa.models.patch_embed import PatchEncoder
 from pointewa.models.registry import KINDS, Kind, kind_of
 from pointewa.ops import UP_AXES
@@ -73,7 +74,7 @@ class LoadedModel:
 
 def batch_norms_are_fused(model: nn.Module) -> bool:
     """Whether the patch encoder's batch norms are merged into the layers before them."""
-    encoders = [module for module in model.modules() if isinstance(module, PatchEncoder)]
+    encoders = [module for module in model.modules() if isinstance(module, PatchEncoder | MergedPatchEncoder)]
     norms = [one for encoder in encoders for one in encoder.modules() if isinstance(one, nn.BatchNorm1d)]
     return bool(encoders) and not norms
 

@@ -2,19 +2,39 @@
 
 import json
 import os
+import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pointewa.errors import CheckpointError
 from pointewa.safe.files import append, atomic_write, naming
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.out.tfevents"  # how the names of TensorBoard's files begin
 
 
+def board_writer(folder: Path, **options: Any) -> "SummaryWriter | None":
+    """TensorBoard's writer to a folder; None, with a warning, where TensorBoard is not installed.
+
+    Args:
+        folder: where its files are.
+        **options: of the writer.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+    except ImportError:
+        warnings.warn(f"tensorboard is not installed, so {folder} gets no files for it: pip install tensorboard",
+                      stacklevel=2)  # fmt: skip
+        return None
+    return SummaryWriter(str(folder), **options)
+
+
 class Logbook:
-    """Scalars of each epoch, to ``metrics.jsonl`` and TensorBoard.
+    """Scalars of each epoch, to ``metrics.jsonl`` and, where it is installed, TensorBoard.
 
     Args:
         folder: of the run.
@@ -23,8 +43,6 @@ class Logbook:
     """
 
     def __init__(self, folder: Path, first_epoch: int = 0, first_step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
-
         self._path = folder / METRICS
         if os.path.lexists(self._path) and not self._path.is_file():
             raise CheckpointError(f"{self._path}: expected a file, found a folder or a device: remove it")
@@ -34,13 +52,16 @@ class Logbook:
                 temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
         self._folder = folder
         with naming(folder / EVENTS):
-            self._board = SummaryWriter(str(folder), purge_step=first_step or None)
-            self._board.flush()  # so that a full disk is noticed here, and not by a thread of its own
+            self._board = board_writer(folder, purge_step=first_step or None)
+            if self._board:
+                self._board.flush()  # so that a full disk is noticed here, and not by a thread of its own
 
     def write(self, epoch: int, step: int, scalars: dict[str, float]) -> None:
         """Add a line for an epoch, counted from 0."""
         with naming(self._path):
             append(self._path, json.dumps({"epoch": epoch, **scalars}) + "\n")
+        if not self._board:
+            return
         with naming(self._folder / EVENTS):
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
@@ -51,6 +72,8 @@ class Logbook:
 
     def close(self) -> None:
         """Finish writing."""
+        if not self._board:
+            return
         with naming(self._folder / EVENTS):
             self._board.close()
 

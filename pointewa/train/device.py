@@ -15,6 +15,8 @@ from pointewa.config import TrainConfig
 from pointewa.errors import ConfigError, TrainingError, first_line
 from pointewa.ops import backend
 
+PRECISIONS = ("auto", "bfloat16", "float32")
+
 
 def select_device(name: str) -> torch.device:
     """``"auto"`` is CUDA where there is a GPU, else the CPU.
@@ -35,15 +37,26 @@ def select_device(name: str) -> torch.device:
 
 
 def select_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of the matrix products: ``"auto"`` is bfloat16 where the hardware computes in it, else float32."""
+    """The type of the matrix products: ``"auto"`` is bfloat16 where the hardware computes in it, else float32.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {name!r}")
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        return getattr(torch, name)
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Elsewhere bfloat16 is emulated, which was measured hundreds of times slower than float32.
         fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if fast else torch.float32
+
+
+def name_of(precision: torch.dtype) -> str:
+    """ "float32" or "bfloat16"."""
+    return str(precision).removeprefix("torch.")
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

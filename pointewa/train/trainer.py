@@ -27,7 +27,7 @@ from pointewa.train.build import task_of_run
 from pointewa.train.checkpoint import load_training_state, save_state, training_state
 from pointewa.train.compression import compressed
 from pointewa.train.data import Data
-from pointewa.train.device import environment, peak_memory
+from pointewa.train.device import environment, name_of, peak_memory
 from pointewa.train.distributed import ALONE, World
 from pointewa.train.optimizer import learning_rate
 from pointewa.train.progress import TrainingProgress, duration, say
@@ -262,7 +262,7 @@ class Trainer(Training):
             "seconds": round(self.seconds, 1),
             "peak_memory_mb": round(peak_memory(self.device) / 1e6),
             **compressed(self, self.data.train),  # after the peak has been read, since this takes memory
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": name_of(self.precision),
             "processes": self.world.size,
             "environment": environment(self.device),
         }
@@ -295,7 +295,7 @@ class Trainer(Training):
         if self.averaging:
             names |= {"random": "EWA", "top_k": "gated MoE, averaged"}
         experts = f", {config.moe.num_experts} experts" if config.router != "none" else ""
-        precision = str(self.precision).removeprefix("torch.")
+        precision = name_of(self.precision)
         place = f"on {self.device.type}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
         scheme = f"{names[config.router]}{experts}"
         self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")

@@ -14,6 +14,7 @@ from pointewa.datasets import packed
 from pointewa.datasets.loader import EvalLoader, TrainLoader
 from pointewa.datasets.prepare import originals, prepare
 from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.streamed import StreamedClouds
 from pointewa.errors import DataError
 from pointewa.models.parts import Parts
 
@@ -152,7 +153,7 @@ def test_resident_and_streamed_batches_are_the_same(file):
     resident, streamed = (
         datasets.load("modelnet40", str(file), "train", 64, stream=stream) for stream in (False, True)
     )
-    assert isinstance(streamed, packed.StreamedClouds)
+    assert isinstance(streamed, StreamedClouds)
     assert len(streamed) == len(resident) == 12
     for epoch, start in ((0, 0), (1, 2)):
         batches = [
@@ -183,7 +184,7 @@ def test_streamed_clouds_are_split_and_taken_as_resident_ones(file):
 def test_a_set_that_would_fill_the_memory_is_streamed(file, monkeypatch, capsys):
     monkeypatch.setattr("pointewa.datasets.prepare.free_memory", lambda device: 2 * 12 * 12 * 75 - 1)
     load = lambda stream: datasets.load("modelnet40", str(file), "train", 64, stream=stream)  # noqa: E731
-    assert isinstance(load(None), packed.StreamedClouds)
+    assert isinstance(load(None), StreamedClouds)
     assert "streamed from disk" in capsys.readouterr().err
     monkeypatch.setattr("pointewa.datasets.prepare.free_memory", lambda device: 2 * 12 * 12 * 75)
     assert isinstance(load(None), datasets.PointClouds)

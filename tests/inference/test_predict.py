@@ -80,6 +80,34 @@ def test_it_is_what_the_evaluation_computes(normalize, monkeypatch):
         torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
 
 
+def test_a_lower_precision_is_asked_for_said_and_near(saved, capsys, tmp_path, monkeypatch):
+    folder, _ = saved
+    clouds = np.random.default_rng(0).normal(size=(40, 100, 3))
+    exact, lowered = pointewa.load(folder, "cpu"), pointewa.load(folder, "cpu", precision="bfloat16")
+    assert (exact.precision, lowered.precision) == ("float32", "bfloat16")
+    assert torch.equal(exact.logits(clouds), pointewa.load(folder, "cpu", precision="float32").logits(clouds))
+    error = (lowered.logits(clouds) - exact.logits(clouds)).abs().max()
+    assert 1e-5 < error < 0.1 * exact.logits(clouds).std()
+    # What is saved and described are the weights of the file.
+    lowered.save_pretrained(tmp_path / "again")
+    again = pointewa.Predictor.from_pretrained(tmp_path / "again", "cpu")
+    assert torch.equal(again.logits(clouds), exact.logits(clouds))
+    assert lowered.loaded.description() == exact.loaded.description()
+    for fast, chosen in ((True, "bfloat16"), (False, "float32")):  # auto is what the hardware can
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda f=fast: f)
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        assert pointewa.load(folder, "cpu", precision="auto").precision == chosen
+    with pytest.raises(ConfigError, match="precision: expected one of auto, bfloat16, float32, found 'half'"):
+        pointewa.load(folder, "cpu", precision="half")
+    np.save(tmp_path / "cloud.npy", clouds[0])
+    words = [str(folder), str(tmp_path / "cloud.npy"), "--device", "cpu", "--json"]
+    for precision in ("float32", "bfloat16"):
+        predict.main([*words, "--precision", precision])
+        said = capsys.readouterr()
+        assert json.loads(said.out)["precision"] == precision
+        assert ("computed in bfloat16" in said.err) == (precision == "bfloat16")
+
+
 def test_any_number_and_kind_of_points():
     model = pointewa.Predictor(classifier())
     points = np.random.default_rng(0).integers(-50, 50, (40, 3))

@@ -43,6 +43,16 @@ def saved(tmp_path):
     return tmp_path, loaded
 
 
+def test_in_bfloat16_nearly_all_points_are_of_the_same_part(saved):
+    exact, lowered = (pointewa.load(saved[0], "cpu", precision=one) for one in ("float32", "bfloat16"))
+    points = np.random.default_rng(0).normal(size=(500, 3))
+    assert isinstance(lowered, PartPredictor)
+    expected, found = (model.predict(points, "chair", up="y")[1] for model in (exact, lowered))
+    assert len(set(expected.tolist())) > 1
+    assert (expected == found).mean() > 0.97
+    assert not torch.equal(exact.logits(points, "chair", up="y"), lowered.logits(points, "chair", up="y"))
+
+
 def by_hand(loaded, points, label):
     """Of the points, z up, in the order in which they come."""
     turned = torch.from_numpy(points[:, [0, 2, 1]] * [1, 1, -1])

@@ -19,7 +19,8 @@ from pointewa.study.queue import QueueProgress, work
 from pointewa.study.report import table, write_report
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["model.width=8", "data.num_points=64", "train.task=height", "train.lr=1e-2", "train.precision=float32"]
+SMALL = ["model.width=8", "data.num_points=64", "train.task=height", "train.lr=1e-2", "train.precision=float32",
+         *(f"model.{key}=null" for key in ("depth", "heads", "num_groups", "group_size"))]  # fmt: skip
 STUDY = """
 configs: [{configs}]
 settings:

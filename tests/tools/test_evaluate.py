@@ -54,6 +54,17 @@ def test_votes_are_another_figure_beside_the_plain_one(run, capsys):
     assert f"{voted['voted']['oa']:.2f} %" in out
 
 
+def test_the_precision_is_said_where_it_is_not_float32(run, capsys):
+    plain, lowered = figures(capsys, run), figures(capsys, run, "--precision", "bfloat16")
+    assert (plain["precision"], lowered["precision"]) == ("float32", "bfloat16")
+    assert plain["loss"] == figures(capsys, run, "--precision", "float32")["loss"]
+    assert 0 < abs(lowered["loss"] - plain["loss"]) < 0.02 * plain["loss"]
+    assert abs(lowered["oa"] - plain["oa"]) < 5
+    for precision, said in (("float32", False), ("bfloat16", True)):
+        evaluate.main([str(run), "--precision", precision])
+        assert ("in bfloat16" in " ".join(capsys.readouterr().out.split())) == said
+
+
 def test_one_vote_of_a_sample_without_room_is_the_mean_of_itself(run, capsys, monkeypatch):
     """Where nothing is left to chance, voting changes nothing."""
     monkeypatch.setattr(subjects, "random_subset", lambda points, count, generator: points[:, :count])

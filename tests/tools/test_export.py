@@ -13,6 +13,7 @@ import torch
 import pointewa.ewa as ewa
 from pointewa import datasets
 from pointewa.datasets.layouts import shapes
+from pointewa.errors import CheckpointError, ConfigError
 from pointewa.inference import export
 from pointewa.models import (
     Architecture,
@@ -303,3 +304,46 @@ def test_check_clouds_have_a_batch_of_one_and_repeated_points():
     one, many = export.check_clouds(10)
     assert (one.shape, many.shape) == ((1, 10, 3), (4, 10, 3))
     assert len(np.unique(many[2].numpy(), axis=0)) == 5
+
+
+def test_in_8_bits(run, tmp_path, capsys, monkeypatch):
+    """Smaller, near, on clouds of the training split; and refused, with nothing written, where it is not near."""
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    capsys.readouterr()
+    out = tmp_path / "int8.onnx"
+    tool.main([str(run), str(out), "--format", "onnx", "--int8", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert 95 <= found["agreement"] <= 100
+    assert 1e-3 < found["difference"] < 3
+    model = onnx.load(out)
+    products = {node.output[0]: node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    quantised = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert len(quantised) > 10  # activations of two blocks and of the patch encoder
+    kinds = {one.data_type for one in model.graph.initializer if len(one.dims) == 2}
+    assert onnx.TensorProto.INT8 in kinds
+    assert onnx.TensorProto.FLOAT in kinds  # products with coordinates, and that of the logits
+    assert products
+    told = {one.key: one.value for one in model.metadata_props}
+    assert json.loads(told["description.json"])["fused_batch_norm"]
+    assert "int8" in told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "PER_CLASS", {"train": 8, "test": 4})
+        test = datasets.load("shapes", "", "test", POINTS)
+    points, loaded = test.points[:, :POINTS].contiguous(), load_model(run)
+    with torch.no_grad():
+        same = read_back(out, "onnx", loaded)(points).argmax(1) == loaded.model(points).argmax(1)
+    assert same.float().mean() > 0.9
+    monkeypatch.setattr("pointewa.inference.int8.agreement", lambda *_: 94.9)
+    kept = out.read_bytes()
+    with pytest.raises(CheckpointError, match=r"in 8 bits 94\.9 % of its classes .* at least 95 % are expected"):
+        tool.main([str(run), str(out), "--format", "onnx", "--int8"])
+    assert out.read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_8_bits_are_for_onnx_and_data_for_8_bits(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--int8: expected --format onnx .* found torchscript of a classifier"):
+        tool.main([str(run), str(tmp_path / "a.pt"), "--format", "torchscript", "--int8"])
+    with pytest.raises(ConfigError, match="--overrides: an export without --int8 does not use it"):
+        tool.main([str(run), str(tmp_path / "a.onnx"), "--format", "onnx", "data.root=x"])
+    assert not list(tmp_path.iterdir())

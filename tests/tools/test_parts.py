@@ -53,6 +53,9 @@ def test_the_other_conventions_are_other_figures(runs, capsys):
     assert everywhere["points"] == "all"
     assert everywhere["miou"] != plain["miou"]
     assert everywhere["miou"] == pytest.approx(plain["miou"], abs=10)
+    lowered = figures(capsys, evaluate.main, runs / "parts", "--precision", "bfloat16")
+    assert (plain["precision"], lowered["precision"]) == ("float32", "bfloat16")
+    assert 0 < abs(lowered["loss"] - plain["loss"]) < 0.02 * plain["loss"]
     voted = figures(capsys, evaluate.main, runs / "parts", "--votes", 4)
     assert voted["miou"] == plain["miou"]
     assert voted["voted"]["loss"] != plain["loss"]

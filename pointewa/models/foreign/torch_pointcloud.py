@@ -6,6 +6,7 @@ what they compute is the same. Point-BERT's classifier has all but its head unde
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -122,8 +123,8 @@ def to_theirs(state: Mapping[str, Tensor], architecture: Architecture) -> dict[s
     return theirs
 
 
-def constructor(architecture: Architecture, num_classes: int) -> str:
-    """The call that builds their model of an architecture, for a note to the user."""
+def arguments(architecture: Architecture) -> tuple[str, dict[str, Any]]:
+    """The name of their classifier of an architecture, and its arguments after the numbers of features and classes."""
     arch = architecture
     name, local = ("PointMAE", "encoder") if arch.head == "point_mae" else ("PointBERT", "token")
     width = arch.patch_width
@@ -134,7 +135,13 @@ def constructor(architecture: Architecture, num_classes: int) -> str:
     }  # fmt: skip
     if name == "PointBERT":
         values["encoder_dims"] = arch.patch_out
-    return f"{name}Classification(0, {num_classes}, {', '.join(f'{key}={value}' for key, value in values.items())})"
+    return f"{name}Classification", values
+
+
+def constructor(architecture: Architecture, num_classes: int) -> str:
+    """The call that builds their model of an architecture, for a note to the user."""
+    name, values = arguments(architecture)
+    return f"{name}(0, {num_classes}, {', '.join(f'{key}={value}' for key, value in values.items())})"
 
 
 def _has(names: Iterable[str], start: str) -> bool:
