@@ -261,9 +261,7 @@ class Bench:
             step.train_step(batch)
             weights = sum(parameter.nbytes for parameter in step.model.parameters())
             moments = sum(value.nbytes for state in step.optimizer.state.values() for value in state.values())
-            kept = step.compression.kept or kept_bytes(
-                step.model, lambda one=step: one.task.loss(one.model.train(), batch)[0]
-            )
+            kept = step.compression.kept or kept_bytes(step.model, lambda one=step: one._loss(one.model, batch)[0])
             rows[name] = {
                 "weights, gradients, moments MB": (2 * weights + moments) / 1e6,
                 "kept for backward MB": kept / 1e6,

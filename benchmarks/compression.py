@@ -62,7 +62,7 @@ def measured(overrides: tuple[str, ...], args: argparse.Namespace) -> dict[str, 
         worked.append(time.process_time() - before)
     peak = peak_memory(trainer.device)
     kept = trainer.compression.kept or compression.kept_bytes(
-        trainer.model, lambda: trainer.task.loss(trainer.model, batch)[0]
+        trainer.model, lambda: trainer._loss(trainer.model, batch)[0]
     )
     weights = [one.nbytes for one in trainer.model.parameters()]
     states = optimizer_state(trainer.model, trainer.optimizer).values()
