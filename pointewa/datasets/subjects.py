@@ -93,10 +93,10 @@ class Subjects:
     @property
     def what(self) -> str:
         """Set and split, for titles, and the precision where it is not float32."""
-        part, lowered = f"{self.split} split", self._precision != "float32" and self.precision != "float32"
+        part, lowered = f"{self.split} split", "" if self.precision == "float32" else f", in {self.precision}"
         if fold := fold_entry(self.config):
             part = f"{'support set' if self.split == 'train' else 'queries'} of {fold_text(fold)}"
-        return f"{self.config.data.name}, {part}{f', in {self.precision}' * lowered}"
+        return f"{self.config.data.name}, {part}{lowered}"
 
     @cached_property
     def clouds(self) -> Clouds:
@@ -140,15 +140,20 @@ class Subjects:
         """
         if self._loaded is None:
             raise ConfigError("--run: say which run the picture is of: --run runs/x")
-        device = select_device(self.config.train.device)
-        self._precision = name_of(dtype := select_precision(self._precision, device))
-        self._loaded.model = in_precision(self._loaded.model.to(device).eval(), dtype)
+        model = self._loaded.model.to(select_device(self.config.train.device)).eval()
+        self._loaded.model = in_precision(model, self._dtype)
         return self._loaded
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        if self._precision == "float32":
+            return torch.float32  # whatever the device, which a picture of clouds does not need
+        return select_precision(self._precision, select_device(self.config.train.device))
 
     @property
     def precision(self) -> str:
         """In which the model runs: "float32" or "bfloat16"."""
-        return self._precision if self.loaded else ""  # it is chosen with the device
+        return name_of(self._dtype)
 
     @property
     def task(self) -> Task:

@@ -108,8 +108,8 @@ def save(path: Path, rows: Sequence[Row]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     labels = " / ".join(dict.fromkeys(row.metric.label for row in rows))
-    axes.set_xlabel(f"difference in test {labels}, percentage points\n"
-                    "(mean and 95 % interval; blue where it does not contain 0)")  # fmt: skip
+    figure.supxlabel(f"difference in test {labels}, percentage points\n"
+                     "(mean and 95 % interval; blue where it does not contain 0)", fontsize="medium")  # fmt: skip
     dated = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}[path.suffix]
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix[1:], facecolor="white", metadata={dated: None})
