@@ -1,6 +1,7 @@
 """AdamW with moments in 8 bits (Dettmers et al., ICLR 2022), as torchao has it, for this library's training loop."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
@@ -28,7 +29,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
             group["lr"] = torch.tensor(rate, dtype=torch.float32, device=group["params"][0].device)
         on_cpu = any(group["params"][0].device.type == "cpu" for group in self.param_groups)
         try:
-            with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
+            with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.compile with fullgraph=True found no compiled frames")
                 inspect.unwrap(super().step)(self)  # without the hooks, which belong to this step
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):

@@ -17,7 +17,7 @@ def test_errors_of_gradients_by_bits_and_group(capsys, monkeypatch):
     assert list(rows) == ["8", "4", "4 everywhere", "8, sharp", "4, sharp", "4 everywhere, sharp"]
     for sharp in ("", ", sharp"):
         for group in ("patch encoder", "qkv", "fc1", "fc2", "norms"):
-            assert 0 < rows[f"8{sharp}"][group] < 0.1 * rows[f"4{sharp}"][group]
+            assert 0 < rows[f"8{sharp}"][group] < 0.2 * rows[f"4{sharp}"][group]
     assert rows["4 everywhere, sharp"]["qkv"] > 1.3 * rows["4, sharp"]["qkv"]
 
 
