@@ -143,7 +143,7 @@ def home(place):
             ("modeled", modeling),
         ):
             train.main([*more, *recipe, f"run.name={name}", f"train.batch_size={64 if name == 'pretrained' else 32}"])
-        for name, run in (("pretrained", "pretrained"), ("point_bert", "modeled")):  # as the studies name them
+        for name, run in (("pretrained",) * 2, ("tokenizer",) * 2, ("point_bert", "modeled")):  # as the studies do
             Path(f"runs/{name}-modelnet40-tiny").symlink_to(run)
         for name in ("a", "b"):  # as compare names them
             shutil.copytree("runs/x", f"runs/{name}")
