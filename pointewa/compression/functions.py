@@ -116,15 +116,17 @@ class _Normalize(torch.autograd.Function):
         normalised, scale = norm.normalise(x)
         ctx.norm, ctx.x, ctx.dtype = norm, owner.keep(normalised), x.dtype
         ctx.scale = owner.hold(Exact(scale))
+        kind, ctx.constants = out.dtype, [None if one is None else Exact(one) for one in (weight, bias)]
         if out.is_contiguous():
-            weight, bias, kind = (*map(_constant, (weight, bias)), out.dtype)
-            owner.remember(out, Recomputed(lambda values: norm.affine(values, weight, bias).to(kind), ctx.x))
+            constants = ctx.constants
+            owner.remember(out, Recomputed(lambda x: norm.affine(x, *map(_constant, constants)).to(kind), ctx.x))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[3:]
+        _constant(ctx.constants[0])  # refuses a weight that has been written to
         x, weight, bias = ctx.norm.gradients(grad, unpack(ctx.x), ctx.scale.values(), needs)
         return None, None, None, None if x is None else x.to(ctx.dtype), weight, bias
 
@@ -139,12 +141,12 @@ class _Recompute(torch.autograd.Function):
         call, autocast = _call(function, keys), _autocast(x.device.type)
         out = call(x, *rest)
         ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.pack(x)
-        if out.is_contiguous() and not isinstance(ctx.x, Tensor):
-            constants = [_constant(one) for one in rest]
+        if out.is_contiguous() and isinstance(ctx.x, View):
+            constants = [Exact(one) if isinstance(one, Tensor) else one for one in rest]
 
             def again(values: Tensor) -> Tensor:
                 with autocast():
-                    return call(values, *constants)
+                    return call(values, *map(_constant, constants))
 
             owner.remember(out, Recomputed(again, ctx.x))
         return out
@@ -171,7 +173,7 @@ def _call(function: Callable, keys: Sequence[str]) -> Callable[..., Tensor]:
 
 
 def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    return value.values() if isinstance(value, Exact) else value
 
 
 def _leaf(value: Any) -> Any:

@@ -119,13 +119,13 @@ class activations:
             self._generators[device] = Generator(device).manual_seed(self.seed)
         return self._generators[device]
 
-    def pack(self, tensor: Tensor) -> View | Tensor:
+    def pack(self, tensor: Tensor) -> View | Exact:
         """What is kept of a tensor that autograd saves."""
-        if self.is_weight(tensor) or tuple(sorted(tensor.shape)) in self.weight_shapes:
-            return tensor
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
-            return tensor
-        tensor = tensor.detach()
+        if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+            return Exact(tensor)
+        if tensor.untyped_storage().data_ptr() in self._parameters:
+            return Exact(tensor)
+        tensor, weight = tensor.detach(), tuple(sorted(tensor.shape)) in self.weight_shapes
         if kept := self.find(tensor):
             return View(kept, tensor.shape, tensor.stride(), tensor.storage_offset())
         # A function of a user's own, which no mode sees, is taken for linear in what it keeps.
@@ -133,8 +133,8 @@ class activations:
         whole = tensor.untyped_storage().nbytes() // tensor.element_size()
         if whole > 4 * tensor.numel():  # a small part of something large: not worth keeping all of it
             tensor = tensor.clone(memory_format=torch.contiguous_format)
-            return View(self._kept_of(tensor.view(-1), linear), tensor.shape, tensor.stride(), 0)
-        kept = self._kept_of(tensor.as_strided((whole,), (1,), 0), linear)
+            return View(self._kept_of(tensor.view(-1), linear and not weight), tensor.shape, tensor.stride(), 0)
+        kept = self._kept_of(tensor.as_strided((whole,), (1,), 0), linear and not weight)
         self.remember(tensor, kept)
         return View(kept, tensor.shape, tensor.stride(), tensor.storage_offset())
 

@@ -44,15 +44,28 @@ class Few(Kept):
 
 
 class Exact(Kept):
-    """Values as they are."""
+    """Values as they are, which are not to be written to before the backward pass.
 
-    def __init__(self, flat: Tensor) -> None:
+    torch itself checks that of what it saves, but not where hooks have taken over.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self.flat, self.nbytes = flat, flat.untyped_storage().nbytes()
+        self.tensor, self.version = tensor.detach(), tensor._version
+        self.nbytes = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else 0
 
-    def compute(self) -> Tensor:
-        """Of `Kept`."""
-        return self.flat
+    def values(self) -> Tensor:
+        """Of `Kept`, in the tensor's own shape.
+
+        Raises:
+            RuntimeError: it has been written to.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(self.tensor.shape)} that the backward pass needs has been modified in place "
+                "since the forward pass: for instance by an optimizer's step between the two"
+            )
+        return self.tensor
 
 
 class Mask(Kept):
@@ -71,7 +84,7 @@ class Mask(Kept):
 class Recomputed(Kept):
     """The output of a function of one kept tensor and constants."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], x: "View | Tensor") -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], x: "View | Exact") -> None:
         super().__init__()
         self.function, self.x = function, x
 
@@ -91,8 +104,8 @@ class View:
     offset: int
 
 
-def unpack(saved: "Tensor | View") -> Tensor:
+def unpack(saved: "Exact | View") -> Tensor:
     """The tensor of what a pack hook has returned."""
-    if isinstance(saved, Tensor):
-        return saved
+    if isinstance(saved, Exact):
+        return saved.values()
     return saved.kept.values().as_strided(saved.shape, saved.stride, saved.offset)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pointewa.config.schema import Config, ModelConfig, TrainConfig
+from pointewa.config.schema import CompressConfig, Config, ModelConfig, TrainConfig
 from pointewa.errors import ConfigError
 from pointewa.models.decoders import PRESET_DECODERS
 from pointewa.models.presets import PRESETS, Architecture
@@ -180,6 +180,9 @@ def check_values(config: Config) -> None:
     for key, needs in (("stochastic", "activations"), ("error_feedback", "gradients")):
         if getattr(compress, key) and getattr(compress, needs) == 32:
             raise ConfigError(f"compress.{key}: nothing is compressed: set compress.{needs} too, or leave it out")
+    if compress.attention != CompressConfig().attention and (compress.activations == 32 or compress.adaptive):
+        reason = "the bits of each tensor are chosen" if compress.adaptive else "activations are not compressed"
+        raise ConfigError(f"compress.attention: {reason}: leave it out")
     if train.warmup_epochs is not None and train.warmup_epochs > train.epochs:
         raise ConfigError(f"train.warmup_epochs: expected at most train.epochs, found {train.warmup_epochs}")
     save_interval(train)

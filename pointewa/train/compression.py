@@ -1,6 +1,6 @@
 """What a training compresses: what is kept for the backward pass, and gradients between processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ class Compression:
     """
 
     def __init__(self, config: Config, model: nn.Module, world: World, adaptive: bool = True) -> None:
-        keys, seed = config.compress, (config.train.seed + (world.rank << 32)) % 2**63
+        self.keys = keys = config.compress
+        seed = (config.train.seed + (world.rank << 32)) % 2**63
         self.model, self.world, self.adaptive = model, world, adaptive and keys.adaptive
         self.activations = self.gradients = None
         self.kept, self.steps = 0, 0
@@ -41,6 +42,14 @@ class Compression:
             )
         if keys.gradients < 32 and world.size > 1:
             self.gradients = compression.GradientExchange(keys.gradients, error_feedback=keys.error_feedback)
+
+    def description(self) -> Iterator[str]:
+        """What is compressed, for who starts a training."""
+        keys = self.keys
+        if keys.activations < 32:
+            yield f"activations in {keys.activations} bits" + (" on average" if keys.adaptive else "")
+        if keys.gradients < 32:
+            yield f"gradients in {keys.gradients} bits" if self.gradients else "one process: no gradients to exchange"
 
     def forward(self) -> AbstractContextManager:
         """Around the forward pass."""

@@ -44,17 +44,17 @@ class AdamW8bit(torchao.optim.AdamW8bit):
     def restored(self, parameter: Tensor, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of a parameter from `plain` tensors of the same shapes."""
         state = self.fresh(parameter)
-        for name, value in plain_state(state).items():
+        for name, value in self.plain(state).items():
             value.copy_(plain[name])
         return state
 
-
-def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a parameter in plain tensors, which share their memory with it."""
-    found = {}
-    for name, value in state.items():
-        if isinstance(value, OptimState8bit):
-            found |= {f"{name}.codes": value.codes, f"{name}.scale": value.scale}
-        else:
-            found[name] = value
-    return found
+    @staticmethod
+    def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of a parameter in plain tensors, which share their memory with it."""
+        found = {}
+        for name, value in state.items():
+            if isinstance(value, OptimState8bit):
+                found |= {f"{name}.codes": value.codes, f"{name}.scale": value.scale}
+            else:
+                found[name] = value
+        return found

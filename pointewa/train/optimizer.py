@@ -90,11 +90,8 @@ def _layers(model: nn.Module, decay: float) -> Callable[[str], float]:
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """The optimizer's tensors for each parameter, by the parameter's name."""
     found = {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
-    if hasattr(optimizer, "restored"):  # moments in 8 bits
-        from pointewa.train.eight_bit import plain_state
-
-        return {name: plain_state(state) for name, state in found.items()}
-    return found
+    plain = getattr(optimizer, "plain", None)  # where moments are in 8 bits
+    return {name: plain(state) for name, state in found.items()} if plain else found
 
 
 def load_optimizer_state(
@@ -143,9 +140,7 @@ def _tensors(
 ) -> dict[str, tuple[torch.Size, tuple[torch.dtype, ...]]]:
     """Shapes and possible types of what an optimizer keeps of a parameter."""
     if hasattr(optimizer, "restored"):
-        from pointewa.train.eight_bit import plain_state
-
-        plain = plain_state(optimizer.fresh(parameter))
+        plain = optimizer.plain(optimizer.fresh(parameter))
         return {key: (value.shape, (value.dtype,)) for key, value in plain.items()}
     step = (torch.Size(), (torch.float32, torch.float64))
     return {key: step if key == "step" else (parameter.shape, (parameter.dtype,)) for key in _TENSORS[kind]}

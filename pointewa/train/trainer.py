@@ -298,7 +298,8 @@ class Trainer(Training):
         precision = name_of(self.precision)
         place = f"on {self.device.type}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
         scheme = f"{names[config.router]}{experts}"
-        self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}")
+        few = "".join(f", {text}" for text in self.compression.description())
+        self._say(f"{config.data.name}, {config.model.preset}, {scheme}: {count}, {place} in {precision}{few}")
         seconds = self._time_step() * self.total_steps
         epochs = f"{counted(config.train.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
         self._say(f"{epochs} will take about {duration(seconds)}; run folder {self.folder}")

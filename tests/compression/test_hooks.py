@@ -1,6 +1,7 @@
 """Gradients with activations in few bits: exact at 32, near at fewer, whatever the model saves."""
 
 import gc
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -233,6 +234,30 @@ def test_written_to_after_it_was_saved():
         loss = run()
     exact = first.sum(0).unsqueeze(1) + 2 * second.T @ (second @ weight)
     assert distance([torch.autograd.grad(loss, weight)[0]], [exact]) < 0.02
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(64, 64), nn.LayerNorm(64), nn.PReLU(64)], ids=lambda one: type(one).__name__
+)
+def test_a_weight_that_is_written_to_before_the_backward_pass_is_refused(layer):
+    """As by torch, whose own check is off where hooks have taken over."""
+    x = torch.randn(50, 64, requires_grad=True)
+    for context in (nullcontext(), compression.activations(layer, 8)):
+        with context:
+            loss = layer(x).square().sum()
+        with torch.no_grad():
+            layer.weight.add_(1)
+        with pytest.raises(RuntimeError, match="modified"):
+            loss.backward()
+
+
+def test_copies_of_weights_in_bfloat16_count():
+    model = nn.Linear(256, 128, bias=False)
+    x = torch.randn(64, 256, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), compression.activations(model, 4) as compressed:
+        loss = model(x).sum()
+    assert compressed.nbytes == 2 * 256 * 128 + 64 * 256 // 2 + 4 * 64 * 256 // 128
+    del loss
 
 
 def test_inside_a_checkpoint_it_keeps_out():

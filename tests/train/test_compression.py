@@ -73,6 +73,11 @@ def test_a_damaged_state_is_refused(make_trainer, interrupt):
             make_trainer(*keys)
 
 
+def test_the_first_line_says_what_is_compressed(make_trainer):
+    described = list(make_trainer(*FEW, "compress.gradients=8").compression.description())
+    assert described == ["activations in 4 bits", "one process: no gradients to exchange"]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -81,6 +86,11 @@ def test_a_damaged_state_is_refused(make_trainer, interrupt):
         (["compress.gradients=8", "train.compile=true"], "compress.gradients: .*not been tried: set train.compile"),
         (["compress.adaptive=true"], "compress.adaptive: expected compress.activations of 2, 4 or 8.*found 32"),
         (["compress.stochastic=true"], "compress.stochastic: nothing is compressed: set compress.activations"),
+        (["compress.attention=16"], "compress.attention: activations are not compressed"),
+        (
+            ["compress.activations=4", "compress.adaptive=true", "compress.attention=16"],
+            "attention: the bits .* chosen",
+        ),
         (["compress.error_feedback=true"], "compress.error_feedback: nothing is compressed: set compress.gradients"),
     ],
 )
