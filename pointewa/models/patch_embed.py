@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,8 +85,8 @@ class PatchEncoder(nn.Module):
 def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tensor:
     """The maximum over each group of rows of ``x @ weight.T + bias``.
 
-    For each channel, its gradient reaches one row of every ``group_size``. On a CPU in float32 or float64 the backward
-    pass gathers those rows instead of multiplying zeros; elsewhere a dense product is faster.
+    For each channel, its gradient reaches one row of every ``group_size``. On a CPU the backward pass gathers those
+    rows instead of multiplying zeros; elsewhere a dense product is faster.
 
     Args:
         x: ``[G * group_size, I]``, group by group.
@@ -98,7 +99,9 @@ def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tens
     """
     if not torch.is_grad_enabled():
         return F.linear(x, weight).unflatten(0, (-1, group_size)).amax(1) + bias
-    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu":
+        if torch.is_autocast_enabled("cpu"):
+            x, weight = (one.to(torch.get_autocast_dtype("cpu")) for one in (x, weight))
         return _LinearMax.apply(x, weight, group_size) + bias
     # `max` keeps indices: its backward pass scatters, where that of `amax` compares and divides everything.
     return F.linear(x, weight).unflatten(0, (-1, group_size)).max(1).values + bias
@@ -107,27 +110,41 @@ def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tens
 class _LinearMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group_size: int) -> Tensor:
-        values, winner = (x @ weight.T).unflatten(0, (-1, group_size)).max(1)
+        # As `max` along the groups, some ten times as fast: the pooling of an image with its channels last.
+        image = F.linear(x, weight).unflatten(0, (1, -1, group_size)).permute(0, 3, 1, 2)  # (1, O, G, group_size)
+        values, place = F.max_pool2d(image, (1, group_size), return_indices=True)
+        winner = place.squeeze((0, 3)).mT % group_size  # (G, O): which row of its group each channel comes from
         ctx.save_for_backward(x, weight, winner)
         ctx.group_size = group_size
-        return values
+        return values.squeeze((0, 3)).mT
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, winner = ctx.saved_tensors  # winner: (G, O), which row of its group each channel comes from
+        x, weight, winner = ctx.saved_tensors
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
             # Row r of a group receives the sum of grad[g, c] weight[c] over the channels c that it won.
-            channels = winner.argsort(1)
+            count = winner.shape[1]
+            keys = (winner * count + torch.arange(count)).to(torch.int32)
+            # In the order of the winners; torch's sort takes twenty times as long.
+            channels = torch.from_numpy(numpy.sort(keys.numpy())).long() % count
             wins = torch.zeros(len(winner), ctx.group_size, dtype=torch.int64)
             wins = wins.scatter_add_(1, winner, torch.ones_like(winner)).flatten()
             of_x = _weighted_sums(weight, channels.flatten(), grad.gather(1, channels).flatten(), wins.cumsum(0) - wins)
         if ctx.needs_input_grad[1]:
-            # Channel c receives the sum of grad[g, c] x[row] over the rows that won it.
+            # Channel c receives the sum of grad[g, c] x[row] over the rows that won it: over a part of the groups at a
+            # time, so that their rows stay in the cache from one channel to the next.
             rows = winner + torch.arange(0, len(x), ctx.group_size).unsqueeze(1)
-            of_weight = _weighted_sums(x, rows.T.contiguous(), grad.T.contiguous())
+            parts = [_by_channel(one, min(128, len(rows))) for one in (rows, grad)]
+            of_weight = _weighted_sums(x, *parts).unflatten(0, (-1, len(weight))).sum(0)
         return of_x, of_weight, None
+
+
+def _by_channel(x: Tensor, groups: int) -> Tensor:
+    """``[G, O]`` -> ``[ceil(G / groups) O, groups]``, filled up with zeros."""
+    x = F.pad(x, (0, 0, 0, -len(x) % groups)).unflatten(0, (-1, groups))
+    return x.mT.flatten(0, 1).contiguous()
 
 
 def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:

@@ -33,15 +33,15 @@ def test_patch_encoder_equals_the_published_form(training):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_maximum_of_a_linear_layer_equals_its_plain_form(training):
+@pytest.mark.parametrize(("training", "groups"), [(True, 5), (True, 300), (False, 5)])
+def test_the_maximum_of_a_linear_layer_equals_its_plain_form(training, groups):
     """On the path with gradients, where they are gathered, and on the one without. Two rows of a group are equal."""
-    x = torch.randn(5 * 7, 6, dtype=torch.float64)
+    x = torch.randn(groups * 7, 6, dtype=torch.float64)
     x[8] = x[11]
     weight, bias = torch.randn(9, 6, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     plain = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
     ours = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-    expected = nn.functional.linear(*plain).view(5, 7, 9).max(1).values
+    expected = nn.functional.linear(*plain).view(groups, 7, 9).max(1).values
     with torch.set_grad_enabled(training):
         out = linear_max(*ours, 7)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
@@ -58,9 +58,25 @@ def test_the_maximum_of_a_linear_layer_has_gradients_for_what_needs_them():
     linear_max(x, weight.requires_grad_(), bias, 6).sum().backward()
     winners = (x @ weight.detach().T).view(2, 6, 4).argmax(1)
     torch.testing.assert_close(weight.grad, x[winners[0]] + x[6 + winners[1]])
+
+
+def test_in_bfloat16_the_maximum_of_a_linear_layer_is_that_of_autocast():
+    """The same rows win, and the gradients are as near to those in float64 as the plain form's."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(300 * 16, 64).relu(), torch.randn(48, 64), torch.randn(48)
+    leaves = {name: [tensor.clone().requires_grad_() for tensor in (x, weight)] for name in ("ours", "plain", "exact")}
     with torch.autocast("cpu", torch.bfloat16):
-        out = linear_max(x, weight, bias, 6)
-    torch.testing.assert_close(out.float(), linear_max(x, weight, bias, 6), rtol=0.02, atol=0.02)
+        ours = linear_max(*leaves["ours"], bias, 16)
+        plain, winner = nn.functional.linear(*leaves["plain"]).view(300, 16, 48).max(1)
+    assert torch.equal(ours, plain + bias)
+    exact = nn.functional.linear(*(one.double() for one in leaves["exact"])).view(300, 16, 48)
+    upstream = torch.randn(300, 48)
+    for out in (ours, plain, exact.gather(1, winner.unsqueeze(1)).squeeze(1)):
+        out.backward(upstream.to(out.dtype))
+    for name in (0, 1):
+        gradients = {key: pair[name].grad.double() for key, pair in leaves.items()}
+        error = {key: (gradients[key] - gradients["exact"]).norm() / gradients["exact"].norm() for key in gradients}
+        assert error["ours"] < max(0.004, 1.5 * error["plain"])
 
 
 def test_patches_are_the_nearest_points_about_their_centres():
