@@ -141,7 +141,7 @@ class Bench:
         last = model.encoder.second_conv[-1]
         weight, rows = last.weight.squeeze(-1), arch.num_groups * arch.group_size * len(points)
         of_points = torch.randn(rows, last.in_channels, device=device, requires_grad=True)
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *self.dense.model.parameters()):
             parameter.grad = torch.zeros_like(parameter)
         dealing = [copy.deepcopy(moe) for moe in ewa.moe_layers(model).values()]
         for moe in dealing:
@@ -179,12 +179,14 @@ class Bench:
             "forward and backward": forward_backward,
             "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0),
             "AdamW": lambda: _without_averaging(step),
+            "AdamW of the dense model": self.dense.optimizer.step,
             "averaging": step.averaging.step,
             "partition": partition,
             "EWA step": lambda: step.train_step(Batch(points, self.labels)),
         }
         times = interleave(parts, self.args.budget, device)
-        step.optimizer.zero_grad()
+        for one in (step, self.dense):
+            one.optimizer.zero_grad()
         return {name: times.row(name, ["EWA step"]) for name in parts}
 
     def inference(self) -> dict[str, Any]:
