@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,7 +99,7 @@ def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tens
     if not torch.is_grad_enabled():
         return F.linear(x, weight).unflatten(0, (-1, group_size)).amax(1) + bias
     if x.device.type == "cpu":
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
             x, weight = (one.to(torch.get_autocast_dtype("cpu")) for one in (x, weight))
         return _LinearMax.apply(x, weight, group_size) + bias
     # `max` keeps indices: its backward pass scatters, where that of `amax` compares and divides everything.
@@ -127,8 +126,8 @@ class _LinearMax(torch.autograd.Function):
             # Row r of a group receives the sum of grad[g, c] weight[c] over the channels c that it won.
             count = winner.shape[1]
             keys = (winner * count + torch.arange(count)).to(torch.int32)
-            # In the order of the winners; torch's sort takes twenty times as long.
-            channels = torch.from_numpy(numpy.sort(keys.numpy())).long() % count
+            keys.numpy().sort()  # in place; torch's sort takes twenty times as long
+            channels = keys.long() % count  # in the order of their winners
             wins = torch.zeros(len(winner), ctx.group_size, dtype=torch.int64)
             wins = wins.scatter_add_(1, winner, torch.ones_like(winner)).flatten()
             of_x = _weighted_sums(weight, channels.flatten(), grad.gather(1, channels).flatten(), wins.cumsum(0) - wins)

@@ -88,3 +88,14 @@ def test_patches_are_the_nearest_points_about_their_centres():
     torch.testing.assert_close(patches.norm(dim=-1), distance)
     for cloud in range(2):  # and they say which points they hold
         assert torch.equal(points[cloud][members[cloud]] - centers[cloud].unsqueeze(1), patches[cloud])
+
+
+def test_compiled_it_is_the_same():
+    x, weight, bias = torch.randn(12 * 6, 8), torch.randn(5, 8), torch.zeros(5)
+    upstream, found = torch.randn(12, 5), []
+    for run in (linear_max, torch.compile(linear_max, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        run(*leaves, bias, 6).backward(upstream)
+        found.append([one.grad for one in leaves])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -1,6 +1,7 @@
 """Runs made by version 0.1 load, evaluate and resume: the folders beside this file."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,10 @@ def test_an_unfinished_run_resumes_to_the_weights_that_version_0_1_reached(name,
     expected = safetensors.torch.load_file(MADE / name / "expected.safetensors")
     found = load_any(trainer.folder).model.state_dict()
     assert found.keys() == expected.keys()
+    # A bias before a batch norm has no gradient but rounding errors, which Adam makes steps of, and moves its mean.
+    free = re.compile(r"(first_conv\.[03]|second_conv\.0)\.bias|running_mean")
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-3 if free.search(key) else 1e-5)
     epochs = [json.loads(line)["epoch"] for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [0, 1, 2, 3]
 
