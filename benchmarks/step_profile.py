@@ -34,7 +34,7 @@ KINDS = {  # by what an operator's name has in it; the first that fits
 }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="point_mae")
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--inference", action="store_true", help="of the folded model, in place of a training step")
     parser.add_argument("--compile", action="store_true", help="by torch.compile")
     parser.add_argument("--frozen", action="store_true", help="of --inference: compiled, with the weights as constants")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     run = _inference(args) if args.inference else _step(args)
     for _ in range(3):

@@ -178,7 +178,9 @@ def test_the_architecture_takes_every_key_of_its_own():
     assert build_architecture(load_config(overrides=["model.patch_out=100"]).model).patch_out == 100
 
 
-@pytest.mark.parametrize("name", ["quick", "finetune", "ablation", "images", "labeled_psb", "sydney", "pretraining", "compression"])
+@pytest.mark.parametrize(
+    "name", ["quick", "finetune", "ablation", "images", "labeled_psb", "sydney", "pretraining", "compression"]
+)
 def test_committed_runs_are_those_of_todays_studies(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     recorded = sorted((ROOT / "results" / name / "runs").glob("*/config.yaml"))

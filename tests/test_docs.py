@@ -54,6 +54,7 @@ SHORTER = {
     ],
     "study": ["--budget", "0"],  # it starts no training
     "few_shot": ["--settings", "2w1s", "--budget", "0"],
+    "step_profile": ["--preset", "tiny", "--batch-size", "2"],
     "bench": ["--preset", "tiny", "--batch-size", "2", "--budget", "0", "--device", "cpu", "--only", "memory"],
 }
 # Run elsewhere: by whoever reads this, and by tests of their own; what only shows something

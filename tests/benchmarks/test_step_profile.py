@@ -1,7 +1,6 @@
 """Where a step's time goes: every operator has a place in the table."""
 
 import re
-import sys
 
 import pytest
 
@@ -12,8 +11,7 @@ from benchmarks import step_profile
 def test_the_parts_of_a_step(capsys, monkeypatch, options):
     monkeypatch.setattr(step_profile, "PROFILED", 1)
     monkeypatch.setattr(step_profile, "STEPS", 1)
-    monkeypatch.setattr(sys, "argv", ["step_profile", "--preset", "tiny", "--precision", "float32", *options])
-    step_profile.main()
+    step_profile.main(["--preset", "tiny", "--precision", "float32", *options])
     rows = dict(re.findall(r"│ (\S.*?) +│ ([\d.]+) +│", capsys.readouterr().out))
     assert {"matrix products", "GELU", "layer norms", "sampling and neighbours", "the rest"} <= set(rows)
     assert ("AdamW" in rows) == ("--inference" not in options)
