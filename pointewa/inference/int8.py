@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pointewa.models.mixed_precision import MergedPatchEncoder
 from pointewa.models.patch_embed import PatchEncoder
 
-CALIBRATE, HOLD_OUT = 64, 256  # clouds, at most; more than these calibrate no better, and take 30 MB each
+CALIBRATE, HOLD_OUT = 64, 256  # clouds, at most; more than these calibrate no better, and take up to 60 MB each
 LEAST_AGREEMENT = 95.0  # percent
 PERCENTILE = 99.999  # of the activations; with their extremes the logits' error is a tenth larger
 _BATCH = 8
