@@ -129,12 +129,12 @@ class activations:
         if kept := self.find(tensor):
             return View(kept, tensor.shape, tensor.stride(), tensor.storage_offset())
         # A function of a user's own, which no mode sees, is taken for linear in what it keeps.
-        linear = self.function in LINEAR or (self.function is None and not _saved_by_checkpoint())
+        linear = not weight and (self.function in LINEAR or (self.function is None and not _saved_by_checkpoint()))
         whole = tensor.untyped_storage().nbytes() // tensor.element_size()
         if whole > 4 * tensor.numel():  # a small part of something large: not worth keeping all of it
             tensor = tensor.clone(memory_format=torch.contiguous_format)
-            return View(self._kept_of(tensor.view(-1), linear and not weight), tensor.shape, tensor.stride(), 0)
-        kept = self._kept_of(tensor.as_strided((whole,), (1,), 0), linear and not weight)
+            return View(self._kept_of(tensor.view(-1), linear), tensor.shape, tensor.stride(), 0)
+        kept = self._kept_of(tensor.as_strided((whole,), (1,), 0), linear)
         self.remember(tensor, kept)
         return View(kept, tensor.shape, tensor.stride(), tensor.storage_offset())
 

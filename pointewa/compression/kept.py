@@ -1,5 +1,6 @@
 """What is kept of tensors, and how their values come back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import ref
@@ -10,28 +11,36 @@ from torch import Tensor
 from pointewa.compression.quantize import Quantized, dequantize, pack_mask, unpack_mask
 
 
-class Kept:
-    """Something from which the values of a storage can be had again; they are held as long as somebody uses them."""
+class Kept(ABC):
+    """Something from which the values of a storage can be had again."""
 
     nbytes = 0
+
+    @abstractmethod
+    def values(self) -> Tensor:
+        """All values of the storage, ``[n]``."""
+
+
+class Computed(Kept):
+    """Values that are computed when they are asked for, and held as long as somebody uses them."""
 
     def __init__(self) -> None:
         self._values: Callable[[], Tensor | None] = lambda: None
 
     def values(self) -> Tensor:
-        """All values of the storage, ``[n]``."""
+        """Of `Kept`."""
         found = self._values()
         if found is None:
             found = self.compute()
             self._values = ref(found)
         return found
 
+    @abstractmethod
     def compute(self) -> Tensor:
         """`values`, anew."""
-        raise NotImplementedError
 
 
-class Few(Kept):
+class Few(Computed):
     """Values in few bits."""
 
     def __init__(self, quantized: Quantized) -> None:
@@ -39,7 +48,7 @@ class Few(Kept):
         self.quantized, self.nbytes = quantized, quantized.nbytes
 
     def compute(self) -> Tensor:
-        """Of `Kept`."""
+        """Of `Computed`."""
         return dequantize(self.quantized)
 
 
@@ -50,7 +59,6 @@ class Exact(Kept):
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        super().__init__()
         self.tensor, self.version = tensor.detach(), tensor._version
         self.nbytes = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else 0
 
@@ -68,7 +76,7 @@ class Exact(Kept):
         return self.tensor
 
 
-class Mask(Kept):
+class Mask(Computed):
     """A bool tensor, in one bit a value."""
 
     def __init__(self, mask: Tensor) -> None:
@@ -77,11 +85,11 @@ class Mask(Kept):
         self.nbytes = self.packed.nbytes
 
     def compute(self) -> Tensor:
-        """Of `Kept`."""
+        """Of `Computed`."""
         return unpack_mask(self.packed, self.shape)
 
 
-class Recomputed(Kept):
+class Recomputed(Computed):
     """The output of a function of one kept tensor and constants."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: "View | Exact") -> None:
@@ -90,7 +98,7 @@ class Recomputed(Kept):
 
     @torch.no_grad()
     def compute(self) -> Tensor:
-        """Of `Kept`."""
+        """Of `Computed`."""
         return self.function(unpack(self.x)).reshape(-1)
 
 
