@@ -3,13 +3,13 @@
 More than 2,000 a run of the tests. POINTEWA_FUZZ=20 makes twenty times as many, from other seeds.
 """
 
+import dataclasses
 import io
 import json
 import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +36,10 @@ from tests.runs import mutations
 ROUNDS = int(os.environ.get("POINTEWA_FUZZ", "1"))
 SMALL = ("model.width=8", "model.depth=2", "data.num_points=64", "train.save_every=3")
 REFUSED = "refused"
+SECTIONS = [section.name for section in dataclasses.fields(Config)]
 
 
-@dataclass
+@dataclasses.dataclass
 class Runs:
     """A finished run ``a`` and an unfinished one ``b``, of 20 steps each, and what their files hold."""
 
@@ -109,7 +110,7 @@ def attempt(use, path, label):
     except UserError as error:
         message = str(error)
         first, *rest = message.splitlines()
-        key = re.match(r"(data|model|moe|ewa|task|train|run)\.\w+:? ", message)
+        key = re.match(rf"({'|'.join(SECTIONS)})\.\w+:? ", message)
         assert key or str(path) in message or str(path.parent) in message, f"{label}: {message}"
         assert not rest or first.endswith("what differs:"), f"{label}: {message}"
         assert len(message) < 3000, f"{label}: {message}"
