@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pointewa.datasets.images import read_image
-from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source, refuse_variant
 from pointewa.errors import DataError
 from pointewa.safe.archives import contents, members
 from pointewa.safe.files import reading
@@ -29,12 +29,14 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
         root: "gratings" for the procedural set; the folder with train and test; a zip file that has them, on top or
             inside other folders; or a folder with one such zip file.
         split: "train" or "test".
-        num_points: ignored, as is the variant.
-        variant: there are none.
+        num_points: ignored.
+        variant: there are none, so None.
 
     Raises:
-        DataError: no such folders, a class without images in one of them, other classes for testing than for training.
+        DataError: a variant, no such folders, a class without images in one of them, other classes for testing than for
+            training.
     """
+    refuse_variant("images", variant)
     if root == PROCEDURAL:
         return _gratings(split)
     path, names = _find(Path(root))

@@ -11,7 +11,7 @@ import numpy as np
 from pointewa.datasets import packed
 from pointewa.datasets.files import read_points
 from pointewa.datasets.inspect.download import BY_REQUEST
-from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source, refuse_variant
 from pointewa.errors import DataError
 from pointewa.safe.files import reading
 
@@ -56,8 +56,7 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     Raises:
         DataError: a variant, nothing found, damaged lists, files that are missing or damaged.
     """
-    if variant is not None:
-        raise DataError(f"data.variant: shapenet55 has no variants, found {variant!r}: leave it out")
+    refuse_variant("shapenet55", variant)
     places = [Path(root, folder) for folder in _FOLDERS]
     packs = [path for place in places for path in sorted(place.glob("shapenet55*.h5"))]
     if Path(root).is_file() or packs:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 from pointewa.datasets import surfaces
-from pointewa.datasets.source import Cloud, Source
+from pointewa.datasets.source import Cloud, Source, refuse_variant, say_once
 from pointewa.datasets.surfaces import Surface, at, box, ellipsoid, frustum, rotation, torus
 from pointewa.models.parts import Parts
 
@@ -298,8 +298,17 @@ def _permutation(rng: Generator, n: int) -> np.ndarray:
 
 
 def source(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
-    """A split of the procedural set; ``root`` is not used. The splits draw from different random streams, an object's
-    from its own."""
+    """A split of the procedural set. The splits draw from different random streams, an object's from its own.
+
+    Args:
+        root: not read, which a note says of any but "" and the default, "data".
+        split: "train" or "test".
+        num_points: ignored.
+        variant: there are none, so None.
+
+    Raises:
+        DataError: a variant.
+    """
     found = source_with_parts(root, split, num_points, variant)
 
     def clouds(count: int) -> Iterator[Cloud]:
@@ -310,6 +319,9 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
 
 def source_with_parts(root: str, split: str, num_points: int, variant: str | None = None) -> Source:
     """`source`, with the parts of the points."""
+    refuse_variant("shapes", variant)
+    if root not in ("", "data"):
+        say_once(f"note: {root} is not read: data.name=shapes makes its objects on the spot")
     names = list(CLASSES)
     labels = np.arange(PER_CLASS[split] * len(names)) % len(names)
     parts = [(part, label) for label, name in enumerate(names) for part in PARTS[name]]

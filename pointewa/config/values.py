@@ -64,7 +64,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 # Which keys a task reads of those that not all of them do; `pointewa.tasks.base.Task.reads` names them.
-_OF_SOME_TASKS = ("model.", "task.", "train.label_smoothing", "data.img_size")
+_OF_SOME_TASKS = ("model.", "task.", "train.label_smoothing", "data.num_points", "data.img_size")
 
 
 def check_used(config: Config, task: str, reads: Collection[str]) -> None:

@@ -124,6 +124,16 @@ class Source:
         return replace(self, normalize=unit, centered=centered, ordered=self.packed_as == normalization)
 
 
+def refuse_variant(name: str, variant: str | None) -> None:
+    """For data sets that have none.
+
+    Raises:
+        DataError: ``variant`` is one.
+    """
+    if variant is not None:
+        raise DataError(f"data.variant: {name} has no variants, found {variant!r}: leave it out")
+
+
 @functools.cache  # the same for both splits
 def say_once(note: str) -> None:
     """A note on stderr."""

@@ -21,6 +21,19 @@ def test_the_set_is_what_it_says():
     assert list(train.class_names) == sorted(shapes.CLASSES)
 
 
+@pytest.mark.parametrize(("name", "root"), [("shapes", "data"), ("images", "gratings")])
+def test_a_set_without_variants_refuses_one(name, root):
+    with pytest.raises(DataError, match=f"data.variant: {name} has no variants, found 'hardest': leave it out"):
+        datasets.load(name, root, "test", variant="hardest")
+
+
+def test_a_root_that_is_not_read_is_said(tmp_path, capsys):
+    datasets.open_source("shapes", "data", "test")
+    assert capsys.readouterr().err == ""
+    datasets.open_source("shapes", str(tmp_path), "test")
+    assert f"note: {tmp_path} is not read: data.name=shapes" in capsys.readouterr().err
+
+
 def first(split, count):
     clouds = islice(datasets.open_source("shapes", "", split).clouds(1024), count)
     return np.stack([cloud.points for cloud in clouds])

@@ -37,6 +37,7 @@ def start(folder, task, *overrides):
         ("masked_point_modeling", "model.mask_ratio=0.5", r"found 0\.5: set task\.mask_ratio instead"),
         ("tokenizer", "model.width=8", "model.width: tokenizer does not read it, found 8"),
         ("tokenizer", "train.label_smoothing=0.2", "train.label_smoothing: tokenizer does not read it"),
+        ("image_classification", "data.num_points=512", "data.num_points: image_classification does not read it"),
         ("image_classification", "model.num_groups=8", "model.num_groups: image_classification does not read it"),
     ],
 )  # fmt: skip
@@ -54,6 +55,8 @@ def test_a_key_of_other_tasks_is_refused_by_name(tmp_path, task, override, messa
         ("masked_point_modeling", ["task.mask_ratio=[0.3,0.4]", "task.mask_rand=true", "task.moco_loss=true"]),
         ("masked_point_modeling", ["task.temperature=0.1", "task.momentum=0.99", "model.depth=2"]),
         ("tokenizer", ["model.codebook_size=16", "model.num_groups=8", "model.group_size=8", "model.patch_out=24"]),
+        ("classification", ["data.num_points=64"]),
+        ("tokenizer", ["data.num_points=64"]),
         ("classification", ["model.mask_ratio=0.6", "task.queue_size=16384"]),  # the defaults
         ("image_classification", ["model.patch_size=8", "data.img_size=64", "model.width=96"]),
         ("image_classification", ["train.label_smoothing=0.1"]),
