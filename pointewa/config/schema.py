@@ -82,6 +82,7 @@ class MoeConfig:
     # model that starts from the mean of num_experts independent ones
     init: Literal["auto", "copy", "independent", "mean"] = "auto"
     scope: Literal["batch", "sample"] = "batch"  # of the random partition: the tokens of a batch, or of each sample
+    dropout: Fraction = 0.0  # on what experts of the random partition are given: 0 for the first ... this for the last
 
 
 @dataclass

@@ -63,6 +63,7 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{group}.{key}": value for group, values in asdict(config).items() for key, value in values.items()}
 
 
+_OF_ROUTER = {"top_k": "top_k", "balance": "top_k", "scope": "random", "dropout": "random"}  # keys of moe
 # Which keys a task reads of those that not all of them do; `pointewa.tasks.base.Task.reads` names them.
 _OF_SOME_TASKS = ("model.", "task.", "train.label_smoothing", "data.num_points", "data.img_size")
 
@@ -82,6 +83,9 @@ def check_used(config: Config, task: str, reads: Collection[str]) -> None:
     if train.warmup_epochs is not None and train.warmup_fraction is not None:
         raise ConfigError(f"train.warmup_fraction: train.warmup_epochs={train.warmup_epochs:g} decides, found "
                           f"{train.warmup_fraction:g} too: set one of them to null")  # fmt: skip
+    for key, router in _OF_ROUTER.items():
+        if config.router not in ("none", router) and defaults[f"moe.{key}"] != (value := getattr(config.moe, key)):
+            raise ConfigError(f"moe.{key}: moe.router={config.router} does not read it, found {value!r}: leave it out")
     for key, value in flat(config).items():
         if not key.startswith(_OF_SOME_TASKS) or key in ("model.preset", *reads) or value == defaults[key]:
             continue

@@ -58,16 +58,28 @@ class RandomPartitionMoE(MixtureOfExperts):
         init: of the experts, see `MixtureOfExperts`.
         scope: "batch", or "sample" to partition the tokens of each sample, along the first dimension, by a permutation
             of its own, so that every expert gets its share of every sample.
+        dropout: the largest rate of dropout on what the experts are given in training: 0 for the first of them and
+            rising evenly to this for the last, so that each learns from tokens that were augmented differently, as the
+            members of PAPA's populations do (arXiv 2304.03094). Below 1.
 
     Raises:
-        ValueError: an unknown ``scope``, or what `MixtureOfExperts` refuses.
+        ValueError: an unknown ``scope``, a rate out of range, or what `MixtureOfExperts` refuses.
     """
 
-    def __init__(self, ffn: nn.Module, num_experts: int, init: str = "independent", scope: str = "batch") -> None:
+    def __init__(
+        self,
+        ffn: nn.Module,
+        num_experts: int,
+        init: str = "independent",
+        scope: str = "batch",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__(ffn, num_experts, init)
         if scope not in ("batch", "sample"):
             raise ValueError(f'scope must be "batch" or "sample", got {scope!r}')
-        self.scope = scope
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {dropout}")
+        self.scope, self.dropout = scope, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., D']``."""
@@ -76,6 +88,9 @@ class RandomPartitionMoE(MixtureOfExperts):
             samples = len(x) if self.scope == "sample" else 1
             partition = random_partition(len(tokens), self.num_experts, tokens.device, samples)
             groups = dispatch(tokens, *partition).unflatten(0, (self.num_experts, -1))
+            if self.dropout:
+                step = self.dropout / (self.num_experts - 1)
+                groups = torch.stack([F.dropout(own, step * number) for number, own in enumerate(groups)])
             out = self.experts(groups)  # [N, ceil(T/N), D']
             out = combine(out.flatten(0, 1), *partition)  # [T, D']
         else:

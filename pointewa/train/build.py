@@ -71,8 +71,8 @@ def with_experts(model: nn.Module, config: Config) -> nn.Module:
     if config.router == "none" and moe.init != "mean":
         return model
     init = ("copy" if config.train.init_from else "independent") if moe.init == "auto" else moe.init
-    gated, random = partial(ewa.TopKMoE, top_k=moe.top_k), partial(ewa.RandomPartitionMoE, scope=moe.scope)
-    mixture = gated if config.router == "top_k" else random
+    random = partial(ewa.RandomPartitionMoE, scope=moe.scope, dropout=moe.dropout)
+    mixture = partial(ewa.TopKMoE, top_k=moe.top_k) if config.router == "top_k" else random
     convert = partial(ewa.to_moe, model, moe.num_experts, moe.layers, predicate=model_ffns(model), inplace=True)
     try:
         if init == "mean":  # of the experts that an EWA run of the same seed starts from

@@ -119,6 +119,21 @@ def test_a_layer_partitions_by_sample():
         ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1)), 4, scope="cloud")
 
 
+def test_each_expert_s_share_has_dropout_of_its_own_rate():
+    moe = ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(1, 2)), 4, init="copy", dropout=0.6).train()
+    with torch.no_grad():
+        moe.experts[0].weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1))  # what the expert was given
+        moe.experts[0].bias.copy_(torch.stack([torch.zeros(4), torch.arange(4.0)], 1))  # and who it is
+    given, expert = moe(torch.ones(40_000, 1)).unbind(-1)
+    for number, rate in enumerate([0, 0.2, 0.4, 0.6]):
+        own = given[expert == number]
+        assert own.unique().tolist() == pytest.approx([0, 1 / (1 - rate)] if rate else [1])
+        assert (own == 0).float().mean().item() == pytest.approx(rate, abs=0.02)  # 4 standard deviations
+    assert moe.eval()(torch.ones(5, 1))[:, 0].tolist() == [1] * 5
+    with pytest.raises(ValueError, match="dropout must be from 0 to below 1, got 1"):
+        ewa.RandomPartitionMoE(nn.Sequential(nn.Linear(D, 1)), 4, dropout=1)
+
+
 def test_partition_is_fresh_at_every_forward_and_follows_the_seed():
     moe, x = make_moe(Mlp(D), 4), torch.randn(40, D, dtype=torch.float64)
     torch.manual_seed(1)

@@ -38,6 +38,7 @@ def start(folder, task, *overrides):
         ("tokenizer", "model.width=8", "model.width: tokenizer does not read it, found 8"),
         ("tokenizer", "train.label_smoothing=0.2", "train.label_smoothing: tokenizer does not read it"),
         ("image_classification", "data.num_points=512", "data.num_points: image_classification does not read it"),
+        ("classification", "moe.top_k=2", "moe.top_k: moe.router=random does not read it, found 2: leave it out"),
         ("image_classification", "model.num_groups=8", "model.num_groups: image_classification does not read it"),
     ],
 )  # fmt: skip
