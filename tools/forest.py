@@ -3,8 +3,8 @@
 python -m tools.forest results/quick results/images --out forest.png
 python -m tools.forest results/quick results/sydney --pairs ewa=dense pretrained_ewa=pretrained
 
-Without --pairs all arms of a study are compared with its first one. Intervals are of 95 % (Student's t, over seeds),
-and not corrected for their number.
+Without --pairs all arms of a study are compared as its report does, most with its first arm. Intervals are of 95 %
+(Student's t, over seeds), and not corrected for their number.
 """
 
 import json

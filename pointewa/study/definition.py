@@ -18,7 +18,7 @@ from pointewa.runs.summary import SUMMARY, read_summary
 from pointewa.tasks import task_class, task_of
 from pointewa.tasks.base import Task
 
-KEYS = ("description", "configs", "settings", "arms", "seeds", "folds")
+KEYS = ("description", "configs", "settings", "arms", "seeds", "folds", "against")
 # Settings of the machine: they change no result and are left out of the report.
 MACHINE = ("data.root", "data.stream", "train.device", "train.save_every", "train.activation_checkpointing", "run.dir")
 
@@ -91,6 +91,7 @@ class Study:
         overrides: of the command line, without those of the machine.
         fold_key: the config key that the folds differ in; empty without folds.
         folds: its values; an arm trains with each of them for each of its seeds.
+        against: the arms that are compared with another one than the first, and with which.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Study:
     overrides: tuple[str, ...]
     fold_key: str = ""
     folds: tuple[str, ...] = ("",)
+    against: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -117,7 +119,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     Args:
         path: YAML with ``arms`` (name: config keys; the first is the baseline), ``seeds``, and optionally ``configs``
             (files), ``settings`` (config keys of all arms), ``description``, ``folds`` (a config key: its values, over
-            which the result of a seed is averaged). ``seeds`` is a list, or a mapping of arms to lists, with one for
+            which the result of a seed is averaged), ``against`` (arms: the arm that each is compared with, in place of
+            the first one). ``seeds`` is a list, or a mapping of arms to lists, with one for
             all others under ``default``.
         overrides: ``"group.key=value"`` for every run; ``run.dir`` is the parent of the study's folder.
 
@@ -129,7 +132,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     content = OmegaConf.to_container(read_yaml(path))  # this reader understands 1e-3, and refuses duplicate keys
     if unknown := [key for key in content if key not in KEYS]:
         raise ConfigError(f"{path}: unknown key {_short(unknown[0])}: expected one of {', '.join(KEYS)}")
-    description, configs, settings, arms, seeds, folds = (content.get(key) for key in KEYS)
+    description, configs, settings, arms, seeds, folds, against = (content.get(key) for key in KEYS)
     _expect(description is None or isinstance(description, str), path, "description", "text", description)
     configs = [] if configs is None else configs
     _expect(_all(configs, str), path, "configs", "a list of files, such as [configs/shapes.yaml]", configs)
@@ -138,6 +141,12 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, re.ASCII)
         _expect(usable, path, where, "a name of letters, digits, '.', '_', '+', '-'", name)
     seeds_of = _seeds(seeds, arms, path)
+    against = {} if against is None else against
+    pairs = "a mapping of arms to other arms, such as {pretrained_ewa: pretrained}"
+    _expect(isinstance(against, dict), path, "against", pairs, against)
+    for arm, base in against.items():
+        usable = isinstance(base, str) and {arm, base} <= arms.keys() and arm not in (base, next(iter(arms)))
+        _expect(usable, path, f"against.{arm}", f"{pairs}, of which the first arm is not one", base)
     common = list(_flat(settings, path, "settings"))
     own = {arm: list(_flat(keys, path, f"arms.{arm}")) for arm, keys in arms.items()}
     fold_key, folds = _folds(folds, path)
@@ -177,6 +186,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         reported,
         fold_key,
         folds,
+        against,
     )
 
 

@@ -54,6 +54,7 @@ class Arm:
         task: what its runs learn.
         results: by seed; of a study with folds the mean over them, of the seeds all of whose folds are finished.
         runs: all finished ones.
+        base: the name of its baseline, the arm that it is compared with; empty for the first arm.
         difference: of the primary metric on the test split to the baseline's; None with fewer than two common seeds.
         by_seed: the differences, of which it is the mean.
         slower: ratio of the seconds of training to the baseline's, for each common seed.
@@ -64,6 +65,7 @@ class Arm:
     name: str
     task: type[Task]
     results: dict[int, Result]
+    base: str = ""
     difference: Paired | None = None
     by_seed: dict[int, float] = field(default_factory=dict)
     slower: list[float] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Arm:
         series = {f"test_{name}": self.test(name) for name, metric in self.task.metrics.items() if metric.headline}
         series |= {f"val_{primary}_last": last, f"val_{primary}_best": [value for value, _ in best]}
         series["train_loss"] = [one.train_loss for one in self.results.values() if one.train_loss is not None]
-        figures: dict[str, Any] = {"arm": self.name, "seeds": list(self.results)}
+        figures: dict[str, Any] = {"arm": self.name, "base": self.base or None, "seeds": list(self.results)}
         for name, values in series.items():
             figures[name], figures[f"{name}_std"] = (None if math.isnan(one) else one for one in mean_std(values))
         figures["val_best_epochs"] = [epoch for _, epoch in best]
@@ -120,9 +122,10 @@ def gather(study: Study) -> list[Arm]:
     primary = task.primary()
     results = {arm: _by_seed(found, len(study.folds)) for arm, found in runs.items()}
     first = study.arms[0]
-    base, arms = results[first], [Arm(first, task, results[first], runs=runs[first])]
+    arms = [Arm(first, task, results[first], runs=runs[first])]
     for name in study.arms[1:]:
-        mine = results[name]
+        against = study.against.get(name, first)
+        mine, base = results[name], results[against]
         pairs = [(seed, mine[seed].summary, base[seed].summary) for seed in mine if seed in base]
         values = [[one[place]["test"][primary] for one in pairs] for place in (1, 2)]
         by_seed = {seed: round(one["test"][primary] - other["test"][primary], 9) for seed, one, other in pairs}
@@ -130,7 +133,7 @@ def gather(study: Study) -> list[Arm]:
         losses = [(mine[seed].train_loss, base[seed].train_loss) for seed in by_seed]
         losses = [pair for pair in losses if None not in pair]
         fit = paired(*zip(*losses, strict=True)) if losses else None
-        arms.append(Arm(name, task, mine, paired(*values), by_seed, slower, runs[name], fit=fit))
+        arms.append(Arm(name, task, mine, against, paired(*values), by_seed, slower, runs[name], fit=fit))
     tested = [number for number, arm in enumerate(arms) if arm.difference and not math.isnan(arm.difference.p)]
     for number, p in zip(tested, holm([arms[number].difference.p for number in tested]), strict=True):
         arms[number] = replace(arms[number], corrected=p)
@@ -172,14 +175,20 @@ def _means(mappings: Sequence[dict[str, float]]) -> dict[str, float]:
 def mixed_precision(arms: Sequence[Arm]) -> list[str]:
     """Pairs that a difference is taken of although their runs computed in different precision, as ``auto`` gives on
     different machines: each as text."""
-    base, found = {(one.run.seed, one.run.fold): one for one in arms[0].runs}, []
+    runs = {(arm.name, one.run.seed, one.run.fold): one for arm in arms for one in arm.runs}
+    found = []
     for arm in arms[1:]:
         for one in arm.runs:
-            if other := base.get((one.run.seed, one.run.fold)):
+            if other := runs.get((arm.base, one.run.seed, one.run.fold)):
                 mine, theirs = (result.summary.get("precision") for result in (one, other))
                 if mine != theirs:
                     found.append(f"{one.run.name} ({mine}) with {other.run.name} ({theirs})")
     return sorted(found)
+
+
+def common_base(arms: Sequence[Arm]) -> str | None:
+    """The arm that all others are compared with; None if they are compared with different ones."""
+    return arms[0].name if {arm.base for arm in arms[1:]} <= {arms[0].name} else None
 
 
 def disagreement(epoch: dict[str, float]) -> float | None:

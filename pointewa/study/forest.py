@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from pointewa.config import read_yaml
 from pointewa.errors import ConfigError
 from pointewa.safe.files import atomic_write
 from pointewa.study.plots import COLOURS
@@ -44,7 +47,8 @@ def read_rows(folder: Path, pairs: Sequence[tuple[str, str]] = ()) -> list[Row]:
 
     Args:
         folder: with the report's ``results.csv``.
-        pairs: arms and what each is compared with, of which a study may lack some; none: all arms with the first one.
+        pairs: arms and what each is compared with, of which a study may lack some; none: all arms, each with the one
+            that its study compares it with.
 
     Raises:
         ConfigError: no such report, or its metric has another unit.
@@ -74,12 +78,18 @@ def read_rows(folder: Path, pairs: Sequence[tuple[str, str]] = ()) -> list[Row]:
         arm: {seed: mean_std([*mine.values()])[0] for seed, mine in seeds.items() if mine.keys() == folds}
         for arm, seeds in found.items()
     }
-    rows = []
-    for arm, base in pairs or [(arm, next(iter(means))) for arm in list(means)[1:]]:
+    rows, against = [], _against(folder / "study.yaml")
+    for arm, base in pairs or [(arm, against.get(arm, next(iter(means)))) for arm in list(means)[1:]]:
         common = [seed for seed in means.get(arm, ()) if seed in means.get(base, ())]
         if difference := paired([means[arm][seed] for seed in common], [means[base][seed] for seed in common]):
             rows.append(Row(folder.resolve().name, arm, base, metrics[key], difference))
     return rows
+
+
+def _against(path: Path) -> dict[str, str]:
+    """What the report's copy of its study says of arms that are not compared with the first one."""
+    found = OmegaConf.to_container(read_yaml(path)).get("against") if path.exists() else None
+    return found if isinstance(found, dict) else {}
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pointewa.safe.files import atomic_write
-from pointewa.study.figures import Arm, disagreement
+from pointewa.study.figures import Arm, common_base, disagreement
 from pointewa.tasks.base import Metric
 
 PICTURES = ("curves.png", "disagreement.png", "differences.png")
@@ -145,10 +145,13 @@ def _differences(arms: Sequence[Arm]) -> Any:
             sides = [[found.mean - found.low], [found.high - found.mean]]
             axes.errorbar([found.mean], [place - 0.15], xerr=sides, fmt="D", color=colour, capsize=4,
                           label="mean and 95 % interval" if not place else None)  # fmt: skip
-    axes.set_yticks(range(len(compared)), [arm.name for _, arm in compared])
+    base = common_base(arms)
+    axes.set_yticks(range(len(compared)), [arm.name if base else f"{arm.name} - {arm.base}" for _, arm in compared])
     axes.set_ylim(len(compared) - 0.5, -0.5)
     unit = "percentage points" if _primary(arms).unit == "%" else _primary(arms).unit
-    axes.set_xlabel(", ".join(filter(None, [f"difference to {arms[0].name} in test {_primary(arms).label}", unit])))
+    axes.set_xlabel(
+        ", ".join(filter(None, [f"difference{f' to {base}' if base else ''} in test {_primary(arms).label}", unit]))
+    )
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 

@@ -12,13 +12,13 @@ from typing import Any
 from pointewa.errors import ConfigError, counted
 from pointewa.safe.files import atomic_write
 from pointewa.study.definition import Study
-from pointewa.study.figures import Arm, Result, disagreement, gather, mixed_precision
+from pointewa.study.figures import Arm, Result, common_base, disagreement, gather, mixed_precision
 from pointewa.study.plots import save_plots
 from pointewa.study.statistics import mean_std
 
 AID = """\
 *How to read this.* Metrics are of the model after the last epoch, on the test split: mean ± sample standard deviation
-over the seeds; accuracies are in percent. An arm is compared with the baseline seed by seed; *difference* is the mean
+over the seeds; accuracies are in percent. An arm is compared with its baseline seed by seed; *difference* is the mean
 of these paired differences. If such studies were repeated, 95 of 100 of their intervals (Student's t) would contain the
 true difference: an interval that contains 0 shows no difference, and with few seeds it is wide. p is that of the
 two-sided paired t test; *p, Holm* is corrected for the number of arms. *Training loss* is the mean over the last
@@ -74,9 +74,9 @@ def check_place(out: Path, finished: int) -> None:
 
 def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """The figures of each arm as text; '-' where there are too few runs."""
-    rows = []
+    rows, base = [], common_base(arms)
     for arm in arms:
-        figures, base, found, task = arm.figures(), arms[0].name, arm.difference, arm.task
+        figures, found, task = arm.figures(), arm.difference, arm.task
         primary = task.primary()
         form = task.metrics[primary].form
         last, best = (
@@ -94,7 +94,8 @@ def table(arms: Sequence[Arm]) -> list[dict[str, str]]:
             "arm": arm.name,
             "seeds": str(len(arm.results)),
             **tests,
-            f"difference to {base}": f"{found.mean:+{form}}" if found else no_difference,
+            **({} if base else {"compared with": arm.base or "-"}),
+            f"difference to {base}" if base else "difference": f"{found.mean:+{form}}" if found else no_difference,
             "95 % interval": f"{found.low:+{form}} to {found.high:+{form}}" if found else "-",
             "p": p_text(figures["p"]),
             "p, Holm": p_text(figures["p_holm"]),
@@ -168,7 +169,7 @@ def _caution(arms: Sequence[Arm]) -> list[str]:
 
 
 def _costs(study: Study, arms: Sequence[Arm]) -> str:
-    rows = []
+    rows, base = [], common_base(arms) or "the baseline"
     for arm in arms:
         seconds = [result.summary["seconds"] for result in arm.results.values()]
         rows.append({
@@ -177,7 +178,7 @@ def _costs(study: Study, arms: Sequence[Arm]) -> str:
             "seconds of training": spread(*mean_std(seconds), ".1f"),
             "peak memory, MB": spread(*mean_std(_known(arm, "peak_memory_mb")), ".0f"),
             "seconds of evaluating the test split": spread(*mean_std(_known(arm, "evaluation_seconds"))),
-            f"relative to {arms[0].name}": spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
+            f"relative to {base}": spread(*mean_std(arm.slower)) if arm is not arms[0] else "baseline",
         })  # fmt: skip
     return "\n".join([
         f"# Costs of the study {study.name}", "", *markdown(rows), "",

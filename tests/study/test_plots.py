@@ -23,7 +23,10 @@ def arms(count, epochs=10):
         return {seed: Result(None, {}, list(records(arm, seed)), Classification) for seed in (0, 1)}
 
     differences = [{}] + [{0: arm, 1: arm + 1} for arm in range(1, count)]
-    return [Arm(f"arm{arm}", Classification, results(arm), None, differences[arm]) for arm in range(count)]
+    return [
+        Arm(f"arm{arm}", Classification, results(arm), "arm0" if arm else "", None, differences[arm])
+        for arm in range(count)
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 7])

@@ -63,7 +63,7 @@ def test_arms_have_p_corrected_for_their_number_and_the_difference_of_the_traini
                 [{"epoch": 0, **({"train/loss": loss[arm][seed]} if seed < len(loss[arm]) else {})}]),
                 summary=lambda one=one: {"test": {"oa": one}, "seconds": 1.0})
             for arm, values in oa.items() for seed, one in enumerate(values)]  # fmt: skip
-    study = SimpleNamespace(task=task_class("classification"), arms=tuple(oa), runs=runs, folds=("",))
+    study = SimpleNamespace(task=task_class("classification"), arms=tuple(oa), runs=runs, folds=("",), against={})
     arms = {arm.name: arm for arm in gather(study)}
     p = [arms[name].difference.p for name in "ab"]
     small, large = sorted(p)
