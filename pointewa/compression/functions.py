@@ -19,7 +19,8 @@ RECOMPUTED = {F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, F.softpl
 RELU = {F.relu, torch.relu, Tensor.relu}
 MAXIMUM = {torch.amax, Tensor.amax}
 MATRIX = {F.linear, F.conv1d, F.conv2d, F.conv3d}
-PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, Tensor.matmul, Tensor.mm,
+            Tensor.bmm, Tensor.__matmul__}  # fmt: skip
 ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward, F.softmax, torch.softmax, Tensor.softmax}
 # Functions whose gradient is linear in what they keep, so that a small error of it is one of the gradient. Others
 # compare what they keep, or divide by it: an amax of 4 bits has no maximum, and a square root of almost 0 is none.
@@ -140,7 +141,7 @@ class _Recompute(torch.autograd.Function):
     ) -> Tensor:
         call, autocast = _call(function, keys), _autocast(x.device.type)
         out = call(x, *rest)
-        ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.pack(x)
+        ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.save(x, True)
         if out.is_contiguous() and isinstance(ctx.x, View):
             constants = [Exact(one) if isinstance(one, Tensor) else one for one in rest]
 

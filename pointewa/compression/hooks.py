@@ -37,7 +37,8 @@ class activations:
 
     Not compressed: parameters and what shares their storage, integers and masks, tensors of fewer than `SMALL` values.
     Views of one storage, such as queries, keys and values, are stored once, as is what is saved several times.
-    A ReLU keeps one bit a value: its gradient needs no more.
+    A ReLU keeps one bit a value: its gradient needs no more. What a `torch.autograd.Function` of your own saves is kept
+    as it is, unless the class says ``linear_in_saved = True``: an error of it is one of the gradient.
 
     Args:
         model: whose parameters are left alone.
@@ -121,15 +122,18 @@ class activations:
 
     def pack(self, tensor: Tensor) -> View | Exact:
         """What is kept of a tensor that autograd saves."""
+        weight = tuple(sorted(tensor.shape)) in self.weight_shapes
+        return self.save(tensor, not weight and (self.function in LINEAR if self.function else _says_linear()))
+
+    def save(self, tensor: Tensor, linear: bool) -> View | Exact:
+        """What is kept of a tensor: in few bits only where ``linear``, that an error of it is one of the gradient."""
         if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
             return Exact(tensor)
         if tensor.untyped_storage().data_ptr() in self._parameters:
             return Exact(tensor)
-        tensor, weight = tensor.detach(), tuple(sorted(tensor.shape)) in self.weight_shapes
-        if kept := self.find(tensor):
+        tensor, kept = tensor.detach(), self.find(tensor)
+        if kept and (linear or isinstance(kept, Exact)):
             return View(kept, tensor.shape, tensor.stride(), tensor.storage_offset())
-        # A function of a user's own, which no mode sees, is taken for linear in what it keeps.
-        linear = not weight and (self.function in LINEAR or (self.function is None and not _saved_by_checkpoint()))
         whole = tensor.untyped_storage().nbytes() // tensor.element_size()
         if whole > 4 * tensor.numel():  # a small part of something large: not worth keeping all of it
             tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -188,16 +192,15 @@ class activations:
         self._known[storage.data_ptr()] = (StorageWeakRef(storage), tensor._version, tensor.dtype, kept)
 
 
-def _saved_by_checkpoint() -> bool:
-    """Whether it is `torch.utils.checkpoint` that saves, which goes through its function again from what it saved."""
+def _says_linear() -> bool:
+    """Whether the `torch.autograd.Function` that saves, which no mode sees, says that its gradient is linear in it.
+
+    That of a norm or of an attention in one kernel is not, and neither is that of what is computed again.
+    """
     frame = sys._getframe(1)
-    while frame and frame.f_globals.get("__name__") == __name__:
+    while frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
-    for _ in range(4):
-        if frame is None or frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return frame is not None
-        frame = frame.f_back
-    return False
+    return getattr(frame.f_locals.get("cls"), "linear_in_saved", False) is True
 
 
 def _is_compiled(module: nn.Module) -> bool:

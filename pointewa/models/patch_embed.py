@@ -107,6 +107,8 @@ def linear_max(x: Tensor, weight: Tensor, bias: Tensor, group_size: int) -> Tens
 
 
 class _LinearMax(torch.autograd.Function):
+    linear_in_saved = True  # for `pointewa.compression`
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group_size: int) -> Tensor:
         # As `max` along the groups, some ten times as fast: the pooling of an image with its channels last.

@@ -206,6 +206,59 @@ def test_what_would_be_divided_by_is_kept_exactly(function):
     assert torch.equal(torch.autograd.grad(loss, x)[0], plain)
 
 
+class Inverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 1 / x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad / ctx.saved_tensors[0].square()
+
+
+class Square(torch.autograd.Function):
+    linear_in_saved = True
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("divide", [lambda y, x: y / x, lambda y, x: y * Inverse.apply(x)], ids=["torch", "own"])
+def test_what_is_divided_by_is_exact_even_if_it_is_kept_in_few_bits_for_something_else(divide):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 64), torch.rand(256, 64) ** 4 + 1e-3
+
+    def gradient(run):
+        start = x.clone().requires_grad_()
+        with run:
+            y = start * 1.0
+            loss = divide(linear(y), y).sum()
+        return torch.autograd.grad(loss, start)[0]
+
+    plain = gradient(nullcontext())
+    compressed = compression.activations(linear, 8)
+    assert distance([gradient(compressed)], [plain]) < 0.1
+    assert compressed.sizes  # the linear layer's input
+
+
+def test_what_an_own_function_saves_is_exact_unless_it_says_otherwise():
+    x = torch.rand(40, 128, requires_grad=True)
+    for function, exact in ((Inverse, True), (Square, False)):
+        plain = torch.autograd.grad(function.apply(x * 1.0).sum(), x)[0]
+        with compression.activations(nn.Identity(), 4):
+            loss = function.apply(x * 1.0).sum()
+        found = torch.autograd.grad(loss, x)[0]
+        assert torch.equal(found, plain) is exact
+        assert distance([found], [plain]) < 0.1
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_are_never_compressed(autocast):
     """The gradient of the input, which needs the weights alone, is exact at any bits."""
