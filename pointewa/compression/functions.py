@@ -1,11 +1,13 @@
 """The functions that have a rule of their own: what is kept of them is not what torch would keep."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pointewa.compression.kept import Exact, Mask, Recomputed, View, unpack
@@ -21,7 +23,8 @@ MAXIMUM = {torch.amax, Tensor.amax}
 MATRIX = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, Tensor.matmul, Tensor.mm,
             Tensor.bmm, Tensor.__matmul__}  # fmt: skip
-ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward, F.softmax, torch.softmax, Tensor.softmax}
+FUSED = {F.scaled_dot_product_attention, F.multi_head_attention_forward}  # where a single kernel may compute attention
+ATTENTION = FUSED | {F.softmax, torch.softmax, Tensor.softmax}
 # Functions whose gradient is linear in what they keep, so that a small error of it is one of the gradient. Others
 # compare what they keep, or divide by it: an amax of 4 bits has no maximum, and a square root of almost 0 is none.
 LINEAR = MATRIX | PRODUCTS | ATTENTION | {F.dropout, torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
@@ -52,11 +55,13 @@ class Functions(TorchFunctionMode):
             if function in NORMS and (norm := NORMS[function](*args, **kwargs)):
                 return _Normalize.apply(owner, norm, lambda: function(*args, **kwargs), args[0], norm.weight, norm.bias)
             if function in RECOMPUTED and not inplace:
-                return _Recompute.apply(owner, function, tuple(kwargs), *args, *kwargs.values())
+                return _Recompute.apply(owner, function, tuple(kwargs), 1, *args, *kwargs.values())
             if function in RELU:
                 return self._relu(args[0], inplace)
             if function in MAXIMUM:
                 return _Amax.apply(owner, *args, *kwargs.values())
+        if function is F.scaled_dot_product_attention and (out := self._attend(args, kwargs)) is not None:
+            return out
         if function in MATRIX or function in PRODUCTS:
             args = [self._cast(one) if isinstance(one, Tensor) else one for one in args]
         owner.function, owner.attention = function, function in ATTENTION or (function in PRODUCTS and not weights)
@@ -65,9 +70,27 @@ class Functions(TorchFunctionMode):
         # What is much smaller than its inputs, such as the logarithms of attention's sums, is a statistic.
         owner.statistics = max((one.numel() for one in tensors), default=0) // 8
         try:
-            return function(*args, **kwargs)
+            with sdpa_kernel(SDPBackend.MATH) if function in FUSED else nullcontext():  # see `_attend`
+                return function(*args, **kwargs)
         finally:
             owner.function, owner.attention, owner.weight_shapes, owner.statistics = None, False, frozenset(), 0
+
+    def _attend(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """Attention in a single kernel, computed again from queries, keys and values; None if it is to be written out.
+
+        The kernels compute the scores again themselves, but divide by the sums of the exact ones, so that a small error
+        of large scores would be exponentiated. Dropout would be drawn anew. Written out, softmax's output is kept.
+        """
+        named, args = dict(kwargs), list(args)
+        args += [named.pop(name) for name in ("query", "key", "value")[len(args) :]]
+        dropout = args[4] if len(args) > 4 else named.get("dropout_p", 0.0)
+        if dropout or torch._fused_sdp_choice(*args, **named) == SDPBackend.MATH.value:
+            return None
+        self.owner.attention = True
+        try:
+            return _Recompute.apply(self.owner, F.scaled_dot_product_attention, tuple(named), 3, *args, *named.values())
+        finally:
+            self.owner.attention = False
 
     def _relu(self, x: Tensor, inplace: bool) -> Tensor:
         kept, place = self.owner.find(x), (x.shape, x.stride(), x.storage_offset())
@@ -133,34 +156,37 @@ class _Normalize(torch.autograd.Function):
 
 
 class _Recompute(torch.autograd.Function):
-    """A function of one large tensor, of which only that tensor is kept, and small ones."""
+    """A function that is computed again from its inputs: the first ``count`` in few bits, the others as they are."""
 
     @staticmethod
     def forward(
-        ctx: Any, owner: "activations", function: Callable, keys: Sequence[str], x: Tensor, *rest: Any
+        ctx: Any, owner: "activations", function: Callable, keys: Sequence[str], count: int, *inputs: Any
     ) -> Tensor:
-        call, autocast = _call(function, keys), _autocast(x.device.type)
-        out = call(x, *rest)
-        ctx.call, ctx.rest, ctx.autocast, ctx.x = call, rest, autocast, owner.save(x, True)
-        if out.is_contiguous() and isinstance(ctx.x, View):
-            constants = [Exact(one) if isinstance(one, Tensor) else one for one in rest]
+        call, autocast = _call(function, keys), _autocast(inputs[0].device.type)
+        out = call(*inputs)
+        few = [owner.save(one, True) for one in inputs[:count]]
+        rest = [owner.hold(Exact(one)) if isinstance(one, Tensor) else one for one in inputs[count:]]
+        ctx.call, ctx.autocast, ctx.few, ctx.rest = call, autocast, few, rest
+        if count > 1:
+            owner.save(out, True)  # for whatever comes after
+        elif out.is_contiguous() and isinstance(few[0], View):
 
             def again(values: Tensor) -> Tensor:
                 with autocast():
-                    return call(values, *map(_constant, constants))
+                    return call(values, *map(_constant, rest))
 
-            owner.remember(out, Recomputed(again, ctx.x))
+            owner.remember(out, Recomputed(again, few[0]))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [unpack(ctx.x).detach().requires_grad_(ctx.needs_input_grad[3]), *map(_leaf, ctx.rest)]
+        inputs, wanted = [*map(unpack, ctx.few), *map(_constant, ctx.rest)], ctx.needs_input_grad[4:]
+        inputs = [one.detach().requires_grad_() if is_ else one for one, is_ in zip(inputs, wanted, strict=True)]
         with torch.enable_grad(), ctx.autocast():
             out = ctx.call(*inputs)
-        wanted = [isinstance(one, Tensor) and one.requires_grad for one in inputs]
         found = iter(torch.autograd.grad(out, [one for one, is_ in zip(inputs, wanted, strict=True) if is_], grad))
-        return (None, None, None, *(next(found) if is_ else None for is_ in wanted))
+        return (None, None, None, None, *(next(found) if is_ else None for is_ in wanted))
 
 
 def _call(function: Callable, keys: Sequence[str]) -> Callable[..., Tensor]:
@@ -175,10 +201,6 @@ def _call(function: Callable, keys: Sequence[str]) -> Callable[..., Tensor]:
 
 def _constant(value: Any) -> Any:
     return value.values() if isinstance(value, Exact) else value
-
-
-def _leaf(value: Any) -> Any:
-    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def _autocast(device: str) -> Callable[[], torch.autocast]:
