@@ -75,8 +75,8 @@ class Metric:
 
 Outputs = dict[str, Tensor]
 # The keys of a point transformer, for `Task.reads`.
-TRANSFORMER = ("data.num_points", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.num_groups",
-               "model.group_size", "model.patch_out", "model.drop_path")  # fmt: skip
+TRANSFORMER = ("model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.num_groups", "model.group_size",
+               "model.patch_out", "model.drop_path")  # fmt: skip
 
 
 class Task(ABC):

@@ -52,7 +52,7 @@ def sizes_of(config: ModelConfig) -> TokenizerSizes:
     """
     if config.preset not in TOKENIZERS:
         raise ConfigError(f"model.preset: expected one of {', '.join(TOKENIZERS)}, found {config.preset!r}")
-    keys = [key.removeprefix("model.") for key in Tokenizer.reads if key.startswith("model.")]
+    keys = (key.removeprefix("model.") for key in Tokenizer.reads)
     own = {key: value for key in keys if (value := getattr(config, key)) is not None}
     try:
         return replace(TOKENIZERS[config.preset], **own)
@@ -72,7 +72,7 @@ class Tokenizer(Task):
         "perplexity": Metric("perplexity of the codes", ".1f", digits=4),
     }
     train_metrics = ("cd",)
-    reads = ("data.num_points", "model.num_groups", "model.group_size", "model.patch_out", "model.codebook_size")
+    reads = ("model.num_groups", "model.group_size", "model.patch_out", "model.codebook_size")
     model_file = TOKENIZER
 
     def __init__(self, config: Config) -> None:

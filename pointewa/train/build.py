@@ -31,7 +31,7 @@ def task_of_run(config: Config, folder: Path, reported: tuple[str, ...] = ()) ->
     """
     task = task_class(config.train.task).reporting(reported)(config)
     if config.run.overwrite or not (folder / RUN_CONFIG).is_file():
-        check_used(config, task.name, task.reads)
+        check_used(config, task.name, (*task.reads, "data.num_points") if task.of_points else task.reads)
     return task
 
 
