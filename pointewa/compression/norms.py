@@ -31,15 +31,17 @@ class Norm:
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The normalised input, contiguous and in float32 at least, and what it was multiplied by."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.rows)
+        # These can be the largest tensors of a training: what can be done in place, is.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format, copy=True)
+        rows = wide.view(self.rows)
         if self.centred:
-            variance, mean = torch.var_mean(wide, self.dims, correction=0, keepdim=True)
-            normalised = wide - mean
+            variance, mean = torch.var_mean(rows, self.dims, correction=0, keepdim=True)
+            rows -= mean
         else:
-            variance = wide.square().mean(self.dims, keepdim=True)
-            normalised = wide.clone()
+            variance = rows.square().mean(self.dims, keepdim=True)
         scale = (variance + self.eps).rsqrt_()
-        return normalised.mul_(scale).reshape(x.shape).contiguous(), scale
+        rows *= scale
+        return wide, scale
 
     def affine(self, normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The norm's output."""
@@ -58,25 +60,25 @@ class Norm:
             normalised, scale: of `normalise`.
             needs: which of the three are wanted.
         """
-        grad, normalised = grad.to(scale.dtype).contiguous(), normalised.to(scale.dtype)
         of_x = of_weight = of_bias = None
-        product = grad * normalised
+        normalised = normalised.to(scale.dtype)
+        product = normalised * grad  # contiguous, as the normalised input is
         if needs[1]:
             of_weight = product.sum_to_size(self.broadcast).view(self.weight.shape).to(self.weight.dtype)
+        weight = None if self.weight is None else self.weight.detach().view(self.broadcast)
+        if weight is not None:
+            product *= weight
+        rows = product.view(self.rows)
+        along = rows.mean(self.dims, keepdim=True)
+        product.copy_(grad)  # in the same memory: see `normalise`
         if needs[2]:
-            of_bias = grad.sum_to_size(self.broadcast).view(self.bias.shape).to(self.bias.dtype)
+            of_bias = product.sum_to_size(self.broadcast).view(self.bias.shape).to(self.bias.dtype)
         if needs[0]:
-            if self.weight is not None:
-                weight = self.weight.detach().view(self.broadcast)
+            if weight is not None:
                 product *= weight
-                grad = grad * weight
-            along = product.view(self.rows).mean(self.dims, keepdim=True)
-            # Into the memory of the product: these can be the largest tensors of a training.
-            of_x = torch.mul(normalised.reshape(self.rows), along, out=product.view(self.rows)).neg_()
-            of_x += grad.reshape(self.rows)
             if self.centred:
-                of_x -= grad.reshape(self.rows).mean(self.dims, keepdim=True)
-            of_x = of_x.mul_(scale).view(grad.shape)
+                rows -= rows.mean(self.dims, keepdim=True)
+            of_x = rows.addcmul_(normalised.view(self.rows), along, value=-1).mul_(scale).view(grad.shape)
         return of_x, of_weight, of_bias
 
 
