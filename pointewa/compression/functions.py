@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pointewa.compression.kept import Exact, Mask, Recomputed, View, unpack
+from pointewa.compression.kept import Exact, Mask, Recomputed, View, pieces, unpack, unpack_rows
 from pointewa.compression.norms import NORMS, Norm
 
 if TYPE_CHECKING:
@@ -143,16 +144,18 @@ class _Normalize(torch.autograd.Function):
         kind, ctx.constants = out.dtype, [None if one is None else Exact(one) for one in (weight, bias)]
         if out.is_contiguous():
             constants = ctx.constants
-            owner.remember(out, Recomputed(lambda x: norm.affine(x, *map(_constant, constants)).to(kind), ctx.x))
+            affine = Recomputed(
+                lambda x: norm.affine(x, *map(_constant, constants)).to(kind), ctx.x, norm.by_rows(out.ndim)
+            )
+            owner.remember(out, affine)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[3:]
         _constant(ctx.constants[0])  # refuses a weight that has been written to
-        x, weight, bias = ctx.norm.gradients(grad, unpack(ctx.x), ctx.scale.values(), needs)
-        return None, None, None, None if x is None else x.to(ctx.dtype), weight, bias
+        normalised = partial(unpack_rows, ctx.x)
+        return None, None, None, *ctx.norm.gradients(grad, normalised, ctx.scale.values(), ctx.dtype)
 
 
 class _Recompute(torch.autograd.Function):
@@ -223,7 +226,12 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        return None, grad * ctx.positive.values(), None
+        of_x = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        row = grad[0].numel()
+        for start, stop in pieces(grad.shape, grad.device):
+            positive = ctx.positive.part(start * row, stop * row).view(-1, *grad.shape[1:])
+            torch.mul(grad[start:stop], positive, out=of_x[start:stop])
+        return None, of_x, None
 
 
 class _Amax(torch.autograd.Function):
@@ -233,11 +241,11 @@ class _Amax(torch.autograd.Function):
     def forward(ctx: Any, owner: "activations", x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
         out = x.amax(dim, keepdim=True)
         ctx.largest = owner.hold(Mask(x == out))
-        ctx.dim, ctx.shape = dim, out.shape
+        ctx.dim, ctx.shape, ctx.of = dim, out.shape, x.shape
         return out if keepdim else x.amax(dim)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        largest = ctx.largest.values()
+        largest = ctx.largest.values().view(ctx.of)
         return None, largest * (grad.view(ctx.shape) / largest.sum(ctx.dim, keepdim=True)), None, None

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pointewa.compression.kept import pieces
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -50,36 +52,59 @@ class Norm:
         out = normalised * weight.view(self.broadcast)
         return out if bias is None else out.add_(bias.view(self.broadcast))
 
+    def by_rows(self, ndim: int) -> bool:
+        """Whether each row, along the first of ``ndim`` dimensions, of the output follows from that of the normalised
+        input."""
+        return len(self.broadcast) < ndim
+
     def gradients(
-        self, grad: Tensor, normalised: Tensor, scale: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Those of the input, the weight and the bias.
+        self, grad: Tensor, normalised: Callable[[int, int], Tensor], scale: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Those of the input, the weight and the bias, some rows at a time.
 
         Args:
             grad: of the output.
-            normalised, scale: of `normalise`.
-            needs: which of the three are wanted.
+            normalised: rows of the normalised input along its first dimension, by where they start and stop.
+            scale: of `normalise`.
+            dtype: of the input.
         """
-        of_x = of_weight = of_bias = None
-        normalised = normalised.to(scale.dtype)
-        product = normalised * grad  # contiguous, as the normalised input is
-        if needs[1]:
-            of_weight = product.sum_to_size(self.broadcast).view(self.weight.shape).to(self.weight.dtype)
         weight = None if self.weight is None else self.weight.detach().view(self.broadcast)
-        if weight is not None:
-            product *= weight
-        rows = product.view(self.rows)
-        along = rows.mean(self.dims, keepdim=True)
-        product.copy_(grad)  # in the same memory: see `normalise`
-        if needs[2]:
-            of_bias = product.sum_to_size(self.broadcast).view(self.bias.shape).to(self.bias.dtype)
-        if needs[0]:
-            if weight is not None:
-                product *= weight
+        of_weight, of_bias = (torch.zeros(self.broadcast, dtype=scale.dtype, device=grad.device) for _ in range(2))
+        count = grad.numel() // scale.numel()  # values that share their statistics
+
+        def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return grad[start:stop].to(scale.dtype), normalised(start, stop).to(scale.dtype)
+
+        def weighted(grad: Tensor) -> Tensor:
+            return (grad if weight is None else grad * weight).reshape(-1, *self.rows[1:])
+
+        def means(grad: Tensor, normalised: Tensor) -> tuple[Tensor, Tensor]:
+            """Of the normalised input times the gradient, and of the gradient: what these rows add to them."""
+            product = normalised * grad
+            of_weight.add_(product.sum_to_size(self.broadcast))
+            of_bias.add_(grad.sum_to_size(self.broadcast))
+            along, level = (weighted(one).sum(self.dims, keepdim=True) / count for one in (product, grad))
+            return along, level
+
+        of_x = torch.empty(grad.shape, dtype=dtype, device=grad.device)
+        cuts = pieces(grad.shape, grad.device) if self.by_rows(grad.ndim) else [(0, len(grad))]
+        all_rows = 0 in (dim % len(self.rows) for dim in self.dims)  # share their statistics
+        if all_rows:
+            along, level = map(sum, zip(*(means(*read(*cut)) for cut in cuts), strict=True))
+        for start, stop in cuts:
+            rows, normal = read(start, stop)
+            if not all_rows:
+                along, level = means(rows, normal)
+            of_rows = torch.addcmul(weighted(rows), normal.view(-1, *self.rows[1:]), along, value=-1)
             if self.centred:
-                rows -= rows.mean(self.dims, keepdim=True)
-            of_x = rows.addcmul_(normalised.view(self.rows), along, value=-1).mul_(scale).view(grad.shape)
-        return of_x, of_weight, of_bias
+                of_rows -= level
+            of_rows *= scale if all_rows else scale[start:stop]
+            of_x[start:stop] = of_rows.view(rows.shape)
+        return (
+            of_x,
+            None if self.weight is None else of_weight.view(self.weight.shape).to(self.weight.dtype),
+            None if self.bias is None else of_bias.view(self.bias.shape).to(self.bias.dtype),
+        )
 
 
 def _layer_norm(

@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 
 BLOCK = 128
 BITS = (2, 4, 8, 16, 32)  # 16: bfloat16; 32: kept as it is
-_AT_ONCE = 2**18  # values: what lies between a tensor and its codes takes several times the tensor's own memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,14 @@ class Quantized:
     def nbytes(self) -> int:
         """Bytes that are kept."""
         return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def at_once(device: torch.device) -> int:
+    """Values that are worked on at a time: what lies between a tensor and its codes takes several times its memory.
+
+    They fit into a CPU's cache; elsewhere a call costs more than its memory.
+    """
+    return 2**18 if device.type == "cpu" else 2**24
 
 
 def quantize(x: Tensor, bits: int, block: int = BLOCK, generator: Generator | None = None) -> Quantized:
@@ -65,7 +72,7 @@ def quantize(x: Tensor, bits: int, block: int = BLOCK, generator: Generator | No
     count = -(-len(flat) // block)
     codes = torch.empty(count, block * bits // 8, dtype=torch.uint8, device=x.device)
     scales = torch.empty(count, 1, device=x.device)
-    for start in range(0, count, step := max(_AT_ONCE // block, 1)):
+    for start in range(0, count, step := max(at_once(x.device) // block, 1)):
         rows = flat[start * block : (start + step) * block]
         rows = F.pad(rows, (0, -len(rows) % block)).view(-1, block).to(torch.float32)  # (R, block)
         codes[start : start + step], scales[start : start + step] = _quantized(rows, bits, generator)
@@ -89,15 +96,22 @@ def _quantized(rows: Tensor, bits: int, generator: Generator | None) -> tuple[Te
 
 def dequantize(q: Quantized) -> Tensor:
     """The values again, as near as their bits allow, in their former shape and type."""
+    return dequantize_part(q, 0, math.prod(q.shape)).view(q.shape)
+
+
+def dequantize_part(q: Quantized, start: int, stop: int) -> Tensor:
+    """The values ``start:stop`` of the flat tensor."""
     if q.scales is None:
-        return q.codes.to(q.dtype)
-    out = torch.empty(len(q.codes), q.block, dtype=q.dtype, device=q.codes.device)
-    for start in range(0, len(out), step := max(_AT_ONCE // q.block, 1)):
-        scales = q.scales[start : start + step]
-        rows = _unpacked(q.codes[start : start + step], q.bits).to(torch.float32)
+        return q.codes.reshape(-1)[start:stop].to(q.dtype)
+    first, last = start // q.block, -(-stop // q.block)
+    out = torch.empty(last - first, q.block, dtype=q.dtype, device=q.codes.device)
+    for at in range(first, last, step := max(at_once(out.device) // q.block, 1)):
+        piece = slice(at, min(at + step, last))
+        scales = q.scales[piece]
+        rows = _unpacked(q.codes[piece], q.bits).to(torch.float32)
         rows -= torch.where(scales.signbit(), 0.0, 2.0 ** (q.bits - 1) - 1)
-        out[start : start + step] = rows.mul_(scales.abs())
-    return out.view(-1)[: math.prod(q.shape)].view(q.shape)
+        out[piece.start - first : piece.stop - first] = rows.mul_(scales.abs())
+    return out.view(-1)[start - first * q.block : stop - first * q.block]
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
@@ -116,11 +130,13 @@ def _unpacked(packed: Tensor, bits: int) -> Tensor:
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """A bool tensor in one bit a value, uint8 ``[ceil(n / 8)]``."""
+    """A bool tensor in one bit a value, uint8 ``[ceil(n / BLOCK), BLOCK / 8]``."""
     flat = mask.reshape(-1)
-    return _packed(F.pad(flat, (0, -len(flat) % 8)).view(1, -1).to(torch.uint8), 1).view(-1)
+    return _packed(F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK).to(torch.uint8), 1)
 
 
-def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
-    """The bool tensor of `pack_mask`."""
-    return _unpacked(packed.view(1, -1), 1).view(-1)[: math.prod(shape)].view(shape).bool()
+def unpack_mask(packed: Tensor, start: int, stop: int) -> Tensor:
+    """The values ``start:stop`` of the flat tensor of `pack_mask`."""
+    first = start // BLOCK
+    values = _unpacked(packed[first : -(-stop // BLOCK)], 1).view(-1)
+    return values[start - first * BLOCK : stop - first * BLOCK].bool()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pointewa.compression.quantize import BITS, dequantize, pack_mask, quantize, unpack_mask
+from pointewa.compression.quantize import BITS, dequantize, dequantize_part, pack_mask, quantize, unpack_mask
 
 
 def generator(seed=0):
@@ -88,8 +88,19 @@ def test_a_block_with_a_non_finite_value_comes_back_non_finite(bad):
 def test_masks_take_a_bit_a_value():
     mask = torch.rand(13, 11, generator=generator()) > 0.5
     packed = pack_mask(mask)
-    assert packed.nbytes == 18  # of 143 values
-    assert torch.equal(unpack_mask(packed, mask.shape), mask)
+    assert packed.nbytes == 2 * 128 / 8  # of 143 values, in two blocks
+    assert torch.equal(unpack_mask(packed, 0, 143), mask.flatten())
+    assert torch.equal(unpack_mask(packed, 17, 131), mask.flatten()[17:131])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_part_is_that_of_the_whole(bits, monkeypatch):
+    q = quantize(torch.randn(7, 45, generator=generator()), bits, block=32)
+    whole = dequantize(q).flatten()
+    for start, stop in [(0, 315), (0, 1), (31, 33), (32, 64), (100, 315), (314, 315)]:
+        assert torch.equal(dequantize_part(q, start, stop), whole[start:stop])
+    monkeypatch.setattr("pointewa.compression.quantize.at_once", lambda device: 64)
+    assert torch.equal(dequantize_part(q, 33, 290), whole[33:290])
 
 
 def test_what_does_not_go_is_refused():
