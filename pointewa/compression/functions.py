@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pointewa.compression.kept import Exact, Mask, Recomputed, View, pieces, unpack, unpack_rows
+from pointewa.compression.kept import Cast, Exact, Mask, Recomputed, View, pieces, unpack, unpack_rows
 from pointewa.compression.norms import NORMS, Norm
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Functions(TorchFunctionMode):
         if function in MATRIX or function in PRODUCTS:
             args = [self._cast(one) if isinstance(one, Tensor) else one for one in args]
         owner.function, owner.attention = function, function in ATTENTION or (function in PRODUCTS and not weights)
-        # Autocast's copies of weights are saved too.
+        # Autocast's copies of what was computed from weights are saved too.
         owner.weight_shapes = frozenset(tuple(sorted(one.shape)) for one in weights)
         # What is much smaller than its inputs, such as the logarithms of attention's sums, is a statistic.
         owner.statistics = max((one.numel() for one in tensors), default=0) // 8
@@ -105,12 +105,16 @@ class Functions(TorchFunctionMode):
         device, owner = x.device.type, self.owner
         if not torch.is_autocast_enabled(device) or x.dtype != torch.float32:
             return x
-        kept = owner.find(x)
-        if not isinstance(kept, Recomputed) or not x.is_contiguous():
+        kind, kept = torch.get_autocast_dtype(device), owner.find(x)
+        if owner.is_parameter(x):
+            again = Cast(x, kind)
+        elif isinstance(kept, Recomputed) and x.is_contiguous():
+            view = View(kept, x.shape, x.stride(), x.storage_offset())
+            again = Recomputed(lambda values: values.to(kind), view)
+        else:
             return x
-        kind = torch.get_autocast_dtype(device)
-        cast, view = x.to(kind), View(kept, x.shape, x.stride(), x.storage_offset())
-        owner.remember(cast, Recomputed(lambda values: values.to(kind), view))
+        cast = x.to(kind)
+        owner.remember(cast, again)
         return cast
 
 

@@ -129,7 +129,7 @@ class activations:
         """What is kept of a tensor: in few bits only where ``linear``, that an error of it is one of the gradient."""
         if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
             return Exact(tensor)
-        if tensor.untyped_storage().data_ptr() in self._parameters:
+        if self.is_parameter(tensor):
             return Exact(tensor)
         tensor, kept = tensor.detach(), self.find(tensor)
         if kept and (linear or isinstance(kept, Exact)):
@@ -153,9 +153,12 @@ class activations:
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, or was computed from parameters alone."""
-        address = tensor.untyped_storage().data_ptr()
-        found = self._weights.get(address)
-        return address in self._parameters or (found is not None and not found.expired())
+        found = self._weights.get(tensor.untyped_storage().data_ptr())
+        return self.is_parameter(tensor) or (found is not None and not found.expired())
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter, or a view of one."""
+        return tensor.untyped_storage().data_ptr() in self._parameters
 
     def remember_weight(self, tensor: Tensor) -> None:
         """Take a tensor for one that was computed from parameters alone."""

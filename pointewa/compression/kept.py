@@ -98,6 +98,18 @@ class Exact(Kept):
         return self.tensor
 
 
+class Cast(Exact):
+    """A parameter in another type, of which nothing is kept but the parameter."""
+
+    def __init__(self, parameter: Tensor, kind: torch.dtype) -> None:
+        super().__init__(parameter)
+        self.kind, self.nbytes = kind, 0
+
+    def values(self) -> Tensor:
+        """Of `Exact`."""
+        return super().values().to(self.kind)
+
+
 class Mask(Computed):
     """A bool tensor, in one bit a value."""
 

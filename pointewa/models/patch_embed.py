@@ -124,6 +124,13 @@ class _LinearMax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, winner = ctx.saved_tensors
         of_x = of_weight = None
+        if ctx.needs_input_grad[1]:
+            # Channel c receives the sum of grad[g, c] x[row] over the rows that won it: over a part of the groups at a
+            # time, so that their rows stay in the cache from one channel to the next.
+            rows = winner + torch.arange(0, len(x), ctx.group_size).unsqueeze(1)
+            parts = [_by_channel(one, min(128, len(rows))) for one in (rows, grad)]
+            of_weight = _weighted_sums(x, *parts).unflatten(0, (-1, len(weight))).sum(0)
+        del x  # where it was kept in few bits, this is all of it, and as large as its gradient
         if ctx.needs_input_grad[0]:
             # Row r of a group receives the sum of grad[g, c] weight[c] over the channels c that it won.
             count = winner.shape[1]
@@ -133,12 +140,6 @@ class _LinearMax(torch.autograd.Function):
             wins = torch.zeros(len(winner), ctx.group_size, dtype=torch.int64)
             wins = wins.scatter_add_(1, winner, torch.ones_like(winner)).flatten()
             of_x = _weighted_sums(weight, channels.flatten(), grad.gather(1, channels).flatten(), wins.cumsum(0) - wins)
-        if ctx.needs_input_grad[1]:
-            # Channel c receives the sum of grad[g, c] x[row] over the rows that won it: over a part of the groups at a
-            # time, so that their rows stay in the cache from one channel to the next.
-            rows = winner + torch.arange(0, len(x), ctx.group_size).unsqueeze(1)
-            parts = [_by_channel(one, min(128, len(rows))) for one in (rows, grad)]
-            of_weight = _weighted_sums(x, *parts).unflatten(0, (-1, len(weight))).sum(0)
         return of_x, of_weight, None
 
 
