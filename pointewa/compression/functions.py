@@ -63,7 +63,8 @@ class Functions(TorchFunctionMode):
                 return _Amax.apply(owner, *args, *kwargs.values())
         if function is F.scaled_dot_product_attention and (out := self._attend(args, kwargs)) is not None:
             return out
-        if function in MATRIX or function in PRODUCTS:
+        # An einsum that sums nothing is no product of matrices, and autocast leaves it alone.
+        if (function in MATRIX or function in PRODUCTS) and function is not torch.einsum:
             args = [self._cast(one) if isinstance(one, Tensor) else one for one in args]
         owner.function, owner.attention = function, function in ATTENTION or (function in PRODUCTS and not weights)
         # Autocast's copies of what was computed from weights are saved too.

@@ -308,6 +308,17 @@ def test_copies_of_weights_in_bfloat16_are_made_again():
     assert all(map(torch.equal, torch.autograd.grad(loss, [x, model.weight]), exact))
 
 
+def test_an_einsum_under_autocast_has_the_type_it_has_without():
+    layer, x = nn.Linear(256, 256, bias=False), torch.randn(256, 256, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        for formula in ("bd,d->bd", "bd,d->b"):
+            exact = torch.einsum(formula, F.gelu(x), layer.weight[0])
+            with compression.activations(layer, 8):
+                found = torch.einsum(formula, F.gelu(x), layer.weight[0])
+            assert found.dtype == exact.dtype
+            assert torch.equal(found, exact)
+
+
 def test_inside_a_checkpoint_it_keeps_out():
     model, run = classifier()
     _, exact = gradients(model, run)
