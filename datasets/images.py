@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pointewa.datasets.images import read_image
 from pointewa.datasets.source import Cloud, Source, refuse_variant
-from pointewa.errors import DataError
+from pointewa.errors import DataError, counted
 from pointewa.safe.archives import contents, members
 from pointewa.safe.files import reading
 
@@ -40,17 +40,20 @@ def source(root: str, split: str, num_points: int, variant: str | None = None) -
     if root == PROCEDURAL:
         return _gratings(split)
     path, names = _find(Path(root))
-    classes, files = _classes(path, names, split)
+    classes, files, others = _classes(path, names, split)
     labels = np.array([number for number, one in enumerate(classes) for _ in files[one]])
     chosen = [name for one in classes for name in files[one]]
 
     def images(count: int) -> Iterator[Cloud]:
-        kinds: Counter[str] = Counter()
+        changed: Counter[str] = Counter()
         for name, data in zip(chosen, _contents(path, chosen), strict=True):
-            yield Cloud(read_image(path / name, data, kinds))
-        if others := sum(kinds.values()) - kinds["RGB"]:
-            found = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()) if kind != "RGB")
-            print(f"note: {path}: {others} of {len(chosen)} images are not RGB ({found}): converted", file=sys.stderr)
+            yield Cloud(read_image(path / name, data, changed))
+        for what, number in sorted(changed.items()):
+            print(f"note: {path}: {number} of {len(chosen)} images {what}", file=sys.stderr)
+        if others:
+            found = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+            note = f"left out {counted(others.total(), 'file')} of {split} not named as an image ({found})"
+            print(f"note: {path}: {note}", file=sys.stderr)
 
     read = (path,) if path.is_file() else tuple(path / name for name in chosen)
     objects = tuple("/".join(PurePosixPath(name).parts[-2:]) for name in chosen)
@@ -96,8 +99,10 @@ def _is_set(path: Path) -> bool:
     return all(any(split in PurePosixPath(name).parts[:-2] for name in names) for split in ("train", "test"))
 
 
-def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The classes in ImageFolder's order, and for each its images of a split, in its order too."""
+def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], dict[str, list[str]], Counter[str]]:
+    """The classes in ImageFolder's order, for each its images of a split, in its order too, and how many other files
+    there are, by suffix."""
+    others: Counter[str] = Counter()
     found: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     top: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -113,8 +118,11 @@ def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], d
             places = " and ".join("/".join((*above, one)) for above in (top[one], parts[:depth]))
             raise DataError(f"{path}: expected one folder {one}, found {places}: keep one of them")
         files = found[one].setdefault(parts[depth + 1], [])
-        if not name.endswith("/") and PurePosixPath(name).suffix.lower() in SUFFIXES:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES and not name.endswith("/"):
             files.append(name)
+        elif one == split and not name.endswith("/"):
+            others[suffix or "without a suffix"] += 1
     for one, classes in found.items():
         if not classes:
             raise DataError(f"{path}: expected {one}/<class>/<images>, found no classes there")
@@ -131,7 +139,7 @@ def _classes(path: Path, names: Sequence[str], split: str) -> tuple[list[str], d
             f"{where}/{differ[0]}"
         )
     order: Callable[[str], tuple[str, str]] = lambda name: (str(PurePosixPath(name).parent), name)  # noqa: E731
-    return sorted(train), {name: sorted(files, key=order) for name, files in found[split].items()}
+    return sorted(train), {name: sorted(files, key=order) for name, files in found[split].items()}, others
 
 
 def gratings(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +22,13 @@ from pointewa.errors import DataError
 from pointewa.ops.images import fitted, scaled
 from pointewa.safe.files import reading
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # others have more than 8 bits a channel
 _MOST_PIXELS = 2**27
+_ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 
 
 @dataclass(frozen=True)
@@ -110,13 +116,14 @@ class Images(Clouds):
         return cls(pixels, labels, source.class_names, source.object_names, str(source.path)).to(device)
 
 
-def read_image(path: Path, data: bytes, kinds: Counter[str] | None = None) -> np.ndarray:
-    """Pixels uint8 ``[H, W, 3]``, converted to RGB as torchvision's loader does: transparency is dropped.
+def read_image(path: Path, data: bytes, changed: Counter[str] | None = None) -> np.ndarray:
+    """Pixels uint8 ``[H, W, 3]``, as torchvision's loader has them: converted to RGB without transparency, the first of
+    several frames, and not turned as a camera's EXIF data say.
 
     Args:
         path: for messages.
         data: content of the file.
-        kinds: counts Pillow's name of what it was before ("L", "RGBA", ...).
+        changed: counts what of this was done, in words.
 
     Raises:
         DataError: damaged, of another format, or of more than 8 bits a channel.
@@ -136,9 +143,20 @@ def read_image(path: Path, data: bytes, kinds: Counter[str] | None = None) -> np
                 raise DataError(
                     f"{path}: expected 8 bits a channel, found Pillow's mode {image.mode!r}: convert it to RGB first"
                 )
-            if kinds is not None:
-                kinds[image.mode] += 1
-            return np.array(image.convert("RGB"))
+            pixels = np.array(image.convert("RGB"))
+            if changed is not None:
+                changed.update(_changes(image))
+            return pixels
+
+
+def _changes(image: "PIL.Image.Image") -> Iterator[str]:
+    if image.mode != "RGB":
+        yield f"are {image.mode} and converted to RGB"
+    with suppress(Exception):  # the pixels are good, whatever is wrong with the rest
+        if getattr(image, "n_frames", 1) > 1:
+            yield "have several frames, of which the first is taken"
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            yield "are to be turned by their EXIF data and are left as they are, as torchvision leaves them"
 
 
 def crop(images: Tensor, generator: Generator) -> Tensor:

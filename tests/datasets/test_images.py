@@ -142,12 +142,45 @@ def test_other_kinds_and_sizes_are_converted_with_a_note(tmp_path, capsys):
                       "train/b/0.png": picture((16, 24)), "train/b/1.png": picture((4, 4))}  # fmt: skip
     found = load(written(tmp_path, files))
     notes = capsys.readouterr().err
-    assert "2 of 8 images are not RGB (1 L, 1 RGBA): converted" in notes
+    assert "1 of 8 images are L and converted to RGB\n" in notes
+    assert "1 of 8 images are RGBA and converted to RGB\n" in notes
     assert "2 of 8 images are not 8 x 8: resized and cropped in the middle; data.img_size is 8" in notes
     grey = np.array(Image.open(tmp_path / "train/a/0.png"))
     assert torch.equal(found.pixels[0], torch.from_numpy(grey).expand(3, 8, 8))
     assert found.pixels.shape == (8, 3, 8, 8)
     load(tmp_path, "test")
+    assert capsys.readouterr().err == ""
+
+
+def test_frames_turned_images_and_other_files_are_noted(tmp_path, capsys):
+    image, upright, turned, frames = Image.new("RGB", (8, 8)), Image.Exif(), Image.Exif(), io.BytesIO()
+    upright[0x0112], turned[0x0112] = 1, 6
+    image.save(frames, "tiff", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")] * 2)
+    files = tree(per_class=2) | {"train/a/2.tif": frames.getvalue(), "train/a/3.gif": b"", "train/b/readme": b"",
+                                 "train/b/.DS_Store": b"", "test/b/Thumbs.db": b""}  # fmt: skip
+    for name, data in {"train/b/2.jpg": upright, "train/b/3.jpg": turned}.items():
+        image.save(written_to := io.BytesIO(), "jpeg", exif=data)
+        files[name] = written_to.getvalue()
+    found = load(written(tmp_path, files))
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {tmp_path}: 1 of 7 images are to be turned by their EXIF data and are left as they are, as torchvision "
+        "leaves them",
+        f"note: {tmp_path}: 1 of 7 images have several frames, of which the first is taken",
+        f"note: {tmp_path}: left out 2 files of train not named as an image (1 .gif, 1 without a suffix)",
+    ]
+    assert (found.pixels[2] == 0).all()
+    load(tmp_path, "test")
+    assert "left out 1 file of test not named as an image (1 .db)" in capsys.readouterr().err
+
+
+def test_damaged_exif_data_do_not_cost_the_image(tmp_path, capsys):
+    turned, file = Image.Exif(), io.BytesIO()
+    turned[0x0112] = 6
+    Image.new("RGB", (8, 8), "blue").save(file, "webp", exif=turned)
+    damaged = file.getvalue().replace(b"II*\0", b"XX*\0").replace(b"MM\0*", b"XX\0*")
+    assert damaged != file.getvalue()
+    found = load(written(tmp_path, tree() | {"train/a/0.webp": damaged}))
+    assert found.pixels[1, 2].float().mean() > 200
     assert capsys.readouterr().err == ""
 
 
