@@ -20,7 +20,7 @@ from rich.table import Table
 from pointewa import datasets
 from pointewa.config import Config
 from pointewa.datasets import packed
-from pointewa.datasets.inspect import report
+from pointewa.datasets.inspect import images, report
 from pointewa.datasets.inspect.download import download
 from pointewa.datasets.prepare import prepare
 from pointewa.datasets.source import Cloud, Source
@@ -61,15 +61,25 @@ def sources(config: Config) -> dict[str, Source]:
         )
         for split in ("train", "test")
     }
+    return found
+
+
+def sources_of_clouds(config: Config) -> dict[str, Source]:
+    """Both splits, of clouds."""
+    found, name = sources(config), config.data.name
     if found["train"].images:
-        raise DataError(f"data.name: {data.name} has images, which training reads as they are: choose a set of clouds")
+        raise DataError(f"data.name: {name} has images, which training reads as they are: choose a set of clouds, or "
+                        "WHAT=inspect")  # fmt: skip
     return found
 
 
 def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """Show what is on disk."""
+    there = sources(config)
+    if there["train"].images:
+        return inspect_images(args, config, console, there)
     seconds = SECONDS if args.seconds is None else args.seconds
-    found = report.inspect(sources(config), seconds or math.inf)
+    found = report.inspect(there, seconds or math.inf)
     splits = found["splits"]
     table = Table(title=f"{config.data.name} as it is on disk")
     for column in ("", *splits):
@@ -141,9 +151,39 @@ def inspect(args: argparse.Namespace, config: Config, console: Console) -> dict[
     return found
 
 
+def inspect_images(
+    args: argparse.Namespace, config: Config, console: Console, sources: dict[str, Source]
+) -> dict[str, Any]:
+    """`inspect`, of images."""
+    if args.seconds is not None:
+        raise ConfigError("--seconds: only clouds are searched for look-alikes: leave it out")
+    found = images.inspect(sources)
+    splits = found["splits"]
+    table = Table(title=f"{config.data.name} as it is on disk")
+    for column in ("", *splits):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("layout", *(split["layout"] for split in splits.values()))
+    table.add_row("images", *(str(split["images"]) for split in splits.values()))
+    for size in list(dict.fromkeys(size for split in splits.values() for size in split["sizes"]))[:5]:
+        table.add_row(f"of {size} pixels", *(str(split["sizes"].get(size, 0)) for split in splits.values()))
+    if max(len(split["sizes"]) for split in splits.values()) > 5:
+        table.add_row("different sizes", *(str(len(split["sizes"])) for split in splits.values()))
+    table.add_section()
+    for name in splits["train"]["classes"]:
+        table.add_row(name, *(str(split["classes"][name]) for split in splits.values()))
+    console.print(table)
+    for where, twice in found["same_pixels"].items():
+        a, b = where.split(" and ")
+        text = f"{counted(twice['images'], 'image')} of {b} with the pixels of {'another' if a == b else 'one of ' + a}"
+        if twice["images"]:
+            text += f": {twice['of_two_classes']} under another class, such as {' and '.join(twice['such_as'])}"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    return found
+
+
 def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """Check whether it is the complete official set."""
-    good, bad = report.verify(config.data.name, sources(config))
+    good, bad = report.verify(config.data.name, sources_of_clouds(config))
     for line in good:
         console.print(f"ok     {line}", highlight=False, soft_wrap=True, markup=False)
     if bad:
@@ -161,7 +201,7 @@ def verify(args: argparse.Namespace, config: Config, console: Console) -> dict[s
 
 def pack(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Any]:
     """Write one file, in farthest-point order."""
-    found, data = sources(config), config.data
+    found, data = sources_of_clouds(config), config.data
     if args.int16 and not found["train"].normalize:
         raise ConfigError(
             f"--int16: {data.name} is not normalised to the unit sphere, which the grid spans: leave it out"

@@ -13,6 +13,7 @@ from PIL import Image
 from pointewa import datasets
 from pointewa.config import load_config
 from pointewa.datasets.images import AUGMENTATIONS, Images, ImageTrainLoader, crop, flip
+from pointewa.datasets.inspect.images import inspect
 from pointewa.datasets.splits import training_data
 from pointewa.errors import ConfigError, DataError
 from pointewa.ops.images import fitted
@@ -267,3 +268,21 @@ def test_cifar_is_found_in_its_zip_file():
     assert sources[0].class_names[::9] == ("airplane", "truck")
     assert np.bincount(sources[0].labels).tolist() == [5000] * 10
     assert next(sources[1].clouds(32)).points.shape == (32, 32, 3)
+
+
+def test_what_inspection_counts(tmp_path):
+    files = tree(per_class=3) | {"train/a/9.png": picture((5, 7))}
+    files["train/b/0.png"] = files["train/b/2.png"] = files["test/a/1.png"] = files["train/a/1.png"]
+    grey = picture(mode="L")
+    files["test/b/1.png"], files["test/b/2.png"] = grey, grey  # the second of two
+    written(tmp_path, files)
+    found = inspect({split: datasets.open_source("images", str(tmp_path), split) for split in ("train", "test")})
+    train, test = found["splits"]["train"], found["splits"]["test"]
+    assert (train["images"], test["images"]) == (7, 6)
+    assert train["sizes"] == {"8 x 8": 6, "7 x 5": 1}
+    assert train["classes"] == {"a": 4, "b": 3}
+    assert found["same_pixels"] == {
+        "train and train": {"images": 2, "of_two_classes": 2, "such_as": ["a/1.png", "b/0.png"]},
+        "test and test": {"images": 1, "of_two_classes": 0, "such_as": ["b/1.png", "b/2.png"]},
+        "train and test": {"images": 1, "of_two_classes": 0, "such_as": ["a/1.png", "a/1.png"]},
+    }

@@ -1,12 +1,14 @@
 """Looking at, verifying, packing and fetching a data set from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pointewa.datasets.layouts.modelnet40 import official_names
 
 from pointewa import datasets
@@ -255,3 +257,22 @@ def test_pack_keeps_parts_under_a_name_that_is_found(psb, capsys, tmp_path):
     ):
         list(loaded.batches([torch.tensor([3])], 32))
     assert "Ant/85: 1 point of parts that its class has not" in fails(capsys, "verify", *psb, f"data.root={out}", fold)
+
+
+def test_images_are_inspected_and_no_more(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("train/a/0", "train/b/0", "test/a/0", "test/b/0"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    shutil.copy(tmp_path / "train/a/0.png", tmp_path / "test/b/1.png")
+    keys = ("data.name=images", f"data.root={tmp_path}")
+    found = call(capsys, "inspect", *keys)
+    assert found["splits"]["test"]["classes"] == {"a": 1, "b": 2}
+    assert found["same_pixels"]["train and test"]["of_two_classes"] == 1
+    prepare_data.main(["inspect", *keys])
+    assert "1 image of test with the pixels of one of train: 1 under another class, such as a/0.png and b/1.png" in (
+        capsys.readouterr().out
+    )
+    assert "--seconds: only clouds" in fails(capsys, "inspect", *keys, "--seconds", 3)
+    assert "choose a set of clouds, or WHAT=inspect" in fails(capsys, "verify", *keys)
+    assert "choose a set of clouds, or WHAT=inspect" in fails(capsys, "pack", *keys)
