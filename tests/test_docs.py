@@ -118,7 +118,7 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
-    for study in ("quick", "ablation", "labeled_psb", "finetune", "pretraining", "sydney", "images"):
+    for study in ("quick", "ablation", "modelnet40_long", "labeled_psb", "finetune", "pretraining", "sydney", "images"):
         (home / "results" / study).mkdir(parents=True)
         shutil.copy(ROOT / "results" / study / "results.csv", home / "results" / study)
     (home / "my_clouds").mkdir()
