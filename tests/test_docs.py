@@ -118,9 +118,9 @@ def home(place):
             mesh = trimesh.creation.box(rng.uniform(0.5, 1, 3)) if name == "box" else trimesh.creation.icosphere(2)
             mesh.export(home / "my_meshes" / name / f"{number}.off")
     mesh.export(home / "chair.ply")
-    for study in ("quick", "ablation", "modelnet40_long", "labeled_psb", "finetune", "pretraining", "sydney", "images"):
-        (home / "results" / study).mkdir(parents=True)
-        shutil.copy(ROOT / "results" / study / "results.csv", home / "results" / study)
+    for table in ROOT.glob("results/*/results.csv"):
+        (home / "results" / table.parent.name).mkdir(parents=True)
+        shutil.copy(table, home / "results" / table.parent.name)
     (home / "my_clouds").mkdir()
     for number in range(50):
         np.save(home / "my_clouds" / f"{number}.npy", rng.normal(size=(1024, 3)))
